@@ -1,0 +1,3 @@
+//! The `sidecar-agent` binary.
+
+fn main() {}

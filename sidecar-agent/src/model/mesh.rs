@@ -1,0 +1,51 @@
+//! The part of Istio's `MeshConfig` that decides anything here.
+
+use super::sidecar::OutboundTrafficPolicy;
+
+/// Settings of the mesh; the defaults are Istio's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshConfig {
+    /// `rootNamespace`.
+    pub root_namespace: String,
+    /// `outboundTrafficPolicy.mode`.
+    pub outbound_traffic_policy: OutboundTrafficPolicy,
+    /// `defaultServiceExportTo`.
+    pub default_service_export_to: Vec<String>,
+    /// `proxyListenPort`.
+    pub proxy_listen_port: u16,
+    /// `proxyInboundListenPort`.
+    pub proxy_inbound_listen_port: u16,
+    /// `defaultConfig.interceptionMode`.
+    pub interception_mode: InterceptionMode,
+    /// `inboundTrafficPolicy.mode` LOCALHOST (else PASSTHROUGH).
+    pub inbound_localhost: bool,
+    /// `trustDomain`-independent: the cluster's DNS suffix, `cluster.local`.
+    pub cluster_domain: String,
+}
+
+/// `interceptionMode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum InterceptionMode {
+    /// Captured; the source address is kept by the kernel anyway.
+    #[default]
+    Redirect,
+    /// Captured, for a transparent proxy.
+    Tproxy,
+    /// Nothing is captured; only real listeners.
+    None,
+}
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        Self {
+            root_namespace: "istio-system".into(),
+            outbound_traffic_policy: OutboundTrafficPolicy::AllowAny,
+            default_service_export_to: vec!["*".into()],
+            proxy_listen_port: 15001,
+            proxy_inbound_listen_port: 15006,
+            interception_mode: InterceptionMode::Redirect,
+            inbound_localhost: false,
+            cluster_domain: "cluster.local".into(),
+        }
+    }
+}

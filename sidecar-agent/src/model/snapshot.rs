@@ -1,0 +1,30 @@
+//! Everything that is known at one moment: the input of resolve and compile.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use super::{
+    mesh::MeshConfig, meta::Object, service::Service, service_entry::ServiceEntry,
+    sidecar::Sidecar, workload::WorkloadEntry,
+};
+
+/// A consistent view of all resources. Within each list the order is (creation, name, namespace).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Mesh-wide settings.
+    pub mesh: MeshConfig,
+    /// `Sidecar`s.
+    pub sidecars: Vec<Object<Sidecar>>,
+    /// Kubernetes services.
+    pub services: Vec<Object<Service>>,
+    /// Service entries.
+    pub service_entries: Vec<Object<ServiceEntry>>,
+    /// Workloads: those with [`super::workload::CGROUP_ANNOTATION`] are captured on this node,
+    /// all of them can be endpoints.
+    pub workloads: Vec<Object<WorkloadEntry>>,
+    /// What host names resolve to. A name that is absent was not asked for; an empty set means
+    /// that it could not be resolved.
+    pub dns: BTreeMap<String, BTreeSet<IpAddr>>,
+}

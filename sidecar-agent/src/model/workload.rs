@@ -1,0 +1,25 @@
+//! `WorkloadEntry`: a workload without Kubernetes. One that names a cgroup is on this node.
+
+use std::collections::BTreeMap;
+
+/// Binds the workload to the node: path below the cgroup2 root.
+pub const CGROUP_ANNOTATION: &str = "capture.sidecar-agent.io/cgroup";
+/// The workload's network namespace (a path); the host's if absent.
+pub const NETNS_ANNOTATION: &str = "capture.sidecar-agent.io/netns";
+/// `none` or `external`: whether the workload has a sidecar proxy.
+pub const PROXY_ANNOTATION: &str = "capture.sidecar-agent.io/proxy";
+/// The proxy's own cgroup, below the cgroup2 root, if it is not the workload's.
+pub const PROXY_CGROUP_ANNOTATION: &str = "capture.sidecar-agent.io/proxy-cgroup";
+
+/// `WorkloadEntry.spec`; also an element of `ServiceEntry.endpoints`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkloadEntry {
+    /// `address`: an IP, a host name, or `unix:///path`; empty where absent.
+    pub address: String,
+    /// `ports`: name to number.
+    pub ports: BTreeMap<String, u16>,
+    /// `labels`: what selectors match.
+    pub labels: BTreeMap<String, String>,
+    /// `serviceAccount`, `network`, ... are accepted and not used.
+    pub weight: u32,
+}

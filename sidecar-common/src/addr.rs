@@ -1,0 +1,97 @@
+//! One address form for IPv4 and IPv6.
+
+/// An IP address as 16 bytes in network order; IPv4 in its v4-mapped form (`::ffff:a.b.c.d`).
+///
+/// Kept as four 32-bit words whose *memory* is in network order: that is how the kernel's
+/// context structures hand them out (`user_ip4`, `user_ip6[i]`), so no swap is ever needed.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct Addr {
+    /// Words in memory order; each word's bytes are in network order.
+    pub words: [u32; 4],
+}
+
+const _: () = assert!(size_of::<Addr>() == 16);
+
+impl Addr {
+    /// `::`, which in a table means "any address of either family".
+    pub const ANY: Self = Self { words: [0; 4] };
+    /// `::1`.
+    pub const LOOPBACK_V6: Self = Self { words: [0, 0, 0, 1u32.to_be()] };
+    /// Prefix length of the v4-mapped range `::ffff:0:0/96`.
+    pub const V4_PREFIX: u32 = 96;
+
+    const MAPPED: u32 = 0xffff_u32.to_be();
+
+    /// From an IPv4 address whose memory is in network order (`user_ip4`, `local_ip4`, ...).
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_v4(word: u32) -> Self {
+        Self { words: [0, 0, Self::MAPPED, word] }
+    }
+
+    /// From four IPv6 words whose memory is in network order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_v6(words: [u32; 4]) -> Self {
+        Self { words }
+    }
+
+    /// Whether this is an IPv4 address (in its mapped form).
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_v4(&self) -> bool {
+        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == Self::MAPPED
+    }
+
+    /// The IPv4 address as a word in network order. Meaningful only if [`Self::is_v4`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn v4(&self) -> u32 {
+        self.words[3]
+    }
+
+    /// Whether this is in 127.0.0.0/8, or `::1`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_loopback(&self) -> bool {
+        if self.is_v4() {
+            u32::from_be(self.words[3]) >> 24 == 127
+        } else {
+            self.words[0] == 0
+                && self.words[1] == 0
+                && self.words[2] == 0
+                && self.words[3] == 1u32.to_be()
+        }
+    }
+
+    /// The wildcard address of this address' family: `0.0.0.0` (mapped), or `::`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn wildcard(&self) -> Self {
+        if self.is_v4() { Self::from_v4(0) } else { Self::ANY }
+    }
+}
+
+/// An address and a TCP port (native byte order).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct Endpoint {
+    /// The address.
+    pub addr: Addr,
+    /// The port, native byte order.
+    pub port: u16,
+    /// Always zero: keeps the layout free of implicit padding.
+    pub pad: u16,
+}
+
+const _: () = assert!(size_of::<Endpoint>() == 20);
+
+impl Endpoint {
+    /// An endpoint; `port` in native byte order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(addr: Addr, port: u16) -> Self {
+        Self { addr, port, pad: 0 }
+    }
+}

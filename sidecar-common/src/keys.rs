@@ -1,0 +1,84 @@
+//! Keys of the maps. All integers are native; addresses are in network order (see [`Addr`]).
+
+use crate::addr::{Addr, Endpoint};
+
+/// A plan, by the id the agent gave it. 0 is "no plan": everything passes.
+pub type PlanId = u32;
+/// A workload's slot in the `WORKLOADS` array. 0 is never given out.
+pub type WorkloadId = u32;
+
+/// Key of the exact rule tables: an endpoint within a plan.
+/// In the inbound table the address [`Addr::ANY`] means any local address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct RuleKey {
+    /// The plan.
+    pub plan: PlanId,
+    /// The destination.
+    pub dst: Endpoint,
+}
+
+/// Data of a prefix rule's key, after the LPM trie's own `prefixlen`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PrefixKey {
+    /// The plan.
+    pub plan: PlanId,
+    /// The destination port, or 0 for rules of any port.
+    pub port: u16,
+    /// Always zero.
+    pub pad: u16,
+    /// The destination network.
+    pub addr: Addr,
+}
+
+impl PrefixKey {
+    /// Bits before the address, all of them significant in every entry.
+    pub const HEAD_BITS: u32 = 64;
+    /// Bits of a complete key.
+    pub const FULL_BITS: u32 = Self::HEAD_BITS + 128;
+}
+
+/// Key of one backend of a rule that has several.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BackendKey {
+    /// The plan.
+    pub plan: PlanId,
+    /// The rule's group.
+    pub group: u32,
+    /// 0 .. the rule's `backends`.
+    pub index: u32,
+}
+
+/// Key of a socket in a workload: a listening socket by its bind address (`SOCKETS`), an open
+/// connection by its client end (`ORIGINAL_DST`), a local address with port 0 (`LOCAL_ADDRS`).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct WorkloadEndpoint {
+    /// The workload.
+    pub workload: WorkloadId,
+    /// The address and port.
+    pub endpoint: Endpoint,
+}
+
+/// Key of `LISTEN_INTEREST`: a port on which the plan may hand connections to a listener of the
+/// workload, so that its listening sockets must be known.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct WorkloadPort {
+    /// The workload.
+    pub workload: WorkloadId,
+    /// The port.
+    pub port: u16,
+    /// Always zero.
+    pub pad: u16,
+}
+
+const _: () = {
+    assert!(size_of::<RuleKey>() == 24);
+    assert!(size_of::<PrefixKey>() == 24);
+    assert!(size_of::<BackendKey>() == 12);
+    assert!(size_of::<WorkloadEndpoint>() == 24);
+    assert!(size_of::<WorkloadPort>() == 8);
+};

@@ -1,0 +1,32 @@
+//! What the kernel side and the user side of the agent must agree on.
+//!
+//! Everything that crosses the boundary is `repr(C)`, has no implicit padding (asserted at
+//! compile time, so a change of layout is seen), and is endian-neutral: addresses are kept as
+//! the bytes that travel on the wire, ports and ids as native integers.
+//!
+//! [`decide`] holds the one decision function that the BPF programs run for a connection, and
+//! that `explain`, `plan` and the tests call with the same tables.
+#![no_std]
+
+#[cfg(feature = "user")]
+extern crate std;
+
+pub mod addr;
+pub mod decide;
+pub mod keys;
+pub mod reason;
+pub mod values;
+
+#[cfg(feature = "user")]
+mod user;
+
+pub use addr::{Addr, Endpoint};
+pub use reason::{Path, Reason};
+
+/// Changes whenever a map layout, or the meaning of a value in a map, changes.
+pub const ABI: u32 = 1;
+
+/// IANA number of TCP, as the `protocol` field of a socket.
+pub const IPPROTO_TCP: u32 = 6;
+/// MPTCP's socket protocol (`IPPROTO_MPTCP`): TCP on the wire, so captured as TCP.
+pub const IPPROTO_MPTCP: u32 = 262;

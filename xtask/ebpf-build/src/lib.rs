@@ -1,0 +1,3 @@
+//! b
+/// b
+pub fn build() -> anyhow::Result<()> { Ok(()) }
