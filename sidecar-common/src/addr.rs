@@ -14,8 +14,12 @@ pub struct Addr {
 const _: () = assert!(size_of::<Addr>() == 16);
 
 impl Addr {
-    /// `::`, which in a table means "any address of either family".
+    /// `::`, the IPv6 wildcard. In a table: any IPv6 address.
     pub const ANY: Self = Self { words: [0; 4] };
+    /// `0.0.0.0` (mapped). In a table: any IPv4 address.
+    pub const ANY_V4: Self = Self::from_v4(0);
+    /// `127.0.0.1`.
+    pub const LOOPBACK_V4: Self = Self::from_v4(0x7f00_0001_u32.to_be());
     /// `::1`.
     pub const LOOPBACK_V6: Self = Self { words: [0, 0, 0, 1u32.to_be()] };
     /// Prefix length of the v4-mapped range `::ffff:0:0/96`.
@@ -65,11 +69,11 @@ impl Addr {
         }
     }
 
-    /// The wildcard address of this address' family: `0.0.0.0` (mapped), or `::`.
+    /// The wildcard address of this address' family: [`Self::ANY_V4`] or [`Self::ANY`].
     #[inline(always)]
     #[must_use]
     pub const fn wildcard(&self) -> Self {
-        if self.is_v4() { Self::from_v4(0) } else { Self::ANY }
+        if self.is_v4() { Self::ANY_V4 } else { Self::ANY }
     }
 }
 

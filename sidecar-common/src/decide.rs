@@ -38,7 +38,7 @@ pub trait Tables {
     /// Prefix rules: the longest prefix covering `key.addr` among entries of `key.plan` and
     /// `key.port`.
     fn outbound_prefix(&self, key: &PrefixKey) -> Option<Rule>;
-    /// Inbound rules; `key.dst.addr` may be [`Addr::ANY`].
+    /// Inbound rules; `key.dst.addr` may be a wildcard.
     fn inbound(&self, key: &RuleKey) -> Option<Rule>;
     /// One backend of a rule that has several.
     fn backend(&self, key: &BackendKey) -> Option<Endpoint>;
@@ -154,7 +154,7 @@ fn inbound_rule<T: Tables>(tables: &T, plan: PlanId, header: &PlanHeader, dst: &
         return rule;
     }
     if header.tables & PlanHeader::HAS_INBOUND_PORT != 0 {
-        key.dst.addr = Addr::ANY;
+        key.dst.addr = dst.addr.wildcard();
         if let Some(rule) = tables.inbound(&key) {
             return rule;
         }

@@ -8,7 +8,7 @@ pub type PlanId = u32;
 pub type WorkloadId = u32;
 
 /// Key of the exact rule tables: an endpoint within a plan.
-/// In the inbound table the address [`Addr::ANY`] means any local address.
+/// In the inbound table a wildcard address means any local address of its family.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct RuleKey {

@@ -89,6 +89,8 @@ reasons! {
     NeedsProxy = 20, "needs-proxy";
     /// The interception mode of the workload is NONE: only real listeners exist.
     InterceptionNone = 21, "interception-none";
+    /// The kernel had no memory to remember the connection's destination.
+    NoMemory = 22, "no-memory";
 }
 
 impl Path {

@@ -8,7 +8,7 @@ use crate::{
     addr::{Addr, Endpoint},
     keys::{BackendKey, PrefixKey, RuleKey, WorkloadEndpoint, WorkloadPort},
     reason::{Path, Reason},
-    values::{Identity, PlanHeader, Rule},
+    values::{Identity, Original, PlanHeader, Rule},
 };
 
 macro_rules! pod {
@@ -28,7 +28,8 @@ pod!(
     WorkloadPort,
     Rule,
     PlanHeader,
-    Identity
+    Identity,
+    Original
 );
 
 impl From<IpAddr> for Addr {

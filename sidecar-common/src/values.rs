@@ -2,7 +2,7 @@
 
 use crate::{
     addr::Endpoint,
-    keys::WorkloadId,
+    keys::{PlanId, WorkloadId},
     reason::{Path, Reason},
 };
 
@@ -111,6 +111,22 @@ impl Identity {
     /// The workload has an external proxy.
     pub const HAS_PROXY: u32 = 1;
 }
+
+/// Where a redirected connection was going, and what sent it elsewhere.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Original {
+    /// The destination the application asked for.
+    pub dst: Endpoint,
+    /// The plan that decided.
+    pub plan: PlanId,
+    /// `Rule::listener` of the rule that decided.
+    pub listener: u32,
+    /// 1: it went to a listener of the proxy or the relay, which will ask for `dst`.
+    pub via_local: u32,
+}
+
+const _: () = assert!(size_of::<Original>() == 32);
 
 /// Counters of one workload are `REASON_SLOTS` consecutive elements of `COUNTERS`, at
 /// `workload * REASON_SLOTS + reason * 2 + direction` (0 outbound, 1 inbound).

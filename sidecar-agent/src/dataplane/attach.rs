@@ -1,0 +1,93 @@
+//! What is attached for one workload.
+
+use std::{collections::BTreeSet, os::fd::{AsFd, OwnedFd}};
+
+use anyhow::{Context, Result};
+use sidecar_common::{
+    keys::{PlanId, WorkloadId},
+    values::Identity,
+};
+
+use super::{
+    Binding,
+    maps::Maps,
+    netns::Netns,
+    object::Objects,
+    sys::{self, AttachType},
+};
+
+/// The links of one workload. Dropping it detaches.
+pub struct Attachment {
+    /// What the kernel knows of it.
+    pub identity: Identity,
+    /// Ids of the cgroups attached to: the workload's, and the proxy's if it is apart.
+    cgroup_ids: Vec<u64>,
+    /// The workload's cgroup, to find its processes.
+    pub cgroup: std::path::PathBuf,
+    /// Its network namespace.
+    pub netns: Netns,
+    /// The plan in force; 0: none.
+    pub plan: PlanId,
+    /// Ports whose listening sockets the kernel enters into `SOCKETS`.
+    pub listen_ports: BTreeSet<u16>,
+    _links: Vec<OwnedFd>,
+}
+
+impl Attachment {
+    /// Attaches every program.
+    pub fn new(
+        objects: &Objects,
+        workload: WorkloadId,
+        identity: Identity,
+        binding: &Binding<'_>,
+    ) -> Result<Self> {
+        let mut links = Vec::new();
+        let cgroups: Vec<_> = [Some(binding.cgroup), binding.proxy_cgroup].into_iter().flatten().collect();
+        for cgroup in &cgroups {
+            for (attach_type, program) in objects.cgroup_programs() {
+                links.push(sys::link_create(program, cgroup.as_fd(), attach_type).with_context(
+                    || {
+                        format!(
+                            "attaching {attach_type:?} to cgroup {}; a program attached there \
+                             without BPF_F_ALLOW_MULTI keeps others out (see `bpftool cgroup show`)",
+                            cgroup.path.display()
+                        )
+                    },
+                )?);
+            }
+        }
+        let sk_lookup = objects.load_sk_lookup(workload)?;
+        links.push(
+            sys::link_create(sk_lookup.as_fd(), binding.netns.as_fd(), AttachType::SkLookup)
+                .with_context(|| {
+                    format!("attaching sk_lookup to {}", binding.netns.path.display())
+                })?,
+        );
+        Ok(Self {
+            identity,
+            cgroup_ids: cgroups.iter().map(|cgroup| cgroup.id).collect(),
+            cgroup: binding.cgroup.path.clone(),
+            netns: binding.netns.clone(),
+            plan: 0,
+            listen_ports: BTreeSet::new(),
+            _links: links,
+        })
+    }
+
+    /// Writes the identity into the storage of the workload's cgroups.
+    pub fn publish_identity(&self, maps: &Maps) -> Result<()> {
+        for &cgroup in &self.cgroup_ids {
+            maps.set_identity(cgroup, &self.identity)
+                .with_context(|| format!("telling the kernel who {} is", self.cgroup.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the cgroups strangers again: their storage outlives the links.
+    pub fn withdraw_identity(&self, maps: &Maps) {
+        for &cgroup in &self.cgroup_ids {
+            // The cgroup may be gone, and its storage with it.
+            let _ = maps.set_identity(cgroup, &Identity::default());
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! Typed handles to the maps, and a plan's way into them and out again.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{
+    HashMap, LpmTrie, Map, MapData, PerCpuArray, SockHash,
+    lpm_trie::Key,
+};
+use ipnet::IpNet;
+use sidecar_common::{
+    Addr, Endpoint, Reason,
+    decide::Direction,
+    keys::{BackendKey, PlanId, PrefixKey, RuleKey, WorkloadEndpoint, WorkloadId, WorkloadPort},
+    values::{Identity, Original, PlanHeader, REASON_SLOTS, Rule},
+};
+
+use super::{object::Objects, sys};
+use crate::compile::Plan;
+
+/// Capacities, in entries. Memory is taken only for entries in use, except `original_dst`.
+#[derive(Clone, Copy, Debug)]
+pub struct Capacity {
+    /// Workloads on this node.
+    pub workloads: u32,
+    /// Plans, current and just retired.
+    pub plans: u32,
+    /// Exact rules, prefix rules and backends, each, of all plans together.
+    pub rules: u32,
+    /// Listening sockets that captured connections are handed to.
+    pub sockets: u32,
+    /// Redirected connections whose original destination is remembered.
+    pub original_dst: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { workloads: 1024, plans: 4096, rules: 262_144, sockets: 16_384, original_dst: 65_536 }
+    }
+}
+
+impl Capacity {
+    /// Every map whose size is configured, by name.
+    pub fn entries(&self) -> [(&'static str, u32); 11] {
+        [
+            ("WORKLOADS", self.workloads),
+            ("PLANS", self.plans),
+            ("OUTBOUND", self.rules),
+            ("PREFIXES", self.rules),
+            ("INBOUND", self.rules),
+            ("BACKENDS", self.rules),
+            ("LOCAL_ADDRS", self.workloads.saturating_mul(16)),
+            ("LISTEN_INTEREST", self.sockets),
+            ("SOCKETS", self.sockets),
+            ("ORIGINAL_DST", self.original_dst),
+            ("COUNTERS", self.workloads.saturating_mul(REASON_SLOTS)),
+        ]
+    }
+}
+
+/// Entries that a plan, or all installed plans, take in each table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Size {
+    plans: usize,
+    outbound: usize,
+    prefixes: usize,
+    inbound: usize,
+    backends: usize,
+}
+
+impl Size {
+    fn of(plan: &Plan) -> Self {
+        Self {
+            plans: 1,
+            outbound: plan.outbound.len(),
+            prefixes: plan.outbound_prefixes.len(),
+            inbound: plan.inbound.len(),
+            backends: plan.backends.iter().map(Vec::len).sum(),
+        }
+    }
+
+    fn tables(&self, capacity: &Capacity) -> [(&'static str, usize, u32); 5] {
+        [
+            ("PLANS", self.plans, capacity.plans),
+            ("OUTBOUND", self.outbound, capacity.rules),
+            ("PREFIXES", self.prefixes, capacity.rules),
+            ("INBOUND", self.inbound, capacity.rules),
+            ("BACKENDS", self.backends, capacity.rules),
+        ]
+    }
+
+    fn combine(self, other: Self, with: impl Fn(usize, usize) -> usize) -> Self {
+        Self {
+            plans: with(self.plans, other.plans),
+            outbound: with(self.outbound, other.outbound),
+            prefixes: with(self.prefixes, other.prefixes),
+            inbound: with(self.inbound, other.inbound),
+            backends: with(self.backends, other.backends),
+        }
+    }
+}
+
+/// All maps.
+pub struct Maps {
+    capacity: Capacity,
+    used: Size,
+    slots: sys::WorkloadSlots,
+    identities: MapData,
+    plans: HashMap<MapData, PlanId, PlanHeader>,
+    outbound: HashMap<MapData, RuleKey, Rule>,
+    prefixes: LpmTrie<MapData, PrefixKey, Rule>,
+    inbound: HashMap<MapData, RuleKey, Rule>,
+    backends: HashMap<MapData, BackendKey, Endpoint>,
+    local_addrs: HashMap<MapData, WorkloadEndpoint, u8>,
+    listen_interest: HashMap<MapData, WorkloadPort, u8>,
+    sockets: SockHash<MapData, WorkloadEndpoint>,
+    originals: Originals,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl Maps {
+    /// Opens every map by its pin.
+    pub fn open(objects: &Objects, capacity: Capacity) -> Result<Self> {
+        let hash = |name| objects.open_map(name).map(Map::HashMap);
+        let workloads = objects.open_map("WORKLOADS")?;
+        Ok(Self {
+            capacity,
+            used: Size::default(),
+            slots: sys::WorkloadSlots::map(workloads.fd().as_fd(), capacity.workloads)
+                .context("mapping the WORKLOADS array")?,
+            identities: objects.open_map("IDENTITIES")?,
+            plans: hash("PLANS")?.try_into()?,
+            outbound: hash("OUTBOUND")?.try_into()?,
+            prefixes: Map::LpmTrie(objects.open_map("PREFIXES")?).try_into()?,
+            inbound: hash("INBOUND")?.try_into()?,
+            backends: hash("BACKENDS")?.try_into()?,
+            local_addrs: hash("LOCAL_ADDRS")?.try_into()?,
+            listen_interest: hash("LISTEN_INTEREST")?.try_into()?,
+            sockets: Map::SockHash(objects.open_map("SOCKETS")?).try_into()?,
+            originals: objects.originals()?,
+            counters: Map::PerCpuArray(objects.open_map("COUNTERS")?).try_into()?,
+        })
+    }
+
+    /// The configured capacities.
+    pub fn capacity(&self) -> &Capacity {
+        &self.capacity
+    }
+
+    /// Name, entries and capacity of the tables that plans fill.
+    pub fn usage(&self) -> Vec<(&'static str, usize, u32)> {
+        self.used.tables(&self.capacity).to_vec()
+    }
+
+    /// Makes `plan` the workload's: one store.
+    pub fn switch(&self, workload: WorkloadId, plan: PlanId) {
+        self.slots.store(workload, plan);
+    }
+
+    /// The workload's plan as the kernel sees it.
+    pub fn current_plan(&self, workload: WorkloadId) -> PlanId {
+        PlanId::try_from(self.slots.load(workload)).unwrap_or(0)
+    }
+
+    /// Writes a cgroup's identity.
+    pub fn set_identity(&self, cgroup: u64, identity: &Identity) -> std::io::Result<()> {
+        sys::set_identity(self.identities.fd().as_fd(), cgroup, identity)
+    }
+
+    /// Writes all entries of a plan under a new id. On failure none of them stays.
+    pub fn insert_plan(&mut self, id: PlanId, plan: &Plan) -> Result<()> {
+        let after = self.used.combine(Size::of(plan), |used, more| used + more);
+        for (map, entries, capacity) in after.tables(&self.capacity) {
+            if entries > capacity as usize {
+                bail!(
+                    "map {map} is full: {entries} entries wanted, capacity {capacity}; raise \
+                     --max-rules (or --max-plans), or narrow the egress hosts"
+                );
+            }
+        }
+        self.used = after;
+        let result = self.write_plan(id, plan);
+        if result.is_err() {
+            self.remove_plan(id, plan);
+        }
+        result
+    }
+
+    fn write_plan(&mut self, id: PlanId, plan: &Plan) -> Result<()> {
+        for (dst, rule) in &plan.outbound {
+            self.outbound
+                .insert(RuleKey { plan: id, dst: *dst }, rule, 0)
+                .context("writing map OUTBOUND")?;
+        }
+        for ((port, net), rule) in &plan.outbound_prefixes {
+            self.prefixes
+                .insert(&prefix_key(id, *port, net), rule, 0)
+                .context("writing map PREFIXES")?;
+        }
+        for (dst, rule) in &plan.inbound {
+            self.inbound
+                .insert(RuleKey { plan: id, dst: *dst }, rule, 0)
+                .context("writing map INBOUND")?;
+        }
+        for (key, backend) in backends(id, plan) {
+            self.backends.insert(key, backend, 0).context("writing map BACKENDS")?;
+        }
+        // Last: a plan with a header is complete.
+        self.plans.insert(id, plan.header, 0).context("writing map PLANS")
+    }
+
+    /// Removes all entries of a plan. Entries that are not there do not matter.
+    pub fn remove_plan(&mut self, id: PlanId, plan: &Plan) {
+        let _ = self.plans.remove(&id);
+        for dst in plan.outbound.keys() {
+            let _ = self.outbound.remove(&RuleKey { plan: id, dst: *dst });
+        }
+        for (port, net) in plan.outbound_prefixes.keys() {
+            let _ = self.prefixes.remove(&prefix_key(id, *port, net));
+        }
+        for dst in plan.inbound.keys() {
+            let _ = self.inbound.remove(&RuleKey { plan: id, dst: *dst });
+        }
+        for (key, _) in backends(id, plan) {
+            let _ = self.backends.remove(&key);
+        }
+        self.used = self.used.combine(Size::of(plan), usize::saturating_sub);
+    }
+
+    /// Makes `addrs` the workload's own.
+    pub fn set_local_addrs(&mut self, workload: WorkloadId, addrs: &[IpAddr]) -> Result<()> {
+        let wanted: BTreeSet<Addr> = addrs.iter().map(|addr| Addr::from(*addr)).collect();
+        let present = self.local_addrs_of(workload);
+        for addr in wanted.difference(&present) {
+            self.local_addrs
+                .insert(local_addr_key(workload, *addr), 1, 0)
+                .context("writing map LOCAL_ADDRS; raise --max-workloads")?;
+        }
+        for addr in present.difference(&wanted) {
+            let _ = self.local_addrs.remove(&local_addr_key(workload, *addr));
+        }
+        Ok(())
+    }
+
+    fn local_addrs_of(&self, workload: WorkloadId) -> BTreeSet<Addr> {
+        self.local_addrs
+            .keys()
+            .flatten()
+            .filter(|key| key.workload == workload)
+            .map(|key| key.endpoint.addr)
+            .collect()
+    }
+
+    /// Adds ports whose listeners must be known, before a plan that needs them.
+    pub fn set_listen_interest(
+        &mut self,
+        workload: WorkloadId,
+        old: &BTreeSet<u16>,
+        new: &BTreeSet<u16>,
+    ) -> Result<()> {
+        for &port in new.difference(old) {
+            self.listen_interest
+                .insert(WorkloadPort { workload, port, pad: 0 }, 1, 0)
+                .context("map LISTEN_INTEREST is full; raise --max-sockets")?;
+        }
+        Ok(())
+    }
+
+    /// Takes away ports that the plan in force does not need.
+    pub fn drop_listen_interest(
+        &mut self,
+        workload: WorkloadId,
+        old: &BTreeSet<u16>,
+        new: &BTreeSet<u16>,
+    ) {
+        let gone: BTreeSet<u16> = old.difference(new).copied().collect();
+        for &port in &gone {
+            let _ = self.listen_interest.remove(&WorkloadPort { workload, port, pad: 0 });
+        }
+        self.remove_sockets(|key| key.workload == workload && gone.contains(&key.endpoint.port));
+    }
+
+    /// The endpoints of the workload whose listening sockets are known.
+    pub fn known_sockets(&self, workload: WorkloadId) -> BTreeSet<Endpoint> {
+        self.sockets
+            .keys()
+            .flatten()
+            .filter(|key| key.workload == workload)
+            .map(|key| key.endpoint)
+            .collect()
+    }
+
+    /// Enters a listening socket under the endpoint it is bound to.
+    pub fn enter_socket(
+        &mut self,
+        workload: WorkloadId,
+        endpoint: Endpoint,
+        socket: &OwnedFd,
+    ) -> Result<()> {
+        self.sockets
+            .insert(WorkloadEndpoint { workload, endpoint }, socket.as_raw_fd(), 0)
+            .with_context(|| format!("entering the socket on {endpoint} into map SOCKETS; raise --max-sockets"))
+    }
+
+    /// Enters the relay's listener for one address family (given by its wildcard address).
+    pub fn enter_relay(
+        &mut self,
+        workload: WorkloadId,
+        family: Addr,
+        socket: BorrowedFd<'_>,
+    ) -> Result<()> {
+        let endpoint = Endpoint::new(family, 0);
+        self.sockets
+            .insert(WorkloadEndpoint { workload, endpoint }, socket.as_raw_fd(), 0)
+            .context("entering the relay's listener into map SOCKETS; raise --max-sockets")
+    }
+
+    /// Removes what is left of a workload that was detached.
+    pub fn forget_workload(&mut self, workload: WorkloadId) {
+        for addr in self.local_addrs_of(workload) {
+            let _ = self.local_addrs.remove(&local_addr_key(workload, addr));
+        }
+        self.remove_sockets(|key| key.workload == workload);
+        let zeros = vec![0; aya::util::nr_cpus().unwrap_or(1)];
+        for index in counter_slots(workload) {
+            if let Ok(values) = aya::maps::PerCpuValues::try_from(zeros.clone()) {
+                let _ = self.counters.set(index, values, 0);
+            }
+        }
+    }
+
+    fn remove_sockets(&mut self, which: impl Fn(&WorkloadEndpoint) -> bool) {
+        let keys: Vec<_> = self.sockets.keys().flatten().filter(which).collect();
+        for key in keys {
+            let _ = self.sockets.remove(&key);
+        }
+    }
+
+    /// Where the connection with this client end was going.
+    pub fn original(&self, workload: WorkloadId, client: Endpoint) -> Option<Original> {
+        self.originals.get(workload, client)
+    }
+
+    /// A workload's decisions, without zeros.
+    pub fn counters(&self, workload: WorkloadId) -> Result<Vec<(Direction, Reason, u64)>> {
+        let mut found = Vec::new();
+        for (reason, direction, index) in Reason::ALL.iter().flat_map(|reason| {
+            [Direction::Outbound, Direction::Inbound]
+                .map(|direction| (*reason, direction, counter_index(workload, *reason, direction)))
+        }) {
+            let values = self.counters.get(&index, 0).context("reading map COUNTERS")?;
+            let total: u64 = values.iter().sum();
+            if total != 0 {
+                found.push((direction, reason, total));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The map of original destinations, by itself: what the relay's threads read.
+pub struct Originals(HashMap<MapData, WorkloadEndpoint, Original>);
+
+impl Originals {
+    pub(super) fn open(map: MapData) -> Result<Self> {
+        Ok(Self(Map::LruHashMap(map).try_into()?))
+    }
+
+    /// Where the redirected connection whose client end is `client` was going.
+    #[must_use]
+    pub fn get(&self, workload: WorkloadId, client: Endpoint) -> Option<Original> {
+        self.0.get(&WorkloadEndpoint { workload, endpoint: client }, 0).ok()
+    }
+}
+
+fn prefix_key(plan: PlanId, port: u16, net: &IpNet) -> Key<PrefixKey> {
+    let bits = match net {
+        IpNet::V4(net) => Addr::V4_PREFIX + u32::from(net.prefix_len()),
+        IpNet::V6(net) => u32::from(net.prefix_len()),
+    };
+    let addr = net.network().into();
+    Key::new(PrefixKey::HEAD_BITS + bits, PrefixKey { plan, port, pad: 0, addr })
+}
+
+fn backends(plan: PlanId, of: &Plan) -> impl Iterator<Item = (BackendKey, Endpoint)> {
+    (0..).zip(&of.backends).flat_map(move |(group, backends)| {
+        (0..).zip(backends).map(move |(index, backend)| {
+            (BackendKey { plan, group, index }, *backend)
+        })
+    })
+}
+
+fn local_addr_key(workload: WorkloadId, addr: Addr) -> WorkloadEndpoint {
+    WorkloadEndpoint { workload, endpoint: Endpoint::new(addr, 0) }
+}
+
+fn counter_index(workload: WorkloadId, reason: Reason, direction: Direction) -> u32 {
+    workload * REASON_SLOTS + u32::from(reason as u8) * 2 + direction as u32
+}
+
+fn counter_slots(workload: WorkloadId) -> std::ops::Range<u32> {
+    workload * REASON_SLOTS..(workload + 1) * REASON_SLOTS
+}

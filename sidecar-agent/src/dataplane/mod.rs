@@ -1,0 +1,304 @@
+//! The kernel side: the only module that knows bpf(2).
+//!
+//! [`Dataplane`] owns the loaded programs and maps. It attaches workloads, installs plans and
+//! switches a workload from one plan to another with one store. It decides nothing.
+
+mod attach;
+pub mod cgroup;
+mod listeners;
+mod maps;
+pub mod netns;
+mod object;
+#[allow(unsafe_code, reason = "the one module with system calls that rustix does not have")]
+mod sys;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use sidecar_common::{
+    Endpoint, Reason,
+    decide::Direction,
+    keys::{PlanId, WorkloadId},
+    values::{Identity, Original},
+};
+
+use self::{attach::Attachment, maps::Maps, object::Objects};
+use crate::compile::Plan;
+
+pub use self::maps::Capacity;
+
+/// How long a plan that no workload uses any more is kept: programs that read its id just before
+/// the switch are done by then (they run for microseconds), and the relay may still ask for it.
+const RETIRED_PLAN_GRACE: Duration = Duration::from_secs(2);
+
+/// Where and how large.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// A directory of this agent's own below a bpffs mount.
+    pub pin_dir: PathBuf,
+    /// Map capacities.
+    pub capacity: Capacity,
+}
+
+/// What the kernel has to know of a workload to attach to it.
+#[derive(Debug)]
+pub struct Binding<'a> {
+    /// The workload's cgroup, opened.
+    pub cgroup: &'a cgroup::Cgroup,
+    /// The proxy's own cgroup, if it has one apart.
+    pub proxy_cgroup: Option<&'a cgroup::Cgroup>,
+    /// The workload's network namespace.
+    pub netns: &'a netns::Netns,
+    /// The proxy's uid, if the workload has a proxy.
+    pub proxy_uid: Option<u32>,
+}
+
+/// The loaded programs and maps, and what is attached.
+pub struct Dataplane {
+    maps: Maps,
+    objects: Objects,
+    attachments: BTreeMap<WorkloadId, Attachment>,
+    plans: BTreeMap<String, InstalledPlan>,
+    next_plan: PlanId,
+}
+
+struct InstalledPlan {
+    id: PlanId,
+    plan: std::sync::Arc<Plan>,
+    /// Set while no workload uses it.
+    unused_since: Option<Instant>,
+}
+
+impl Dataplane {
+    /// Loads the programs and creates the maps. Nothing is captured yet.
+    ///
+    /// # Errors
+    /// If bpffs cannot be used, or the kernel refuses a map or a program; the error carries the
+    /// verifier's log.
+    pub fn load(config: &Config) -> Result<Self> {
+        let objects = Objects::load(config)?;
+        Ok(Self {
+            maps: Maps::open(&objects, config.capacity)?,
+            objects,
+            attachments: BTreeMap::new(),
+            plans: BTreeMap::new(),
+            next_plan: 1,
+        })
+    }
+
+    /// Attaches to a workload. It has no plan yet, so everything still passes.
+    ///
+    /// # Errors
+    /// If all slots are in use, or the kernel refuses an attachment; nothing stays attached then.
+    pub fn attach(&mut self, binding: &Binding<'_>) -> Result<WorkloadId> {
+        let workload = self.free_slot()?;
+        self.maps.switch(workload, 0);
+        let identity = Identity {
+            workload,
+            proxy_uid: binding.proxy_uid.unwrap_or(0),
+            proxy_cgroup: binding.proxy_cgroup.map_or(0, |cgroup| cgroup.id),
+            flags: if binding.proxy_uid.is_some() { Identity::HAS_PROXY } else { 0 },
+            ..Identity::default()
+        };
+        let attachment = Attachment::new(&self.objects, workload, identity, binding)?;
+        attachment.publish_identity(&self.maps)?;
+        self.maps.set_local_addrs(workload, &attachment.netns.local_addrs()?)?;
+        self.attachments.insert(workload, attachment);
+        Ok(workload)
+    }
+
+    /// Tells the kernel where the relay of this workload listens (0: not on this family).
+    ///
+    /// # Errors
+    /// If a map refuses.
+    pub fn set_relay(
+        &mut self,
+        workload: WorkloadId,
+        v4: Option<&(impl std::os::fd::AsFd + std::fmt::Debug)>,
+        v6: Option<&(impl std::os::fd::AsFd + std::fmt::Debug)>,
+        ports: (u16, u16),
+    ) -> Result<()> {
+        let attachment = attachment(&mut self.attachments, workload)?;
+        if let Some(socket) = v4 {
+            self.maps.enter_relay(workload, sidecar_common::Addr::ANY_V4, socket.as_fd())?;
+        }
+        if let Some(socket) = v6 {
+            self.maps.enter_relay(workload, sidecar_common::Addr::ANY, socket.as_fd())?;
+        }
+        (attachment.identity.relay_port_v4, attachment.identity.relay_port_v6) = ports;
+        attachment.publish_identity(&self.maps)
+    }
+
+    /// Makes `plan` the workload's: new connections follow it from the moment this returns.
+    /// Established ones are not touched.
+    ///
+    /// # Errors
+    /// If a map is full (named, with its capacity) or refuses; the old plan stays in force.
+    pub fn apply(
+        &mut self,
+        workload: WorkloadId,
+        digest: &str,
+        plan: &std::sync::Arc<Plan>,
+    ) -> Result<PlanId> {
+        let id = match self.plans.get(digest) {
+            Some(installed) => installed.id,
+            None => self.install(digest, plan)?,
+        };
+        let attachment = attachment(&mut self.attachments, workload)?;
+        // Sockets that already listen must be known before the plan can hand them connections.
+        self.maps.set_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports)?;
+        listeners::enter_existing(&mut self.maps, workload, attachment, &plan.listen_ports);
+        self.maps.switch(workload, id);
+        self.maps.drop_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports);
+        attachment.listen_ports.clone_from(&plan.listen_ports);
+        attachment.plan = id;
+        self.retire_plans();
+        Ok(id)
+    }
+
+    /// Takes the workload's plan away: everything passes.
+    ///
+    /// # Errors
+    /// If the workload is not attached.
+    pub fn release(&mut self, workload: WorkloadId) -> Result<()> {
+        let attachment = attachment(&mut self.attachments, workload)?;
+        self.maps.switch(workload, 0);
+        attachment.plan = 0;
+        self.retire_plans();
+        Ok(())
+    }
+
+    /// Detaches from a workload and forgets it.
+    pub fn detach(&mut self, workload: WorkloadId) {
+        self.maps.switch(workload, 0);
+        if let Some(attachment) = self.attachments.remove(&workload) {
+            attachment.withdraw_identity(&self.maps);
+            self.maps.drop_listen_interest(
+                workload,
+                &attachment.listen_ports,
+                &std::collections::BTreeSet::new(),
+            );
+            self.maps.forget_workload(workload);
+        }
+        self.retire_plans();
+    }
+
+    /// Looks again for what changes without telling us: addresses of the namespaces, listening
+    /// sockets that a full map or a race has missed; and deletes plans that nobody uses.
+    pub fn refresh(&mut self) {
+        for (&workload, attachment) in &mut self.attachments {
+            match attachment.netns.local_addrs() {
+                Ok(addrs) => {
+                    if let Err(error) = self.maps.set_local_addrs(workload, &addrs) {
+                        tracing::warn!(workload, "{error:#}");
+                    }
+                }
+                Err(error) => tracing::debug!(workload, "reading local addresses: {error:#}"),
+            }
+            let ports = attachment.listen_ports.clone();
+            listeners::enter_existing(&mut self.maps, workload, attachment, &ports);
+        }
+        let now = Instant::now();
+        let expired = |installed: &InstalledPlan| {
+            installed.unused_since.is_some_and(|since| now - since > RETIRED_PLAN_GRACE)
+        };
+        for (_, installed) in self.plans.extract_if(.., |_, installed| expired(installed)) {
+            self.maps.remove_plan(installed.id, &installed.plan);
+        }
+    }
+
+    /// The plan with this id, while it is installed.
+    #[must_use]
+    pub fn plan(&self, id: PlanId) -> Option<std::sync::Arc<Plan>> {
+        self.plans.values().find(|installed| installed.id == id).map(|found| found.plan.clone())
+    }
+
+    /// The plan id that the kernel follows for this workload right now; 0: none.
+    #[must_use]
+    pub fn current_plan(&self, workload: WorkloadId) -> PlanId {
+        self.maps.current_plan(workload)
+    }
+
+    /// Decisions counted for a workload since it was attached, without zeros.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn counters(&self, workload: WorkloadId) -> Result<Vec<(Direction, Reason, u64)>> {
+        self.maps.counters(workload)
+    }
+
+    /// Where the redirected connection whose client end is `client` was going.
+    #[must_use]
+    pub fn original(&self, workload: WorkloadId, client: Endpoint) -> Option<Original> {
+        self.maps.original(workload, client)
+    }
+
+    /// Entries and capacity of every table whose size follows the plans.
+    #[must_use]
+    pub fn usage(&self) -> Vec<(&'static str, usize, u32)> {
+        self.maps.usage()
+    }
+
+    /// A second handle to the map of original destinations, for the relay's threads.
+    ///
+    /// # Errors
+    /// If the map cannot be opened again.
+    pub fn originals(&self) -> Result<maps::Originals> {
+        self.objects.originals()
+    }
+
+    fn free_slot(&self) -> Result<WorkloadId> {
+        let slots = self.maps.capacity().workloads;
+        (1..slots).find(|slot| !self.attachments.contains_key(slot)).with_context(|| {
+            format!("all {slots} workload slots are in use; raise --max-workloads")
+        })
+    }
+
+    fn install(&mut self, digest: &str, plan: &std::sync::Arc<Plan>) -> Result<PlanId> {
+        let id = self.next_plan;
+        self.maps.insert_plan(id, plan)?;
+        self.next_plan = self.next_plan.checked_add(1).context("plan ids are used up")?;
+        self.plans.insert(
+            digest.to_owned(),
+            InstalledPlan { id, plan: plan.clone(), unused_since: Some(Instant::now()) },
+        );
+        Ok(id)
+    }
+
+    fn retire_plans(&mut self) {
+        let in_use: std::collections::BTreeSet<PlanId> =
+            self.attachments.values().map(|attachment| attachment.plan).collect();
+        for installed in self.plans.values_mut() {
+            if in_use.contains(&installed.id) {
+                installed.unused_since = None;
+            } else if installed.unused_since.is_none() {
+                installed.unused_since = Some(Instant::now());
+            }
+        }
+    }
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        for workload in self.attachments.keys().copied().collect::<Vec<_>>() {
+            self.detach(workload);
+        }
+    }
+}
+
+fn attachment(
+    attachments: &mut BTreeMap<WorkloadId, Attachment>,
+    workload: WorkloadId,
+) -> Result<&mut Attachment> {
+    attachments.get_mut(&workload).with_context(|| format!("workload slot {workload} is not attached"))
+}
+
+/// The directory for an agent's pins below the bpffs mount at `bpffs`.
+#[must_use]
+pub fn default_pin_dir(bpffs: &Path) -> PathBuf {
+    bpffs.join("sidecar-agent")
+}

@@ -1,0 +1,89 @@
+//! Network namespaces: opened once by path, entered on a thread of their own.
+
+use std::{
+    fs::File,
+    net::IpAddr,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// The agent's own network namespace: the host's.
+const HOST: &str = "/proc/self/ns/net";
+
+/// An open network namespace.
+#[derive(Clone, Debug)]
+pub struct Netns {
+    file: Arc<File>,
+    /// The path it was opened at.
+    pub path: PathBuf,
+    /// Device and inode: what tells namespaces apart.
+    pub id: (u64, u64),
+}
+
+impl Netns {
+    /// Opens the namespace at `path`; `None`: the host's.
+    ///
+    /// # Errors
+    /// If there is no such namespace.
+    pub fn open(path: Option<&str>) -> Result<Self> {
+        let path = Path::new(path.unwrap_or(HOST));
+        let file = File::open(path).with_context(|| {
+            format!("opening network namespace {}: is the workload running?", path.display())
+        })?;
+        let found = file.metadata().with_context(|| format!("reading {}", path.display()))?;
+        Ok(Self {
+            id: (found.dev(), found.ino()),
+            file: Arc::new(file),
+            path: path.to_owned(),
+        })
+    }
+
+    /// Whether the path still leads to the namespace that was opened.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.id)
+    }
+
+    /// Runs `work` on a new thread inside the namespace.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    move_into_link_name_space(self.as_fd(), Some(LinkNameSpaceType::Network))
+                        .with_context(|| {
+                            format!("entering network namespace {}", self.path.display())
+                        })?;
+                    Ok(work())
+                })
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Every address of every interface in the namespace.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered or its addresses not be read.
+    pub fn local_addrs(&self) -> Result<Vec<IpAddr>> {
+        let interfaces = self
+            .run(if_addrs::get_if_addrs)?
+            .with_context(|| format!("reading the addresses of {}", self.path.display()))?;
+        Ok(interfaces.iter().map(if_addrs::Interface::ip).collect())
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

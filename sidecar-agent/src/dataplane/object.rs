@@ -1,0 +1,191 @@
+//! The BPF objects: loading them, and opening the maps they share.
+
+use std::{
+    fs,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::MapData,
+    programs::{Program, ProgramError},
+};
+use sidecar_common::keys::WorkloadId;
+
+use super::{
+    Config,
+    maps::{Capacity, Originals},
+    sys::AttachType,
+};
+
+static CGROUP_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SIDECAR_EBPF_CGROUP"));
+static NETNS_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SIDECAR_EBPF_NETNS"));
+
+/// The programs for cgroups, by the name of their entry point.
+const CGROUP_PROGRAMS: [(&str, AttachType); 6] = [
+    ("connect4", AttachType::Connect4),
+    ("connect6", AttachType::Connect6),
+    ("getpeername4", AttachType::Getpeername4),
+    ("getpeername6", AttachType::Getpeername6),
+    ("sock_ops", AttachType::SockOps),
+    ("getsockopt", AttachType::Getsockopt),
+];
+
+/// Maps that are shared by pins, by name.
+const SHARED_MAPS: [&str; 13] = [
+    "WORKLOADS",
+    "PLANS",
+    "OUTBOUND",
+    "PREFIXES",
+    "INBOUND",
+    "BACKENDS",
+    "LOCAL_ADDRS",
+    "LISTEN_INTEREST",
+    "SOCKETS",
+    "ORIGINAL_DST",
+    "COUNTERS",
+    "ASKED_FOR",
+    "IDENTITIES",
+];
+
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// The loaded programs, and where their maps are pinned.
+pub struct Objects {
+    cgroup_programs: Vec<(AttachType, OwnedFd)>,
+    pin_dir: PathBuf,
+    capacity: Capacity,
+}
+
+impl Objects {
+    /// Creates the maps and loads the programs for cgroups.
+    pub fn load(config: &Config) -> Result<Self> {
+        prepare_pin_dir(&config.pin_dir)?;
+        let mut objects = Self {
+            cgroup_programs: Vec::new(),
+            pin_dir: config.pin_dir.clone(),
+            capacity: config.capacity,
+        };
+        let mut cgroup = objects.loader().load(CGROUP_OBJECT).context("loading BPF maps")?;
+        for (name, attach_type) in CGROUP_PROGRAMS {
+            objects.cgroup_programs.push((attach_type, load_program(&mut cgroup, name)?));
+        }
+        Ok(objects)
+    }
+
+    /// The programs for cgroups and where each is attached.
+    pub fn cgroup_programs(&self) -> impl Iterator<Item = (AttachType, BorrowedFd<'_>)> {
+        self.cgroup_programs.iter().map(|(attach_type, program)| (*attach_type, program.as_fd()))
+    }
+
+    /// Loads the copy of the sk_lookup program that serves `workload`.
+    pub fn load_sk_lookup(&self, workload: WorkloadId) -> Result<OwnedFd> {
+        let mut object = self
+            .loader()
+            .override_global("WORKLOAD", &workload, true)
+            .load(NETNS_OBJECT)
+            .context("opening BPF maps for sk_lookup")?;
+        load_program(&mut object, "inbound")
+    }
+
+    /// Opens one of the shared maps.
+    pub fn open_map(&self, name: &str) -> Result<MapData> {
+        let path = self.pin_dir.join(name);
+        MapData::from_pin(&path).with_context(|| format!("opening the map at {}", path.display()))
+    }
+
+    /// A handle to the map of original destinations.
+    pub fn originals(&self) -> Result<Originals> {
+        Originals::open(self.open_map("ORIGINAL_DST")?)
+    }
+
+    fn loader(&self) -> EbpfLoader<'static> {
+        let mut loader = EbpfLoader::new();
+        for name in SHARED_MAPS {
+            loader.map_pin_path(name, self.pin_dir.join(name));
+        }
+        for (name, entries) in self.capacity.entries() {
+            loader.map_max_entries(name, entries);
+        }
+        loader
+    }
+}
+
+impl Drop for Objects {
+    fn drop(&mut self) {
+        if let Err(error) = remove_pins(&self.pin_dir) {
+            tracing::warn!("{error:#}");
+        }
+    }
+}
+
+fn load_program(object: &mut Ebpf, name: &str) -> Result<OwnedFd> {
+    let program = object.program_mut(name).with_context(|| format!("no BPF program `{name}`"))?;
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        _ => bail!("BPF program `{name}` is of an unexpected type"),
+    }
+    .map_err(|error| explain_load_error(name, &error))?;
+    let fd = program.fd().with_context(|| format!("BPF program `{name}`"))?;
+    fd.as_fd().try_clone_to_owned().context("duplicating a program descriptor")
+}
+
+/// The verifier's log is what a kernel engineer needs; its end tells the cause.
+fn explain_load_error(name: &str, error: &ProgramError) -> anyhow::Error {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let detail = match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            format!("{io_error}\n{verifier_log}")
+        }
+        other => other.to_string(),
+    };
+    anyhow::anyhow!(
+        "loading BPF program `{name}` on kernel {release}: {detail}\n\
+         The agent needs CAP_BPF and CAP_NET_ADMIN (or root) and kernel 5.10 or newer."
+    )
+}
+
+/// Makes an empty directory for our pins. What a killed agent has left there is removed; anything
+/// that is not ours is left alone and refused.
+fn prepare_pin_dir(dir: &Path) -> Result<()> {
+    let parent = dir.parent().context("the pin directory must be below a bpffs mount")?;
+    mount_bpffs(parent)?;
+    remove_pins(dir)?;
+    fs::create_dir(dir).with_context(|| format!("creating {}", dir.display()))
+}
+
+fn mount_bpffs(at: &Path) -> Result<()> {
+    let is_bpffs = || {
+        rustix::fs::statfs(at).is_ok_and(|found| u64::try_from(found.f_type) == Ok(BPF_FS_MAGIC))
+    };
+    // A directory within a bpffs mount is as good as the mount itself.
+    if is_bpffs() {
+        return Ok(());
+    }
+    fs::create_dir_all(at).with_context(|| format!("creating {}", at.display()))?;
+    if is_bpffs() {
+        return Ok(());
+    }
+    rustix::mount::mount("bpf", at, "bpf", rustix::mount::MountFlags::empty(), None)
+        .with_context(|| format!("mounting bpffs at {0}; mount it with `mount -t bpf bpf {0}`", at.display()))
+}
+
+fn remove_pins(dir: &Path) -> Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    for name in SHARED_MAPS {
+        let path = dir.join(name);
+        if path.exists() {
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    fs::remove_dir(dir).with_context(|| {
+        format!("removing {}: it holds pins that are not this agent's", dir.display())
+    })
+}

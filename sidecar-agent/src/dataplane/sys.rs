@@ -1,0 +1,154 @@
+//! The system calls that neither aya 0.14 nor rustix offers: BPF links for every attach type,
+//! maps whose key aya has no type for, and the memory-mapped `WORKLOADS` array.
+
+use std::{
+    ffi::c_long,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use sidecar_common::values::Identity;
+
+const BPF_MAP_UPDATE_ELEM: u32 = 2;
+const BPF_LINK_CREATE: u32 = 28;
+
+/// `enum bpf_attach_type`, the ones used here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum AttachType {
+    /// `BPF_CGROUP_SOCK_OPS`.
+    SockOps = 3,
+    /// `BPF_CGROUP_INET4_CONNECT`.
+    Connect4 = 10,
+    /// `BPF_CGROUP_INET6_CONNECT`.
+    Connect6 = 11,
+    /// `BPF_CGROUP_GETSOCKOPT`.
+    Getsockopt = 21,
+    /// `BPF_CGROUP_INET4_GETPEERNAME`.
+    Getpeername4 = 29,
+    /// `BPF_CGROUP_INET6_GETPEERNAME`.
+    Getpeername6 = 30,
+    /// `BPF_SK_LOOKUP`.
+    SkLookup = 36,
+}
+
+/// `union bpf_attr` of `BPF_LINK_CREATE`.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// `union bpf_attr` of `BPF_MAP_UPDATE_ELEM`.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct MapUpdate {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Attaches a program to a cgroup or a network namespace. The link lives as long as its
+/// descriptor (or a pin).
+pub fn link_create(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    attach_type: AttachType,
+) -> io::Result<OwnedFd> {
+    let attr = LinkCreate {
+        prog_fd: raw(program),
+        target_fd: raw(target),
+        attach_type: attach_type as u32,
+        flags: 0,
+    };
+    let fd = bpf(BPF_LINK_CREATE, &attr)?;
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: BPF_LINK_CREATE has just returned this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sets the identity in the cgroup storage of the cgroup with this inode id. The kernel replaces
+/// the whole value at once. Fails with `ENOENT` where no program is attached to that cgroup.
+pub fn set_identity(map: BorrowedFd<'_>, cgroup: u64, identity: &Identity) -> io::Result<()> {
+    let attr = MapUpdate {
+        map_fd: raw(map),
+        key: (&raw const cgroup) as u64,
+        value: (&raw const *identity) as u64,
+        ..MapUpdate::default()
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &attr).map(drop)
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn bpf<T>(command: u32, attr: &T) -> io::Result<c_long> {
+    // SAFETY: `attr` is the attribute structure of `command`, zero beyond what is set, and its
+    // size is given; pointers inside it are valid for the duration of the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// The `WORKLOADS` array, mapped: a switch of plan is one aligned store that programs see whole.
+pub struct WorkloadSlots {
+    base: NonNull<AtomicU64>,
+    len: usize,
+}
+
+// SAFETY: shared memory reached through atomics only.
+unsafe impl Send for WorkloadSlots {}
+// SAFETY: as above.
+unsafe impl Sync for WorkloadSlots {}
+
+impl WorkloadSlots {
+    /// Maps `len` slots of the array map `map` (created with `BPF_F_MMAPABLE`).
+    pub fn map(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
+        let len = len as usize;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let base = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len * size_of::<u64>(),
+                rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE,
+                rustix::mm::MapFlags::SHARED,
+                map,
+                0,
+            )
+        }?;
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { base, len })
+    }
+
+    /// Stores the plan of a workload. A slot out of range is ignored.
+    pub fn store(&self, slot: u32, plan: u32) {
+        if let Some(word) = self.word(slot) {
+            word.store(u64::from(plan), Ordering::Release);
+        }
+    }
+
+    /// The plan of a workload; 0 for a slot out of range.
+    pub fn load(&self, slot: u32) -> u64 {
+        self.word(slot).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    fn word(&self, slot: u32) -> Option<&AtomicU64> {
+        let slot = slot as usize;
+        // SAFETY: within the mapping, which lives as long as self; page-aligned base.
+        (slot < self.len).then(|| unsafe { self.base.add(slot).as_ref() })
+    }
+}
+
+impl Drop for WorkloadSlots {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `map`; no reference into it outlives self.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len * size_of::<u64>()) };
+    }
+}

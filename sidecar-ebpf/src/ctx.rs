@@ -1,0 +1,51 @@
+//! Reading the kernel's context structures: one full 32-bit word at a time (narrower reads are
+//! refused by some stable kernels), volatile so that the compiler neither merges nor splits them.
+
+/// Reads one field of a context structure.
+macro_rules! read {
+    ($pointer:expr, $($field:tt)+) => {{
+        // SAFETY: a field of the kernel's context, valid while the program runs.
+        unsafe { core::ptr::read_volatile(&raw const (*$pointer).$($field)+) }
+    }};
+}
+pub(crate) use read;
+
+/// Writes one field of a context structure.
+macro_rules! write {
+    ($pointer:expr, $($field:tt)+) => { write!(@ $pointer, $($field)+) };
+    (@ $pointer:expr, $field:ident = $value:expr) => {{
+        // SAFETY: a writable field of the kernel's context, valid while the program runs.
+        unsafe { core::ptr::write_volatile(&raw mut (*$pointer).$field, $value) }
+    }};
+    (@ $pointer:expr, $field:ident[$index:literal] = $value:expr) => {{
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*$pointer).$field[$index], $value) }
+    }};
+}
+pub(crate) use write;
+
+/// Reads an address from its v4 and v6 fields. Both are read, whatever the family is: of two
+/// branches with one load each the compiler makes one load at a computed offset, which the
+/// verifier refuses.
+macro_rules! read_addr {
+    ($pointer:expr, $family:expr, $v4:ident, $v6:ident) => {{
+        let v4 = read!($pointer, $v4);
+        let v6 = [
+            read!($pointer, $v6[0]),
+            read!($pointer, $v6[1]),
+            read!($pointer, $v6[2]),
+            read!($pointer, $v6[3]),
+        ];
+        if $family == $crate::ctx::AF_INET {
+            sidecar_common::Addr::from_v4(v4)
+        } else {
+            sidecar_common::Addr::from_v6(v6)
+        }
+    }};
+}
+pub(crate) use read_addr;
+
+/// `AF_INET` as the contexts' `family` fields have it.
+pub const AF_INET: u32 = 2;
+/// `AF_INET6`.
+pub const AF_INET6: u32 = 10;

@@ -1,0 +1,132 @@
+//! cgroup getsockopt: answers `SO_ORIGINAL_DST` to the workload's proxy. There is no NAT, so the
+//! kernel itself has no answer.
+
+use aya_ebpf::bindings::{bpf_sock, bpf_sockopt};
+use sidecar_common::{
+    Endpoint,
+    keys::{WorkloadEndpoint, WorkloadId},
+};
+
+use crate::{
+    connect::{ALLOW, is_proxy},
+    ctx::{AF_INET, AF_INET6, read, read_addr, write},
+    maps,
+};
+
+const SOL_IP: i32 = 0;
+const SOL_IPV6: i32 = 41;
+/// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST` share the number.
+const SO_ORIGINAL_DST: i32 = 80;
+
+/// `struct sockaddr_in`.
+#[repr(C)]
+struct SockaddrIn {
+    family: u16,
+    port: u16,
+    addr: u32,
+    zero: [u32; 2],
+}
+
+/// `struct sockaddr_in6`.
+#[repr(C)]
+struct SockaddrIn6 {
+    family: u16,
+    port: u16,
+    flow_info: u32,
+    addr: [u32; 4],
+    scope_id: u32,
+}
+
+/// The getsockopt hook. Whatever is not ours keeps the kernel's own answer or error.
+#[inline(always)]
+pub fn getsockopt(ctx: *mut bpf_sockopt) -> i32 {
+    if read!(ctx, optname) != SO_ORIGINAL_DST {
+        return ALLOW;
+    }
+    let level = read!(ctx, level);
+    if level != SOL_IP && level != SOL_IPV6 {
+        return ALLOW;
+    }
+    let identity = maps::identity();
+    if identity.workload == 0 || !is_proxy(identity) {
+        return ALLOW;
+    }
+    let sk: *mut bpf_sock = read!(ctx, __bindgen_anon_1.sk);
+    if sk.is_null() {
+        return ALLOW;
+    }
+    if let Some(original) = original(sk, identity.workload) {
+        answer(ctx, level, &original);
+    }
+    ALLOW
+}
+
+/// Outbound: what the client end's connect asked for. Inbound: the accepted socket's own local
+/// address, unless that is a capture port, which somebody called directly: answering would make
+/// the proxy call itself.
+#[inline(always)]
+fn original(sk: *mut bpf_sock, workload: WorkloadId) -> Option<Endpoint> {
+    let (local, peer) = ends(sk);
+    if let Some(original) =
+        maps::cgroup::original(&WorkloadEndpoint { workload, endpoint: peer })
+    {
+        return Some(original.dst);
+    }
+    let (_, header) = maps::plan_of(workload).ok()??;
+    let is_capture_port = local.port == header.outbound_port || local.port == header.inbound_port;
+    (!is_capture_port).then_some(local)
+}
+
+#[inline(always)]
+fn ends(sk: *mut bpf_sock) -> (Endpoint, Endpoint) {
+    let family = read!(sk, family);
+    let local = read_addr!(sk, family, src_ip4, src_ip6);
+    let peer = read_addr!(sk, family, dst_ip4, dst_ip6);
+    // src_port is in native order, dst_port is a big-endian 16-bit field.
+    (
+        Endpoint::new(local, read!(sk, src_port) as u16),
+        Endpoint::new(peer, u16::from_be(read!(sk, dst_port))),
+    )
+}
+
+#[inline(always)]
+fn answer(ctx: *mut bpf_sockopt, level: i32, original: &Endpoint) {
+    let start: *mut u8 = read!(ctx, __bindgen_anon_2.optval).cast();
+    let end: *mut u8 = read!(ctx, __bindgen_anon_3.optval_end).cast();
+    let port = original.port.to_be();
+    if level == SOL_IP {
+        let buffer = start.cast::<SockaddrIn>();
+        // SAFETY: only compared with the end, as the verifier wants it.
+        if !original.addr.is_v4() || unsafe { buffer.add(1) }.cast::<u8>() > end {
+            return;
+        }
+        // SAFETY: the buffer is long enough, checked just now.
+        unsafe {
+            buffer.write_unaligned(SockaddrIn {
+                family: AF_INET as u16,
+                port,
+                addr: original.addr.v4(),
+                zero: [0; 2],
+            });
+        }
+        write!(ctx, optlen = size_of::<SockaddrIn>() as i32);
+    } else {
+        let buffer = start.cast::<SockaddrIn6>();
+        // SAFETY: only compared with the end.
+        if unsafe { buffer.add(1) }.cast::<u8>() > end {
+            return;
+        }
+        // SAFETY: the buffer is long enough, checked just now.
+        unsafe {
+            buffer.write_unaligned(SockaddrIn6 {
+                family: AF_INET6 as u16,
+                port,
+                flow_info: 0,
+                addr: original.addr.words,
+                scope_id: 0,
+            });
+        }
+        write!(ctx, optlen = size_of::<SockaddrIn6>() as i32);
+    }
+    write!(ctx, retval = 0);
+}

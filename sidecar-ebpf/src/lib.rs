@@ -1,0 +1,12 @@
+//! The BPF programs, one file per hook. The two binaries hold nothing but entry points: `cgroup`
+//! what is attached to a workload's cgroup, `netns` what is attached to its network namespace.
+#![no_std]
+#![allow(unsafe_code, reason = "kernel contexts, helpers and map memory")]
+
+pub mod connect;
+mod ctx;
+pub mod getsockopt;
+mod maps;
+mod runtime;
+pub mod sk_lookup;
+pub mod sock_ops;

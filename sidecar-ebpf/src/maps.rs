@@ -1,0 +1,295 @@
+//! Every map. Capacities here are the smallest useful; the agent sets them from configuration.
+//! Layouts are in `sidecar-common`. All but the socket storage are pinned by name, so that the
+//! per-namespace `sk_lookup` copies share them.
+
+use core::cell::UnsafeCell;
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_def, bpf_map_type},
+    btf_maps::SkStorage,
+    helpers::bpf_get_local_storage,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash, lpm_trie::Key},
+};
+use sidecar_common::{
+    Addr, Endpoint, Reason,
+    decide::{Direction, Tables},
+    keys::{
+        BackendKey, PlanId, PrefixKey, RuleKey, WorkloadEndpoint, WorkloadId, WorkloadPort,
+    },
+    values::{Identity, Original, PlanHeader, REASON_SLOTS, Rule},
+};
+
+/// The plan of each workload: one aligned word, so that a switch is one store.
+#[map]
+static WORKLOADS: Array<u64> = Array::pinned(64, BPF_F_MMAPABLE);
+#[map]
+static PLANS: HashMap<PlanId, PlanHeader> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
+#[map]
+static OUTBOUND: HashMap<RuleKey, Rule> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
+#[map]
+static PREFIXES: LpmTrie<PrefixKey, Rule> = LpmTrie::pinned(64, 0);
+#[map]
+static INBOUND: HashMap<RuleKey, Rule> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
+#[map]
+static BACKENDS: HashMap<BackendKey, Endpoint> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
+/// The workload's own addresses, port 0.
+#[map]
+static LOCAL_ADDRS: HashMap<WorkloadEndpoint, u8> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
+/// Ports whose listening sockets have to be in `SOCKETS`.
+#[map]
+static LISTEN_INTEREST: HashMap<WorkloadPort, u8> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
+/// Listening sockets by bind address; the relay's own under port 0.
+#[map]
+static SOCKETS: SockHash<WorkloadEndpoint> = SockHash::pinned(64, 0);
+/// Where a connection handed to the proxy or the relay was going, by its client end.
+#[map]
+static ORIGINAL_DST: LruHashMap<WorkloadEndpoint, Original> = LruHashMap::pinned(64, 0);
+/// See `sidecar_common::values::REASON_SLOTS`.
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(64, 0);
+/// What a redirected socket asked for: the answer of getpeername, freed with the socket.
+#[btf_map]
+static ASKED_FOR: SkStorage<Original> = SkStorage::new();
+
+/// A map definition that aya has no type for. The cell puts it into the same (writable) section
+/// as aya's own definitions: the loader reads one.
+#[repr(transparent)]
+struct RawMap(UnsafeCell<bpf_map_def>);
+
+// SAFETY: only its address is used, by the loader.
+unsafe impl Sync for RawMap {}
+
+/// Cgroup storage shared by all attach types: the key is a bare cgroup inode id (kernel 5.9).
+#[unsafe(link_section = "maps")]
+#[unsafe(export_name = "IDENTITIES")]
+static IDENTITIES: RawMap = RawMap(UnsafeCell::new(bpf_map_def {
+    type_: bpf_map_type::BPF_MAP_TYPE_CGROUP_STORAGE,
+    key_size: 8,
+    value_size: size_of::<Identity>() as u32,
+    max_entries: 0,
+    map_flags: 0,
+    id: 0,
+    pinning: 1,
+}));
+
+/// The identity of the workload this attachment belongs to. Zero before the agent has set it.
+#[inline(always)]
+pub fn identity() -> &'static Identity {
+    // SAFETY: the helper never returns null, and the storage lives at least as long as the
+    // program runs. The kernel replaces the whole value at once.
+    unsafe {
+        &*bpf_get_local_storage(IDENTITIES.0.get().cast(), 0)
+            .cast::<Identity>()
+    }
+}
+
+/// The workload's current plan and its header. `Ok(None)`: it has no plan. `Err`: its plan is
+/// not in the map.
+#[inline(always)]
+pub fn plan_of(workload: WorkloadId) -> Result<Option<(PlanId, &'static PlanHeader)>, Reason> {
+    let Some(word) = WORKLOADS.get(workload) else {
+        return Ok(None);
+    };
+    let plan = *word as PlanId;
+    if plan == 0 {
+        return Ok(None);
+    }
+    // SAFETY: headers are never changed once inserted; RCU keeps a removed one until we return.
+    match unsafe { PLANS.get(plan) } {
+        Some(header) => Ok(Some((plan, header))),
+        None => Err(Reason::PlanIncomplete),
+    }
+}
+
+/// The tables as the decision sees them.
+pub struct KernelTables {
+    /// Whose addresses [`Tables::is_local`] asks for.
+    pub workload: WorkloadId,
+}
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn outbound_exact(&self, key: &RuleKey) -> Option<Rule> {
+        // SAFETY: rules are never changed once inserted (as `plan_of`); copied before use.
+        unsafe { OUTBOUND.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn outbound_prefix(&self, key: &PrefixKey) -> Option<Rule> {
+        PREFIXES.get(Key::new(PrefixKey::FULL_BITS, *key)).copied()
+    }
+
+    #[inline(always)]
+    fn inbound(&self, key: &RuleKey) -> Option<Rule> {
+        // SAFETY: as `outbound_exact`.
+        unsafe { INBOUND.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, key: &BackendKey) -> Option<Endpoint> {
+        // SAFETY: as `outbound_exact`.
+        unsafe { BACKENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn is_local(&self, addr: &Addr) -> bool {
+        let key =
+            WorkloadEndpoint { workload: self.workload, endpoint: Endpoint::new(*addr, 0) };
+        LOCAL_ADDRS.get_ptr(&key).is_some()
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: takes nothing, cannot fail.
+        unsafe { aya_ebpf::helpers::bpf_get_prandom_u32() }
+    }
+}
+
+/// Counts a decision.
+#[inline(always)]
+pub fn count(workload: WorkloadId, direction: Direction, reason: u8) {
+    let index = workload * REASON_SLOTS + u32::from(reason) * 2 + direction as u32;
+    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: a pointer into this CPU's slot; programs do not preempt each other on a CPU
+        // within one slot's update beyond losing a count.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// What only the programs attached to cgroups use.
+pub mod cgroup {
+    use core::ffi::c_void;
+
+    use aya_ebpf::{
+        EbpfContext,
+        bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_ops},
+        helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
+        programs::SockOpsContext,
+    };
+
+    use super::{
+        ASKED_FOR, LISTEN_INTEREST, ORIGINAL_DST, Original, SOCKETS, WorkloadEndpoint,
+        WorkloadId, WorkloadPort,
+    };
+
+    #[inline(always)]
+    fn asked_for() -> *mut c_void {
+        (&raw const ASKED_FOR).cast_mut().cast()
+    }
+
+    /// Remembers what the socket asked for. False: no memory.
+    ///
+    /// # Safety
+    /// `sk` must be a socket the verifier accepts (non-null).
+    #[inline(always)]
+    pub unsafe fn remember(sk: *mut bpf_sock, original: &mut Original) -> bool {
+        // SAFETY: the caller vouches for `sk`; the value is copied by the kernel.
+        let stored = unsafe {
+            bpf_sk_storage_get(
+                asked_for(),
+                sk.cast(),
+                (&raw mut *original).cast(),
+                u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+            )
+        }
+        .cast::<Original>();
+        if stored.is_null() {
+            return false;
+        }
+        // An earlier connect of the same socket may have left its own value.
+        // SAFETY: non-null storage of this type.
+        unsafe { *stored = *original };
+        true
+    }
+
+    /// What the socket asked for, if it was redirected.
+    ///
+    /// # Safety
+    /// As [`remember`].
+    #[inline(always)]
+    pub unsafe fn recall(sk: *mut bpf_sock) -> Option<Original> {
+        // SAFETY: the caller vouches for `sk`; no value is created.
+        let stored =
+            unsafe { bpf_sk_storage_get(asked_for(), sk.cast(), core::ptr::null_mut(), 0) }
+                .cast::<Original>();
+        // SAFETY: null or storage of this type.
+        unsafe { stored.as_ref() }.copied()
+    }
+
+    /// Forgets what an earlier connect of this socket asked for.
+    ///
+    /// # Safety
+    /// As [`remember`].
+    #[inline(always)]
+    pub unsafe fn forget(sk: *mut bpf_sock) {
+        // SAFETY: the caller vouches for `sk`. Nothing stored is the usual case.
+        let _ = unsafe { bpf_sk_storage_delete(asked_for(), sk.cast()) };
+    }
+
+    /// Publishes where the connection whose client end is `client` was going.
+    #[inline(always)]
+    pub fn publish_original(client: &WorkloadEndpoint, original: &Original) -> bool {
+        ORIGINAL_DST.insert(client, original, 0).is_ok()
+    }
+
+    /// Where the connection whose client end is `client` was going.
+    #[inline(always)]
+    pub fn original(client: &WorkloadEndpoint) -> Option<Original> {
+        // SAFETY: copied at once; an entry is replaced only by a new connection of that client
+        // end, which cannot exist while this one does.
+        unsafe { ORIGINAL_DST.get(client) }.copied()
+    }
+
+    /// Removes what an earlier connection from the same client end has left.
+    #[inline(always)]
+    pub fn retract_original(client: &WorkloadEndpoint) {
+        let _ = ORIGINAL_DST.remove(client);
+    }
+
+    /// Whether listening sockets on this port have to be known.
+    #[inline(always)]
+    pub fn is_interesting(workload: WorkloadId, port: u16) -> bool {
+        LISTEN_INTEREST.get_ptr(&WorkloadPort { workload, port, pad: 0 }).is_some()
+    }
+
+    /// Enters the listening socket of this call under its bind address.
+    #[inline(always)]
+    pub fn enter_listener(ctx: &SockOpsContext, key: &mut WorkloadEndpoint) {
+        // SAFETY: the context is the kernel's own; only its address is passed on.
+        let ops = unsafe { &mut *ctx.as_ptr().cast::<bpf_sock_ops>() };
+        // A full map shows as target-not-listening, counted where it matters.
+        let _ = SOCKETS.update(key, ops, 0);
+    }
+}
+
+/// What only the programs attached to network namespaces use.
+pub mod netns {
+    use aya_ebpf::programs::SkLookupContext;
+    use sidecar_common::{Addr, Endpoint};
+
+    use super::{SOCKETS, WorkloadEndpoint, WorkloadId};
+
+    /// Gives the connection to the workload's socket that listens on `target`: on that address,
+    /// on its family's wildcard, or on the IPv6 wildcard that serves both.
+    #[inline(always)]
+    pub fn assign(ctx: &SkLookupContext, workload: WorkloadId, target: &Endpoint) -> bool {
+        let mut key = WorkloadEndpoint { workload, endpoint: *target };
+        if assign_key(ctx, &key) {
+            return true;
+        }
+        if target.addr.is_v4() {
+            key.endpoint.addr = Addr::ANY_V4;
+            if assign_key(ctx, &key) {
+                return true;
+            }
+        }
+        key.endpoint.addr = Addr::ANY;
+        assign_key(ctx, &key)
+    }
+
+    #[inline(always)]
+    fn assign_key(ctx: &SkLookupContext, key: &WorkloadEndpoint) -> bool {
+        SOCKETS.redirect_sk_lookup(SkLookupContext::new(ctx.lookup), key, 0).is_ok()
+    }
+}
