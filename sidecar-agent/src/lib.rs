@@ -2,5 +2,14 @@
 //!
 //! `docs/architecture.md` tells how the modules fit together.
 
+pub mod cli;
 pub mod compile;
+pub mod conformance;
+pub mod dataplane;
+pub mod explain;
 pub mod model;
+pub mod observe;
+pub mod relay;
+pub mod resolve;
+pub mod runtime;
+pub mod source;

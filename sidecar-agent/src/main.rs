@@ -1,3 +1,7 @@
 //! The `sidecar-agent` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sidecar_agent::cli::main()
+}

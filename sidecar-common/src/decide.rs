@@ -31,6 +31,17 @@ pub enum Direction {
     Inbound = 1,
 }
 
+impl Direction {
+    /// The name in output and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
+
 /// The tables of a plan: BPF maps in the kernel, ordinary collections in user space.
 pub trait Tables {
     /// Exact outbound rules.

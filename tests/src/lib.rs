@@ -1,1 +1,34 @@
-//! Harness.
+//! What the tests that need a kernel are made of: network namespaces, cgroups, servers and clients
+//! to run in them, a name server, and the agent.
+//!
+//! Nothing here is shared between two tests: every name is unique, addresses are per namespace,
+//! and what a value made is gone when it is dropped, also when a test panics or is interrupted.
+//! Nothing waits for a time to pass: see [`poll`].
+
+pub mod agent;
+pub mod apps;
+pub mod cgroup;
+pub mod cleanup;
+pub mod command;
+pub mod dns;
+pub mod names;
+pub mod scenario;
+pub mod lab;
+pub mod net;
+pub mod netns;
+pub mod place;
+pub mod poll;
+pub mod programs;
+pub mod skip;
+
+pub use agent::{Agent, AgentBuilder};
+pub use apps::{Client, Mode, Server};
+pub use cgroup::Cgroup;
+pub use dns::Dns;
+pub use net::{Host, Net};
+pub use netns::Namespace;
+pub use place::Place;
+pub use poll::{DEADLINE, poll};
+
+#[cfg(test)]
+mod smoke;

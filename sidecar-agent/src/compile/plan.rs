@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::SocketAddr,
 };
 
@@ -29,7 +30,7 @@ pub struct Plan {
     pub outbound: BTreeMap<Endpoint, Rule>,
     /// Outbound rules for a network; port 0: any port. IPv4 networks are IPv4 (`ipnet`).
     pub outbound_prefixes: BTreeMap<(u16, IpNet), Rule>,
-    /// Inbound rules; address [`sidecar_common::Addr::ANY`]: any local address.
+    /// Inbound rules; a wildcard address: any local address of its family.
     pub inbound: BTreeMap<Endpoint, Rule>,
     /// Backends of the rules that have several; index: `Rule::group`.
     pub backends: Vec<Vec<Endpoint>>,
@@ -76,3 +77,124 @@ pub enum UnixAddr {
     /// A name in the abstract namespace, without the leading `@`.
     Abstract(String),
 }
+
+impl UnixAddr {
+    /// Reads `unix:///path` or `unix://@name`; `None`: it is no unix address.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let rest = text.strip_prefix("unix://")?;
+        match rest.strip_prefix('@') {
+            Some(name) => Some(Self::Abstract(name.to_owned())),
+            None if rest.is_empty() => None,
+            None => Some(Self::Path(rest.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for UnixAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "unix://{path}"),
+            Self::Abstract(name) => write!(f, "unix://@{name}"),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(address) => address.fmt(f),
+            Self::Original => f.write_str("original destination"),
+        }
+    }
+}
+
+/// How many map entries a plan needs, to be held against the maps' capacities.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PlanSize {
+    /// Exact outbound rules.
+    pub outbound: usize,
+    /// Outbound prefix rules.
+    pub outbound_prefixes: usize,
+    /// Inbound rules.
+    pub inbound: usize,
+    /// Backends, over all groups.
+    pub backends: usize,
+    /// Ports of the workload's own listening sockets.
+    pub listen_ports: usize,
+}
+
+impl Plan {
+    /// How many map entries this plan needs.
+    #[must_use]
+    pub fn size(&self) -> PlanSize {
+        PlanSize {
+            outbound: self.outbound.len(),
+            outbound_prefixes: self.outbound_prefixes.len(),
+            inbound: self.inbound.len(),
+            backends: self.backends.iter().map(Vec::len).sum(),
+            listen_ports: self.listen_ports.len(),
+        }
+    }
+}
+
+impl PartialEq for Plan {
+    fn eq(&self, other: &Self) -> bool {
+        // Destructured, so that a new field is not forgotten.
+        let Self {
+            header,
+            outbound,
+            outbound_prefixes,
+            inbound,
+            backends,
+            listeners,
+            listen_ports,
+        } = self;
+        *header == other.header
+            && *outbound == other.outbound
+            && *outbound_prefixes == other.outbound_prefixes
+            && *inbound == other.inbound
+            && *backends == other.backends
+            && *listen_ports == other.listen_ports
+            && listeners.len() == other.listeners.len()
+            && listeners
+                .iter()
+                .zip(&other.listeners)
+                .all(|(a, b)| a.content() == b.content())
+    }
+}
+
+impl Eq for Plan {}
+
+impl Listener {
+    /// All but where the resource was written.
+    pub(crate) fn content(&self) -> ListenerContent<'_> {
+        let Self {
+            name,
+            resource,
+            service,
+            targets,
+            unix_bind,
+        } = self;
+        let resource = resource
+            .as_ref()
+            .map(|r| (r.kind, r.namespace.as_str(), r.name.as_str()));
+        (
+            name,
+            resource,
+            service.as_deref(),
+            targets,
+            unix_bind.as_ref(),
+        )
+    }
+}
+
+/// Name, resource (kind, namespace, name), service, targets, unix bind address.
+pub(crate) type ListenerContent<'a> = (
+    &'a str,
+    Option<(&'static str, &'a str, &'a str)>,
+    Option<&'a str>,
+    &'a [Target],
+    Option<&'a UnixAddr>,
+);

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, bail};
@@ -118,7 +119,6 @@ pub struct Maps {
     local_addrs: HashMap<MapData, WorkloadEndpoint, u8>,
     listen_interest: HashMap<MapData, WorkloadPort, u8>,
     sockets: SockHash<MapData, WorkloadEndpoint>,
-    originals: Originals,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -141,7 +141,6 @@ impl Maps {
             local_addrs: hash("LOCAL_ADDRS")?.try_into()?,
             listen_interest: hash("LISTEN_INTEREST")?.try_into()?,
             sockets: Map::SockHash(objects.open_map("SOCKETS")?).try_into()?,
-            originals: objects.originals()?,
             counters: Map::PerCpuArray(objects.open_map("COUNTERS")?).try_into()?,
         })
     }
@@ -340,11 +339,6 @@ impl Maps {
         }
     }
 
-    /// Where the connection with this client end was going.
-    pub fn original(&self, workload: WorkloadId, client: Endpoint) -> Option<Original> {
-        self.originals.get(workload, client)
-    }
-
     /// A workload's decisions, without zeros.
     pub fn counters(&self, workload: WorkloadId) -> Result<Vec<(Direction, Reason, u64)>> {
         let mut found = Vec::new();
@@ -363,17 +357,22 @@ impl Maps {
 }
 
 /// The map of original destinations, by itself: what the relay's threads read.
-pub struct Originals(HashMap<MapData, WorkloadEndpoint, Original>);
+pub struct Originals(Mutex<HashMap<MapData, WorkloadEndpoint, Original>>);
 
 impl Originals {
     pub(super) fn open(map: MapData) -> Result<Self> {
-        Ok(Self(Map::LruHashMap(map).try_into()?))
+        Ok(Self(Mutex::new(Map::LruHashMap(map).try_into()?)))
     }
 
-    /// Where the redirected connection whose client end is `client` was going.
+    /// Where the redirected connection whose client end is `client` was going. Answers once:
+    /// whoever gets that source port next must not inherit the answer.
     #[must_use]
-    pub fn get(&self, workload: WorkloadId, client: Endpoint) -> Option<Original> {
-        self.0.get(&WorkloadEndpoint { workload, endpoint: client }, 0).ok()
+    pub fn take(&self, workload: WorkloadId, client: Endpoint) -> Option<Original> {
+        let key = WorkloadEndpoint { workload, endpoint: client };
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let original = map.get(&key, 0).ok()?;
+        let _ = map.remove(&key);
+        Some(original)
     }
 }
 

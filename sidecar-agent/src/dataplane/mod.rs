@@ -13,23 +13,25 @@ mod object;
 mod sys;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use sidecar_common::{
-    Endpoint, Reason,
+    Addr, Reason,
     decide::Direction,
     keys::{PlanId, WorkloadId},
-    values::{Identity, Original},
+    values::Identity,
 };
 
 use self::{attach::Attachment, maps::Maps, object::Objects};
 use crate::compile::Plan;
 
-pub use self::maps::Capacity;
+pub use self::maps::{Capacity, Originals};
 
 /// How long a plan that no workload uses any more is kept: programs that read its id just before
 /// the switch are done by then (they run for microseconds), and the relay may still ask for it.
@@ -57,6 +59,15 @@ pub struct Binding<'a> {
     pub proxy_uid: Option<u32>,
 }
 
+/// The relay's listeners on the loopback addresses of a workload's namespace, with their ports.
+#[derive(Clone, Copy, Debug)]
+pub struct RelaySockets<'a> {
+    /// On 127.0.0.1.
+    pub v4: Option<(BorrowedFd<'a>, u16)>,
+    /// On ::1; `None` where the namespace has no IPv6.
+    pub v6: Option<(BorrowedFd<'a>, u16)>,
+}
+
 /// The loaded programs and maps, and what is attached.
 pub struct Dataplane {
     maps: Maps,
@@ -68,7 +79,7 @@ pub struct Dataplane {
 
 struct InstalledPlan {
     id: PlanId,
-    plan: std::sync::Arc<Plan>,
+    plan: Arc<Plan>,
     /// Set while no workload uses it.
     unused_since: Option<Instant>,
 }
@@ -111,43 +122,49 @@ impl Dataplane {
         Ok(workload)
     }
 
-    /// Tells the kernel where the relay of this workload listens (0: not on this family).
+    /// Tells the kernel where the relay of this workload listens.
     ///
     /// # Errors
     /// If a map refuses.
-    pub fn set_relay(
-        &mut self,
-        workload: WorkloadId,
-        v4: Option<&(impl std::os::fd::AsFd + std::fmt::Debug)>,
-        v6: Option<&(impl std::os::fd::AsFd + std::fmt::Debug)>,
-        ports: (u16, u16),
-    ) -> Result<()> {
+    pub fn set_relay(&mut self, workload: WorkloadId, relay: &RelaySockets<'_>) -> Result<()> {
         let attachment = attachment(&mut self.attachments, workload)?;
-        if let Some(socket) = v4 {
-            self.maps.enter_relay(workload, sidecar_common::Addr::ANY_V4, socket.as_fd())?;
+        if let Some((socket, port)) = relay.v4 {
+            self.maps.enter_relay(workload, Addr::ANY_V4, socket)?;
+            attachment.identity.relay_port_v4 = port;
         }
-        if let Some(socket) = v6 {
-            self.maps.enter_relay(workload, sidecar_common::Addr::ANY, socket.as_fd())?;
+        if let Some((socket, port)) = relay.v6 {
+            self.maps.enter_relay(workload, Addr::ANY, socket)?;
+            attachment.identity.relay_port_v6 = port;
         }
-        (attachment.identity.relay_port_v4, attachment.identity.relay_port_v6) = ports;
         attachment.publish_identity(&self.maps)
     }
 
-    /// Makes `plan` the workload's: new connections follow it from the moment this returns.
-    /// Established ones are not touched.
+    /// Writes a plan's entries into the maps, unless they are there. No workload follows it yet.
     ///
     /// # Errors
-    /// If a map is full (named, with its capacity) or refuses; the old plan stays in force.
-    pub fn apply(
-        &mut self,
-        workload: WorkloadId,
-        digest: &str,
-        plan: &std::sync::Arc<Plan>,
-    ) -> Result<PlanId> {
-        let id = match self.plans.get(digest) {
-            Some(installed) => installed.id,
-            None => self.install(digest, plan)?,
-        };
+    /// If a map is full (named, with its capacity) or refuses; nothing of the plan stays then.
+    pub fn install(&mut self, digest: &str, plan: &Arc<Plan>) -> Result<PlanId> {
+        if let Some(installed) = self.plans.get_mut(digest) {
+            // Wanted again: the grace starts anew.
+            installed.unused_since = installed.unused_since.map(|_| Instant::now());
+            return Ok(installed.id);
+        }
+        let id = self.next_plan;
+        self.maps.insert_plan(id, plan)?;
+        self.next_plan = self.next_plan.checked_add(1).context("plan ids are used up")?;
+        self.plans.insert(
+            digest.to_owned(),
+            InstalledPlan { id, plan: plan.clone(), unused_since: Some(Instant::now()) },
+        );
+        Ok(id)
+    }
+
+    /// Makes an installed plan the workload's: new connections follow it from the moment this
+    /// returns. Established ones are not touched.
+    ///
+    /// # Errors
+    /// If a map is full or refuses; the old plan stays in force.
+    pub fn switch(&mut self, workload: WorkloadId, id: PlanId, plan: &Plan) -> Result<()> {
         let attachment = attachment(&mut self.attachments, workload)?;
         // Sockets that already listen must be known before the plan can hand them connections.
         self.maps.set_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports)?;
@@ -157,7 +174,7 @@ impl Dataplane {
         attachment.listen_ports.clone_from(&plan.listen_ports);
         attachment.plan = id;
         self.retire_plans();
-        Ok(id)
+        Ok(())
     }
 
     /// Takes the workload's plan away: everything passes.
@@ -180,7 +197,7 @@ impl Dataplane {
             self.maps.drop_listen_interest(
                 workload,
                 &attachment.listen_ports,
-                &std::collections::BTreeSet::new(),
+                &BTreeSet::new(),
             );
             self.maps.forget_workload(workload);
         }
@@ -211,12 +228,6 @@ impl Dataplane {
         }
     }
 
-    /// The plan with this id, while it is installed.
-    #[must_use]
-    pub fn plan(&self, id: PlanId) -> Option<std::sync::Arc<Plan>> {
-        self.plans.values().find(|installed| installed.id == id).map(|found| found.plan.clone())
-    }
-
     /// The plan id that the kernel follows for this workload right now; 0: none.
     #[must_use]
     pub fn current_plan(&self, workload: WorkloadId) -> PlanId {
@@ -231,12 +242,6 @@ impl Dataplane {
         self.maps.counters(workload)
     }
 
-    /// Where the redirected connection whose client end is `client` was going.
-    #[must_use]
-    pub fn original(&self, workload: WorkloadId, client: Endpoint) -> Option<Original> {
-        self.maps.original(workload, client)
-    }
-
     /// Entries and capacity of every table whose size follows the plans.
     #[must_use]
     pub fn usage(&self) -> Vec<(&'static str, usize, u32)> {
@@ -247,7 +252,7 @@ impl Dataplane {
     ///
     /// # Errors
     /// If the map cannot be opened again.
-    pub fn originals(&self) -> Result<maps::Originals> {
+    pub fn originals(&self) -> Result<Originals> {
         self.objects.originals()
     }
 
@@ -258,19 +263,8 @@ impl Dataplane {
         })
     }
 
-    fn install(&mut self, digest: &str, plan: &std::sync::Arc<Plan>) -> Result<PlanId> {
-        let id = self.next_plan;
-        self.maps.insert_plan(id, plan)?;
-        self.next_plan = self.next_plan.checked_add(1).context("plan ids are used up")?;
-        self.plans.insert(
-            digest.to_owned(),
-            InstalledPlan { id, plan: plan.clone(), unused_since: Some(Instant::now()) },
-        );
-        Ok(id)
-    }
-
     fn retire_plans(&mut self) {
-        let in_use: std::collections::BTreeSet<PlanId> =
+        let in_use: BTreeSet<PlanId> =
             self.attachments.values().map(|attachment| attachment.plan).collect();
         for installed in self.plans.values_mut() {
             if in_use.contains(&installed.id) {

@@ -45,10 +45,11 @@ impl Netns {
         })
     }
 
-    /// Whether the path still leads to the namespace that was opened.
+    /// Whether `path` (`None`: the host's) leads to the namespace that was opened.
     #[must_use]
-    pub fn is_alive(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.id)
+    pub fn is_at(&self, path: Option<&str>) -> bool {
+        std::fs::metadata(path.unwrap_or(HOST))
+            .is_ok_and(|found| (found.dev(), found.ino()) == self.id)
     }
 
     /// Runs `work` on a new thread inside the namespace.

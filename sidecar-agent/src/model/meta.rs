@@ -70,7 +70,13 @@ impl<T> Object<T> {
 
 impl fmt::Display for ResourceRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, namespace, name, file, line } = self;
+        let Self {
+            kind,
+            namespace,
+            name,
+            file,
+            line,
+        } = self;
         write!(f, "{kind} {namespace}/{name} ({file}:{line})")
     }
 }

@@ -1,13 +1,18 @@
 //! The resources an operator writes, as typed values, and what can be wrong with them.
 //! Pure: text in, values and diagnostics out.
 
+pub mod catalogue;
+pub mod decode;
 pub mod diagnostic;
 pub mod mesh;
 pub mod meta;
+pub mod schema;
 pub mod service;
 pub mod service_entry;
 pub mod sidecar;
 pub mod snapshot;
+pub mod tree;
+pub mod validate;
 pub mod workload;
 
 pub use meta::{Object, ObjectMeta, Origin, ResourceRef};

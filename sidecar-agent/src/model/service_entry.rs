@@ -15,7 +15,7 @@ pub struct ServiceEntry {
     pub addresses: Vec<IpNet>,
     /// `ports`.
     pub ports: Vec<ServiceEntryPort>,
-    /// `location: MESH_INTERNAL` (the zero value is MESH_EXTERNAL).
+    /// `location: MESH_INTERNAL` (the zero value is `MESH_EXTERNAL`).
     pub mesh_internal: bool,
     /// `resolution`.
     pub resolution: Resolution,

@@ -13,7 +13,7 @@ pub struct Sidecar {
     pub ingress: Vec<IngressListener>,
     /// `egress`. Empty means one listener with hosts `*/*`.
     pub egress: Vec<EgressListener>,
-    /// `outboundTrafficPolicy`, if present. An object without `mode` is REGISTRY_ONLY.
+    /// `outboundTrafficPolicy`, if present. An object without `mode` is `REGISTRY_ONLY`.
     pub outbound_traffic_policy: Option<OutboundTrafficPolicy>,
     /// Field paths that are honoured only by an L7 proxy (tls, connectionPool, ...), as written.
     pub left_to_proxy: Vec<String>,

@@ -2,12 +2,21 @@
 
 use std::collections::BTreeMap;
 
+/// What the keys of all annotations of this agent begin with.
+pub const ANNOTATION_PREFIX: &str = "capture.sidecar-agent.io/";
 /// Binds the workload to the node: path below the cgroup2 root.
 pub const CGROUP_ANNOTATION: &str = "capture.sidecar-agent.io/cgroup";
 /// The workload's network namespace (a path); the host's if absent.
 pub const NETNS_ANNOTATION: &str = "capture.sidecar-agent.io/netns";
+/// The directory that is `/` for paths of the workload's unix sockets, such as `/proc/<pid>/root`;
+/// the agent's own root directory if absent. No symbolic link leads out of it.
+pub const ROOT_ANNOTATION: &str = "capture.sidecar-agent.io/root";
 /// `none` or `external`: whether the workload has a sidecar proxy.
 pub const PROXY_ANNOTATION: &str = "capture.sidecar-agent.io/proxy";
+/// The proxy's uid as the host sees it; 1337, Istio's, if absent.
+pub const PROXY_UID_ANNOTATION: &str = "capture.sidecar-agent.io/proxy-uid";
+/// Further addresses of the workload, separated by commas; the first is `spec.address`.
+pub const ADDRESSES_ANNOTATION: &str = "capture.sidecar-agent.io/addresses";
 /// The proxy's own cgroup, below the cgroup2 root, if it is not the workload's.
 pub const PROXY_CGROUP_ANNOTATION: &str = "capture.sidecar-agent.io/proxy-cgroup";
 

@@ -1,0 +1,147 @@
+//! `explain`.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::ExitCode,
+    str::FromStr,
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use sidecar_common::decide::Direction;
+
+use super::{
+    inputs::Inputs,
+    output::{Format, print},
+};
+use crate::{
+    explain::{self, Connection, Explanation},
+    model::ResourceRef,
+};
+
+/// Arguments of `explain`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    inputs: Inputs,
+    /// The workload, as `namespace/name`.
+    workload: String,
+    /// `ip:port` it connects to, or `inbound:ip:port` it is called at.
+    #[arg(value_name = "DEST")]
+    destination: Destination,
+    /// Where an inbound connection comes from.
+    #[arg(long, value_name = "IP")]
+    from: Option<IpAddr>,
+    /// The proxy of the workload makes the outbound connection.
+    #[arg(long)]
+    from_proxy: bool,
+    #[command(flatten)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Destination {
+    direction: Direction,
+    address: SocketAddr,
+}
+
+impl FromStr for Destination {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (direction, address) = match text.strip_prefix("inbound:") {
+            Some(address) => (Direction::Inbound, address),
+            None => (Direction::Outbound, text.strip_prefix("outbound:").unwrap_or(text)),
+        };
+        let address = address.parse().map_err(|_| {
+            format!("`{address}` is not `ip:port` (for IPv6: `[ip]:port`)")
+        })?;
+        Ok(Self { direction, address })
+    }
+}
+
+/// What is printed for programs.
+#[derive(Serialize)]
+struct Answer<'a> {
+    workload: &'a str,
+    direction: &'static str,
+    destination: SocketAddr,
+    path: String,
+    reason: String,
+    explanation: &'a str,
+    listener: Option<&'a str>,
+    service: Option<&'a str>,
+    target: Option<String>,
+    targets: Vec<String>,
+    resource: Option<&'a ResourceRef>,
+}
+
+/// Explains one connection.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let node = args.inputs.compile()?;
+    let known = || {
+        node.workloads.iter().map(|known| known.workload.to_string()).collect::<Vec<_>>().join(", ")
+    };
+    let Some(found) =
+        node.workloads.iter().find(|known| known.workload.to_string() == args.workload)
+    else {
+        let known = known();
+        if known.is_empty() {
+            bail!(
+                "no workload of this node is known; a WorkloadEntry is one if it has the \
+                 annotation {}",
+                crate::model::workload::CGROUP_ANNOTATION
+            );
+        }
+        bail!("workload `{}` is not known; known: {known}", args.workload);
+    };
+    let Destination { direction, address } = args.destination;
+    let explanation = explain::explain(
+        &found.plan,
+        &found.workload.addresses,
+        &Connection { direction, src: args.from, dst: address, from_proxy: args.from_proxy },
+    );
+    let answer = answer(args, direction, address, &explanation);
+    print(&args.format, &answer, || human(&answer)).context("printing the explanation")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn answer<'a>(
+    args: &'a Args,
+    direction: Direction,
+    destination: SocketAddr,
+    explanation: &'a Explanation,
+) -> Answer<'a> {
+    let targets: Vec<String> = explanation.targets.iter().map(ToString::to_string).collect();
+    Answer {
+        workload: &args.workload,
+        direction: direction.name(),
+        destination,
+        path: explanation.path.to_string(),
+        reason: explanation.reason.to_string(),
+        explanation: explanation.reason_text,
+        listener: explanation.listener.as_deref(),
+        service: explanation.service.as_deref(),
+        target: targets.first().cloned(),
+        targets,
+        resource: explanation.resource.as_ref(),
+    }
+}
+
+fn human(answer: &Answer<'_>) -> String {
+    let mut lines = vec![
+        format!("{} {} {}", answer.workload, answer.direction, answer.destination),
+        format!("  path      {}", answer.path),
+        format!("  reason    {}: {}", answer.reason, answer.explanation),
+    ];
+    let mut line = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            lines.push(format!("  {name:<9} {value}"));
+        }
+    };
+    line("listener", answer.listener.map(ToOwned::to_owned));
+    line("service", answer.service.map(ToOwned::to_owned));
+    line("target", (!answer.targets.is_empty()).then(|| answer.targets.join(", ")));
+    line("declared", answer.resource.map(ToString::to_string));
+    lines.join("\n")
+}

@@ -1,0 +1,66 @@
+//! What the verbs that only read resources share.
+
+use std::{
+    io::{IsTerminal, stderr},
+    net::SocketAddr,
+    path::PathBuf,
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::render;
+use crate::{
+    compile::{self, NodePlan},
+    model::diagnostic::{Diagnostic, Severity},
+    source::{dns, files},
+};
+
+/// Default directory of the admin socket.
+pub const RUN_DIR: &str = "/run/sidecar-agent";
+
+/// Where the resources are.
+#[derive(Debug, clap::Args)]
+pub struct Inputs {
+    /// Directory of resources.
+    #[arg(long, env = "SIDECAR_AGENT_CONFIG", value_name = "DIR")]
+    config: PathBuf,
+    /// File with Istio's MeshConfig.
+    #[arg(long, env = "SIDECAR_AGENT_MESH_CONFIG", value_name = "FILE")]
+    mesh_config: Option<PathBuf>,
+    /// Name server for host names in resources; may be repeated. The system's if none is given.
+    #[arg(long = "dns-server", env = "SIDECAR_AGENT_DNS_SERVERS", value_delimiter = ',', value_name = "IP:PORT")]
+    dns_servers: Vec<SocketAddr>,
+}
+
+impl Inputs {
+    /// Reads and compiles. Findings go to stderr; resources with errors are left out, as `run`
+    /// would leave them out.
+    pub fn compile(&self) -> Result<NodePlan> {
+        if !self.config.is_dir() {
+            bail!("--config {}: not a directory", self.config.display());
+        }
+        let paths: Vec<PathBuf> =
+            [Some(&self.config), self.mesh_config.as_ref()].into_iter().flatten().cloned().collect();
+        let mut input = files::load(&paths);
+        let mut node = compile::plans(&input.snapshot);
+        if !node.dns.is_empty() {
+            let resolver = dns::Resolver::new(&self.dns_servers).context("starting the resolver")?;
+            let resolved = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("starting the runtime")?
+                .block_on(dns::resolve(node.dns, &resolver));
+            input.diagnostics.extend(resolved.diagnostics());
+            input.snapshot.dns = resolved.addresses;
+            node = compile::plans(&input.snapshot);
+        }
+        let mut diagnostics = input.diagnostics;
+        diagnostics.extend(node.findings.iter().map(Diagnostic::from));
+        diagnostics.sort_by_key(|diagnostic| std::cmp::Reverse(diagnostic.severity));
+        eprint!("{}", render::text(&diagnostics, stderr().is_terminal()));
+        if diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
+            eprintln!("resources with errors are left out");
+        }
+        Ok(node)
+    }
+}

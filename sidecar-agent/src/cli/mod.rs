@@ -1,0 +1,69 @@
+//! The command line: one file per verb, output on stdout, logs on stderr.
+//!
+//! Exit codes: 0 done, 1 failed or errors found, 2 wrong usage, 3 `check` found only warnings.
+
+pub mod check;
+mod explain;
+mod inputs;
+mod output;
+mod plan;
+pub mod render;
+mod run;
+mod status;
+
+use std::{io, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// eBPF transparent traffic capture for Istio Sidecar resources.
+#[derive(Debug, Parser)]
+#[command(version, about, propagate_version = true)]
+struct Cli {
+    /// What is logged on stderr, in the words of tracing's `EnvFilter`.
+    #[arg(long, global = true, env = "SIDECAR_AGENT_LOG", default_value = "info", value_name = "FILTER")]
+    log: EnvFilter,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Capture the traffic of this node's workloads until told to stop.
+    Run(run::Args),
+    /// Validate resources; needs no root and no kernel.
+    Check(check::Args),
+    /// Print what would be programmed; needs no root and no kernel.
+    Plan(plan::Args),
+    /// Say what happens to a connection, why, and which resource says so.
+    Explain(explain::Args),
+    /// Show what the running agent does.
+    Status(status::Args),
+    /// Print completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Parses the command line and does what it says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt().with_env_filter(cli.log).with_writer(io::stderr).init();
+    let result = match cli.verb {
+        Verb::Run(args) => run::run(args),
+        Verb::Check(args) => check::run(&args),
+        Verb::Plan(args) => plan::run(&args),
+        Verb::Explain(args) => explain::run(&args),
+        Verb::Status(args) => status::run(&args),
+        Verb::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "sidecar-agent", &mut io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

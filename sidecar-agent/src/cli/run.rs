@@ -1,0 +1,67 @@
+//! `run`.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+
+use crate::{dataplane::Capacity, runtime};
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Directory of resources; every change in it takes effect.
+    #[arg(long, env = "SIDECAR_AGENT_CONFIG", value_name = "DIR")]
+    config: PathBuf,
+    /// File with Istio's MeshConfig.
+    #[arg(long, env = "SIDECAR_AGENT_MESH_CONFIG", value_name = "FILE")]
+    mesh_config: Option<PathBuf>,
+    /// Directory of the admin socket.
+    #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = super::inputs::RUN_DIR)]
+    run_dir: PathBuf,
+    /// Where bpffs is mounted, or is to be.
+    #[arg(long, env = "SIDECAR_AGENT_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
+    bpffs: PathBuf,
+    /// Name server for host names in resources; may be repeated. The system's if none is given.
+    #[arg(long = "dns-server", env = "SIDECAR_AGENT_DNS_SERVERS", value_delimiter = ',', value_name = "IP:PORT")]
+    dns_servers: Vec<SocketAddr>,
+    /// Most workloads on this node.
+    #[arg(long, default_value_t = Capacity::default().workloads)]
+    max_workloads: u32,
+    /// Most plans at once; equal workloads share one.
+    #[arg(long, default_value_t = Capacity::default().plans)]
+    max_plans: u32,
+    /// Most entries in each rule table, all plans together.
+    #[arg(long, default_value_t = Capacity::default().rules)]
+    max_rules: u32,
+    /// Most listening sockets that captured connections are handed to.
+    #[arg(long, default_value_t = Capacity::default().sockets)]
+    max_sockets: u32,
+    /// Most redirected connections whose original destination is remembered.
+    #[arg(long, default_value_t = Capacity::default().original_dst)]
+    max_original_dst: u32,
+}
+
+/// Runs the agent.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let options = runtime::Options {
+        config: args.config,
+        mesh_config: args.mesh_config,
+        run_dir: args.run_dir,
+        bpffs: args.bpffs,
+        dns_servers: args.dns_servers,
+        capacity: Capacity {
+            workloads: args.max_workloads,
+            plans: args.max_plans,
+            rules: args.max_rules,
+            sockets: args.max_sockets,
+            original_dst: args.max_original_dst,
+        },
+    };
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(runtime::run(options))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,66 @@
+//! `status`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Result, bail};
+
+use super::output::{Format, print, table};
+use crate::observe::{
+    admin::{self, Answer, Request},
+    status::{State, Status},
+};
+
+/// Arguments of `status`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The running agent's directory.
+    #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = super::inputs::RUN_DIR)]
+    run_dir: PathBuf,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// Asks the running agent and prints its answer.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    match admin::ask(&args.run_dir, &Request::Status)? {
+        Answer::Status(status) => print(&args.format, &*status, || human(&status))?,
+        Answer::Error(message) => bail!(message),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn human(status: &Status) -> String {
+    let workloads = status.workloads.iter().map(|workload| {
+        let decisions: u64 = workload.decisions.iter().map(|decision| decision.count).sum();
+        let state = match workload.state {
+            State::Captured => "captured",
+            State::Stale => "stale",
+            State::Pending => "pending",
+        };
+        vec![
+            workload.workload.clone(),
+            state.into(),
+            workload.sidecar.clone().unwrap_or_else(|| "(none: Istio's default)".into()),
+            decisions.to_string(),
+            workload.problem.clone().unwrap_or_default(),
+        ]
+    });
+    let mut text = format!(
+        "sidecar-agent {}, pid {}, kernel {}, configuration applied {} times\n{}\n",
+        status.version,
+        status.pid,
+        status.kernel,
+        status.generation,
+        table(&["WORKLOAD", "STATE", "SIDECAR", "DECISIONS", "PROBLEM"], workloads)
+    );
+    for diagnostic in &status.diagnostics {
+        let field = |name: &str| diagnostic[name].as_str().unwrap_or_default();
+        text.push_str(&format!(
+            "{} {}: {}\n",
+            field("severity"),
+            field("code"),
+            field("message")
+        ));
+    }
+    text
+}

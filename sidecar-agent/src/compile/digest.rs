@@ -1,0 +1,168 @@
+//! The digest of a plan: equal plans, and only those, have equal digests.
+
+use std::net::{IpAddr, SocketAddr};
+
+use sidecar_common::{
+    Endpoint,
+    values::{PlanHeader, Rule},
+};
+
+use super::plan::{Listener, Plan, Target, UnixAddr};
+
+impl Plan {
+    /// BLAKE3 over the plan's contents in one canonical form: integers little-endian, addresses
+    /// as on the wire, every sequence and string preceded by its length.
+    #[must_use]
+    pub fn digest(&self) -> blake3::Hash {
+        let Self {
+            header,
+            outbound,
+            outbound_prefixes,
+            inbound,
+            backends,
+            listeners,
+            listen_ports,
+        } = self;
+        let mut out = Canonical(blake3::Hasher::new());
+        out.header(header);
+        out.sequence(outbound, |out, (dst, rule)| {
+            out.endpoint(dst);
+            out.rule(rule);
+        });
+        out.sequence(outbound_prefixes, |out, ((port, net), rule)| {
+            out.bytes(&port.to_le_bytes());
+            out.ip(net.addr());
+            out.bytes(&[net.prefix_len()]);
+            out.rule(rule);
+        });
+        out.sequence(inbound, |out, (dst, rule)| {
+            out.endpoint(dst);
+            out.rule(rule);
+        });
+        out.sequence(backends, |out, group| {
+            out.sequence(group, Canonical::endpoint);
+        });
+        out.sequence(listeners, Canonical::listener);
+        out.sequence(listen_ports, |out, port| out.bytes(&port.to_le_bytes()));
+        out.0.finalize()
+    }
+}
+
+struct Canonical(blake3::Hasher);
+
+impl Canonical {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn number(&mut self, number: u64) {
+        self.bytes(&number.to_le_bytes());
+    }
+
+    fn sequence<I: IntoIterator>(&mut self, items: I, mut each: impl FnMut(&mut Self, I::Item))
+    where
+        I::IntoIter: ExactSizeIterator,
+    {
+        let items = items.into_iter();
+        self.number(items.len() as u64);
+        for item in items {
+            each(self, item);
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        self.number(text.len() as u64);
+        self.bytes(text.as_bytes());
+    }
+
+    fn optional<T>(&mut self, value: Option<T>, some: impl FnOnce(&mut Self, T)) {
+        self.bytes(&[u8::from(value.is_some())]);
+        if let Some(value) = value {
+            some(self, value);
+        }
+    }
+
+    fn ip(&mut self, ip: IpAddr) {
+        match ip {
+            IpAddr::V4(v4) => {
+                self.bytes(&[4]);
+                self.bytes(&v4.octets());
+            }
+            IpAddr::V6(v6) => {
+                self.bytes(&[6]);
+                self.bytes(&v6.octets());
+            }
+        }
+    }
+
+    fn endpoint(&mut self, endpoint: &Endpoint) {
+        let address = SocketAddr::from(*endpoint);
+        self.ip(address.ip());
+        self.bytes(&address.port().to_le_bytes());
+    }
+
+    fn rule(&mut self, rule: &Rule) {
+        let Rule {
+            path,
+            reason,
+            flags,
+            pad,
+            listener,
+            group,
+            backends,
+            target,
+        } = rule;
+        self.bytes(&[*path, *reason, *flags, *pad]);
+        for word in [listener, group, backends] {
+            self.bytes(&word.to_le_bytes());
+        }
+        self.endpoint(target);
+    }
+
+    fn header(&mut self, header: &PlanHeader) {
+        let PlanHeader {
+            tables,
+            outbound_port,
+            inbound_port,
+            outbound_default,
+            inbound_default,
+        } = header;
+        self.bytes(&tables.to_le_bytes());
+        self.bytes(&outbound_port.to_le_bytes());
+        self.bytes(&inbound_port.to_le_bytes());
+        self.rule(outbound_default);
+        self.rule(inbound_default);
+    }
+
+    fn unix(&mut self, address: &UnixAddr) {
+        let (kind, text) = match address {
+            UnixAddr::Path(path) => (0, path),
+            UnixAddr::Abstract(name) => (1, name),
+        };
+        self.bytes(&[kind]);
+        self.text(text);
+    }
+
+    fn listener(&mut self, listener: &Listener) {
+        let (name, resource, service, targets, unix_bind) = listener.content();
+        self.text(name);
+        self.optional(resource, |out, (kind, namespace, name)| {
+            out.text(kind);
+            out.text(namespace);
+            out.text(name);
+        });
+        self.optional(service, Canonical::text);
+        self.sequence(targets, |out, target| match target {
+            Target::Tcp(address) => {
+                out.bytes(&[0]);
+                out.endpoint(&Endpoint::from(*address));
+            }
+            Target::Unix(address) => {
+                out.bytes(&[1]);
+                out.unix(address);
+            }
+            Target::Original => out.bytes(&[2]),
+        });
+        self.optional(unix_bind, Canonical::unix);
+    }
+}

@@ -1,0 +1,183 @@
+//! Inbound rules of a workload without a proxy.
+
+use std::net::{IpAddr, SocketAddr};
+
+use sidecar_common::{Path, Reason};
+
+use crate::{
+    model::mesh::MeshConfig,
+    resolve::{
+        Finding, FindingKind, Registry, ResolvedWorkload,
+        capture::{self, Families},
+        inbound::{self, InboundListener},
+    },
+};
+
+use super::{
+    builder::{Builder, exempting_self, reachable_from, rule},
+    plan::{Listener, Target},
+};
+
+/// Adds the inbound rules.
+pub(super) fn compile(
+    builder: &mut Builder,
+    workload: &ResolvedWorkload,
+    mesh: &MeshConfig,
+    registry: &Registry,
+) {
+    for listener in declared(builder, workload) {
+        add(builder, workload, &listener);
+    }
+    let declares = workload
+        .sidecar
+        .as_ref()
+        .is_some_and(|s| !s.spec.ingress.is_empty());
+    // Listeners that follow from services and pass connections on as they are need no rules.
+    if !declares && mesh.inbound_localhost {
+        let ResolvedWorkload {
+            namespace,
+            labels,
+            ports,
+            ..
+        } = workload;
+        for listener in inbound::derived(mesh, registry, workload.mode(), namespace, labels, ports)
+        {
+            add(builder, workload, &listener);
+        }
+    }
+    builder.inbound_default(if capture::captures(workload.mode()) {
+        rule(Path::Pass, Reason::UndeclaredPort, None)
+    } else {
+        rule(Path::Pass, Reason::InterceptionNone, None)
+    });
+}
+
+/// The listeners that the Sidecar declares; what is wrong with others is reported.
+pub(super) fn declared(builder: &mut Builder, workload: &ResolvedWorkload) -> Vec<InboundListener> {
+    let Some(sidecar) = &workload.sidecar else {
+        return Vec::new();
+    };
+    let mut listeners = Vec::new();
+    for (index, listener) in inbound::declared(&sidecar.spec, workload.mode(), &workload.addresses)
+    {
+        match listener {
+            Ok(listener) => listeners.push(listener),
+            Err(message) => {
+                report(
+                    builder,
+                    workload,
+                    Some(index),
+                    message,
+                    "correct the listener",
+                );
+            }
+        }
+    }
+    listeners
+}
+
+/// The local addresses on which captured connections reach a listener. A workload in the host's
+/// network namespace must not capture what is others'.
+pub(super) fn captured_at(workload: &ResolvedWorkload) -> Vec<IpAddr> {
+    if workload.netns.is_some() {
+        Families::of(&workload.addresses).wildcards()
+    } else {
+        workload.addresses.clone()
+    }
+}
+
+fn add(builder: &mut Builder, workload: &ResolvedWorkload, listener: &InboundListener) {
+    let port = listener.port;
+    let places = if listener.real {
+        listener.binds.clone()
+    } else {
+        captured_at(workload)
+    };
+    if places.is_empty() {
+        let message = format!(
+            "port {port} is not captured: {} has neither a network namespace of its own nor an \
+             address",
+            workload.resource
+        );
+        let remedy = "declare the workload's address, or its network namespace";
+        report(builder, workload, listener.ingress, message, remedy);
+        return;
+    }
+    let target = &listener.forward.target;
+    let index = builder.listener(entry(workload, listener));
+    let excluded = !listener.real && workload.traffic.inbound(port) == Err(Reason::ExcludedPort);
+    if excluded {
+        let message = format!(
+            "port {port} is excluded from capture on {}",
+            workload.resource
+        );
+        let remedy = "use another port, or do not exclude this one";
+        report(builder, workload, listener.ingress, message, remedy);
+    }
+    for ip in places {
+        let reason = Reason::IngressListener;
+        let rule = if excluded {
+            rule(Path::Pass, Reason::ExcludedPort, Some(index))
+        } else {
+            match (target, reachable_from(ip, std::slice::from_ref(target))) {
+                (Target::Original, _) => rule(Path::Pass, reason, Some(index)),
+                // A socket cannot be given connections of the other family.
+                (_, endpoints) if endpoints.is_empty() => rule(Path::Relay, reason, Some(index)),
+                (_, endpoints) => {
+                    builder.listens_on(endpoints.first().map_or(port, |e| e.port));
+                    builder.lead_to(rule(Path::Direct, reason, Some(index)), endpoints)
+                }
+            }
+        };
+        // A real listener serves the workload's own calls, too.
+        let rule = if listener.real {
+            rule
+        } else {
+            exempting_self(rule)
+        };
+        builder.inbound(ip, port, rule);
+    }
+}
+
+/// The listener's entry in the plan.
+pub(super) fn entry(workload: &ResolvedWorkload, listener: &InboundListener) -> Listener {
+    let at = match listener.binds.first() {
+        Some(ip) => SocketAddr::new(*ip, listener.port).to_string(),
+        None => format!("*:{}", listener.port),
+    };
+    Listener {
+        name: format!("ingress {at}"),
+        resource: match listener.ingress {
+            Some(_) => workload.sidecar.as_ref().map(|s| s.reference("Sidecar")),
+            None => None,
+        },
+        service: listener.service.clone(),
+        targets: vec![listener.forward.target.clone()],
+        unix_bind: None,
+    }
+}
+
+pub(super) fn report(
+    builder: &mut Builder,
+    workload: &ResolvedWorkload,
+    ingress: Option<usize>,
+    message: String,
+    remedy: &str,
+) {
+    let sidecar = workload
+        .sidecar
+        .as_ref()
+        .map(|sidecar| sidecar.reference("Sidecar"));
+    let (resource, field) = match (sidecar, ingress) {
+        (Some(sidecar), Some(index)) => (sidecar, format!("spec.ingress[{index}]")),
+        _ => (workload.resource.clone(), String::new()),
+    };
+    builder.findings.push(Finding {
+        resource: Some(resource),
+        kind: FindingKind::Unreachable,
+        field,
+        message,
+        remedy: remedy.into(),
+        related: vec![workload.resource.clone()],
+    });
+}

@@ -1,0 +1,185 @@
+//! Rules of a workload with an external proxy: the lists decide what reaches it, and the rest is
+//! the proxy's business.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use sidecar_common::{Path, Reason, values::Rule};
+
+use crate::{
+    model::mesh::MeshConfig,
+    resolve::{
+        Registry, ResolvedWorkload,
+        capture::{self, Families},
+        listeners::{Bind, Member, OutboundListener},
+        traffic::Include,
+    },
+};
+
+use super::{
+    builder::{Builder, exempting_self, rule},
+    egress, egress_listeners, ingress,
+    plan::{Listener, Target},
+    prefixes::Prefixes,
+};
+
+/// Any local address, per family.
+const ANYWHERE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+];
+
+/// Adds all rules.
+pub(super) fn compile(
+    builder: &mut Builder,
+    workload: &ResolvedWorkload,
+    mesh: &MeshConfig,
+    registry: &Registry,
+) {
+    if capture::captures(workload.mode()) {
+        builder.proxy_ports(mesh.proxy_listen_port, mesh.proxy_inbound_listen_port);
+    }
+    outbound(builder, workload, mesh, registry);
+    inbound(builder, workload);
+}
+
+fn outbound(
+    builder: &mut Builder,
+    workload: &ResolvedWorkload,
+    mesh: &MeshConfig,
+    registry: &Registry,
+) {
+    for listener in egress_listeners(workload, mesh, registry)
+        .iter()
+        .filter(|l| l.real)
+    {
+        // The proxy itself holds the listener open.
+        let ips = match &listener.bind {
+            Bind::Unix(_) => continue,
+            Bind::Ip(ip) => vec![*ip],
+            Bind::Wildcard => {
+                let mut own = Families::of(&workload.addresses).loopbacks();
+                own.extend(&workload.addresses);
+                own
+            }
+        };
+        let Some(first) = listener.members.first() else {
+            continue;
+        };
+        let index = builder.listener(entry(workload, listener, first));
+        for ip in ips {
+            let rule = rule(Path::Pass, Reason::NoneListener, Some(index));
+            builder.outbound(ip, listener.port, rule);
+        }
+    }
+    if !capture::captures(workload.mode()) {
+        builder.outbound_rest([].into(), rule(Path::Pass, Reason::InterceptionNone, None));
+        return;
+    }
+    let exempts_self = workload.traffic.exempts_self();
+    let (prefixes, default) = Prefixes::new(&workload.traffic).finish(|reason| {
+        let rule = rule(Path::Proxy, reason, None);
+        if exempts_self {
+            exempting_self(rule)
+        } else {
+            rule
+        }
+    });
+    builder.outbound_rest(prefixes, default);
+}
+
+fn entry(
+    workload: &ResolvedWorkload,
+    listener: &OutboundListener<'_>,
+    first: &Member<'_>,
+) -> Listener {
+    Listener {
+        name: egress::name(listener),
+        resource: workload
+            .sidecar
+            .as_ref()
+            .map(|sidecar| sidecar.reference("Sidecar")),
+        service: Some(first.service.hostname.clone()),
+        targets: vec![Target::Original],
+        unix_bind: None,
+    }
+}
+
+fn inbound(builder: &mut Builder, workload: &ResolvedWorkload) {
+    let traffic = &workload.traffic;
+    let to_proxy = |reason, listener| exempting_self(rule(Path::Proxy, reason, listener));
+    let places = if workload.netns.is_some() {
+        ANYWHERE.to_vec()
+    } else {
+        workload.addresses.clone()
+    };
+    for listener in ingress::declared(builder, workload) {
+        let index = builder.listener(ingress::entry(workload, &listener));
+        let at = if listener.real {
+            real_binds(workload, &listener)
+        } else {
+            places.clone()
+        };
+        let rule = match traffic.inbound(listener.port) {
+            _ if listener.real => rule(Path::Pass, Reason::NoneListener, Some(index)),
+            Err(Reason::ExcludedPort) => rule(Path::Pass, Reason::ExcludedPort, Some(index)),
+            _ => to_proxy(Reason::IngressListener, Some(index)),
+        };
+        for ip in at {
+            builder.inbound(ip, listener.port, rule);
+        }
+    }
+    if !capture::captures(workload.mode()) {
+        builder.inbound_default(rule(Path::Pass, Reason::InterceptionNone, None));
+        return;
+    }
+    let mut add = |port, rule: Rule| {
+        for ip in &places {
+            builder.inbound(*ip, port, rule);
+        }
+    };
+    let default = match &traffic.include_inbound {
+        Include::Only(ports) => {
+            for port in ports {
+                match traffic.inbound(*port) {
+                    Ok(reason) => add(*port, to_proxy(reason, None)),
+                    Err(reason) => add(*port, rule(Path::Pass, reason, None)),
+                }
+            }
+            rule(Path::Pass, Reason::NotIncluded, None)
+        }
+        // "Everything" would take what is others' where the namespace is the host's.
+        Include::All if workload.netns.is_none() => {
+            let message = format!(
+                "{} shares the host's network namespace: only declared ports are captured",
+                workload.resource
+            );
+            let remedy = "list the ports in includeInboundPorts or in the Sidecar's ingress, or \
+                          declare the network namespace";
+            ingress::report(builder, workload, None, message, remedy);
+            rule(Path::Pass, Reason::NotIncluded, None)
+        }
+        Include::All => {
+            for port in traffic.exempt_inbound() {
+                add(port, rule(Path::Pass, Reason::ExcludedPort, None));
+            }
+            to_proxy(Reason::CaptureAll, None)
+        }
+    };
+    builder.inbound_default(default);
+}
+
+/// Where the proxy listens for real: where it says, else at any address.
+fn real_binds(
+    workload: &ResolvedWorkload,
+    listener: &crate::resolve::inbound::InboundListener,
+) -> Vec<IpAddr> {
+    let ingress = workload
+        .sidecar
+        .as_ref()
+        .zip(listener.ingress)
+        .and_then(|(sidecar, index)| sidecar.spec.ingress.get(index));
+    match ingress {
+        Some(ingress) if ingress.bind.is_empty() => ANYWHERE.to_vec(),
+        _ => listener.binds.clone(),
+    }
+}

@@ -1,0 +1,122 @@
+use std::time::Instant;
+
+use super::*;
+
+fn node() -> Node {
+    let mut net = entry("net.example.com", 9000, "TCP", Resolution::None);
+    net.addresses = vec!["10.1.0.0/16".parse().unwrap()];
+    Node::new("10.0.0.1")
+        .service(NS, "a", "10.96.0.1", &["http:80"])
+        .endpoint(NS, "a", "10.0.0.7")
+        .endpoint(NS, "a", "10.0.0.8")
+        .entry("net", net)
+        .sidecar(Sidecar {
+            ingress: vec![ingress(9080, "", CaptureMode::Default, "127.0.0.1:8080")],
+            ..Sidecar::default()
+        })
+}
+
+#[test]
+fn where_a_resource_was_written_is_no_part_of_a_plan() {
+    let a = node().compile();
+    let mut moved = node();
+    moved.snapshot.sidecars[0].origin.line = 99;
+    moved.snapshot.sidecars[0].origin.file = "elsewhere.yaml".into();
+    let b = moved.compile();
+    assert_eq!(a.plan(), b.plan());
+    assert_eq!(a.plan().digest(), b.plan().digest());
+}
+
+#[test]
+fn every_other_change_makes_another_plan() {
+    let original = node().compile();
+    let mut changed: Vec<Node> = Vec::new();
+    let mut change = |edit: fn(&mut Snapshot)| {
+        let mut node = node();
+        edit(&mut node.snapshot);
+        changed.push(node);
+    };
+    change(|s| s.sidecars[0].meta.name = "other".into());
+    change(|s| s.sidecars[0].spec.ingress[0].default_endpoint = "127.0.0.1:8081".into());
+    change(|s| s.sidecars[0].spec.ingress[0].port.number = 9081);
+    change(|s| s.services[0].spec.cluster_ips = vec!["10.96.0.9".parse().unwrap()]);
+    change(|s| s.services[0].meta.name = "b".into());
+    change(|s| s.workloads[1].spec.address = "10.0.0.6".into());
+    change(|s| s.service_entries[0].spec.addresses = vec!["10.1.0.0/17".parse().unwrap()]);
+    let mut digests: Vec<_> = changed
+        .iter()
+        .map(|node| node.compile().plan().digest())
+        .collect();
+    for (node, digest) in changed.iter().zip(&digests) {
+        assert_ne!(original.plan(), node.compile().plan());
+        assert_ne!(original.plan().digest(), *digest);
+    }
+    digests.sort_by_key(|digest| *digest.as_bytes());
+    digests.dedup();
+    assert_eq!(digests.len(), changed.len());
+}
+
+#[test]
+fn replicas_share_a_plan() {
+    let mut node = node();
+    let mut replica = node.snapshot.workloads[0].clone();
+    replica.meta.name = "productpage-2".into();
+    replica
+        .meta
+        .annotations
+        .insert(CGROUP_ANNOTATION.into(), "productpage-2".into());
+    replica
+        .meta
+        .annotations
+        .insert(ADDRESSES_ANNOTATION.into(), "10.0.0.2".into());
+    node.snapshot.workloads.push(replica);
+    let plans = plans(&node.snapshot);
+    let [a, b] = &plans.workloads[..] else {
+        panic!("{plans:?}")
+    };
+    assert!(Arc::ptr_eq(&a.plan, &b.plan));
+}
+
+#[test]
+fn size_counts_map_entries() {
+    let size = node().compile().plan().size();
+    assert_eq!(
+        (size.outbound, size.outbound_prefixes, size.inbound),
+        (1, 1, 1)
+    );
+    assert_eq!((size.backends, size.listen_ports), (2, 1));
+}
+
+/// Run with `--release -- --ignored --nocapture` for figures.
+#[test]
+fn ten_thousand_services_compile_without_quadratic_work() {
+    const SERVICES: usize = 10_000;
+    let mut node = Node::new("10.0.0.1");
+    for n in 0..SERVICES {
+        let vip = format!("10.{}.{}.{}", 96 + n / 65536, n / 256 % 256, n % 256);
+        node = node.service(
+            &format!("ns{}", n % 50),
+            &format!("s{n}"),
+            &vip,
+            &["http:80"],
+        );
+        node = node.endpoint(
+            &format!("ns{}", n % 50),
+            &format!("s{n}"),
+            &vip.replacen("10", "11", 1),
+        );
+    }
+    let registry = crate::resolve::Registry::new(&node.snapshot);
+    let (workloads, _) = crate::resolve::workload::workloads(&node.snapshot);
+    let start = Instant::now();
+    let compiled = super::super::compile(&workloads[0], &node.snapshot.mesh, &registry);
+    let took = start.elapsed();
+    println!("{SERVICES} services: {took:?}; digest {:?}", {
+        let start = Instant::now();
+        let _ = compiled.plan.digest();
+        start.elapsed()
+    });
+    assert_eq!(compiled.plan.outbound.len(), SERVICES);
+    // Generous for a debug build on a busy machine; quadratic work would take minutes.
+    assert!(took.as_secs() < 20, "{took:?}");
+}

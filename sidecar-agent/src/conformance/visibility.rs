@@ -1,0 +1,425 @@
+//! `egress-visibility-cases.yaml`: which services are seen, and which egress listeners exist.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::Value;
+
+use crate::{
+    model::{
+        mesh::{InterceptionMode, MeshConfig},
+        sidecar::{self, CaptureMode, EgressListener, Sidecar},
+    },
+    resolve::{
+        Registry,
+        capture::interception_mode,
+        listeners::{self, Bind, Context},
+        protocol::Protocol,
+        registry::{Discovery, Port, Provider, Service},
+        visibility::{self, Features, Selected, VirtualService},
+    },
+};
+
+use super::{CaseResult, Malformed, expect, read};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    cases: Vec<Value>,
+    #[serde(default)]
+    lds: Vec<Value>,
+}
+
+/// Runs the file.
+///
+/// # Errors
+/// When the text is no such file.
+pub fn run(text: &str) -> Result<Vec<CaseResult>, Malformed> {
+    let file: File = read(text)?;
+    let mut results = super::run("visibility", &file.cases, check);
+    results.extend(super::run("listeners", &file.lds, check_listeners));
+    Ok(results)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Case {
+    #[serde(rename = "name")]
+    _name: String,
+    #[serde(default, rename = "source")]
+    _source: IgnoredAny,
+    config_namespace: String,
+    #[serde(default)]
+    pre_sorted: bool,
+    #[serde(default)]
+    features: CaseFeatures,
+    services: Vec<CaseService>,
+    #[serde(default)]
+    virtual_services: Vec<CaseVirtualService>,
+    egress: Option<Vec<CaseEgress>>,
+    expect: Expect,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CaseFeatures {
+    #[serde(rename = "PILOT_SIDECAR_PICK_BEST_SERVICE_NAMESPACE")]
+    pick_best_namespace: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct CaseService {
+    hostname: String,
+    namespace: String,
+    #[serde(default)]
+    name: String,
+    address: Option<String>,
+    #[serde(default)]
+    ports: Vec<CasePort>,
+    registry: Option<CaseRegistry>,
+    #[serde(default)]
+    export_to: BTreeSet<String>,
+    #[serde(default)]
+    creation_time: i64,
+    resolution: Option<CaseResolution>,
+    #[serde(default)]
+    label_selectors: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+enum CaseRegistry {
+    Kubernetes,
+    External,
+}
+
+#[derive(Deserialize)]
+enum CaseResolution {
+    #[serde(rename = "ClientSideLB")]
+    ClientSide,
+    #[serde(rename = "DNSLB")]
+    Dns,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CasePort {
+    name: String,
+    port: u16,
+    #[serde(default)]
+    protocol: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CaseVirtualService {
+    #[serde(rename = "name")]
+    _name: String,
+    namespace: String,
+    hosts: Vec<String>,
+    #[serde(default)]
+    http: Vec<Route>,
+    #[serde(default)]
+    tcp: Vec<Route>,
+    #[serde(default)]
+    tls: Vec<Route>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Route {
+    mirror: Option<Destination>,
+    #[serde(default)]
+    route: Vec<RouteDestination>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RouteDestination {
+    destination: Destination,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Destination {
+    host: String,
+    port: Option<DestinationPort>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DestinationPort {
+    number: u16,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct CaseEgress {
+    port: Option<EgressPort>,
+    #[serde(default)]
+    bind: String,
+    #[serde(default)]
+    capture_mode: CaseCaptureMode,
+    hosts: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EgressPort {
+    number: u32,
+    #[serde(default)]
+    protocol: String,
+    #[serde(default)]
+    name: String,
+}
+
+/// `captureMode` as the cases write it.
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(super) enum CaseCaptureMode {
+    #[default]
+    Default,
+    Iptables,
+    None,
+}
+
+impl From<CaseCaptureMode> for CaptureMode {
+    fn from(mode: CaseCaptureMode) -> Self {
+        match mode {
+            CaseCaptureMode::Default => Self::Default,
+            CaseCaptureMode::Iptables => Self::Iptables,
+            CaseCaptureMode::None => Self::None,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Expect {
+    scope: Option<Vec<Seen>>,
+    order: Order,
+    per_listener: Vec<Vec<Seen>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Order {
+    Exact,
+    Any,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Seen {
+    hostname: String,
+    namespace: String,
+    #[serde(default)]
+    name: String,
+    ports: Vec<u16>,
+}
+
+impl From<&Selected<'_>> for Seen {
+    fn from(selected: &Selected<'_>) -> Self {
+        Self {
+            hostname: selected.service.hostname.clone(),
+            namespace: selected.service.namespace.clone(),
+            name: selected.service.name.clone(),
+            ports: selected.ports.iter().map(|port| port.number).collect(),
+        }
+    }
+}
+
+fn check(case: &Case) -> Result<(), String> {
+    let mut services: Vec<Service> = case
+        .services
+        .iter()
+        .map(service)
+        .collect::<Result<_, _>>()?;
+    if !case.pre_sorted {
+        services.sort_by(|a, b| {
+            (a.created, &a.name, &a.namespace).cmp(&(b.created, &b.name, &b.namespace))
+        });
+    }
+    let registry = Registry::from_services(services, &["*".to_owned()]);
+    let namespace = &case.config_namespace;
+    let sidecar = Sidecar {
+        egress: case.egress.iter().flatten().map(egress).collect(),
+        ..Sidecar::default()
+    };
+    let egress = visibility::egress(Some(&sidecar));
+    let in_order = |mut seen: Vec<Seen>| {
+        if case.expect.order == Order::Any {
+            seen.sort();
+        }
+        seen
+    };
+    let seen = |selected: &[Selected<'_>]| in_order(selected.iter().map(Seen::from).collect());
+    let per_listener: Vec<Vec<Seen>> = egress
+        .iter()
+        .map(|listener| seen(&visibility::exposed(&registry, namespace, listener)))
+        .collect();
+    let expected: Vec<Vec<Seen>> = case
+        .expect
+        .per_listener
+        .iter()
+        .cloned()
+        .map(in_order)
+        .collect();
+    expect("perListener", &expected, &per_listener)?;
+    let Some(scope) = &case.expect.scope else {
+        return Ok(());
+    };
+    let virtual_services: Vec<VirtualService> =
+        case.virtual_services.iter().map(virtual_service).collect();
+    let default = Features::default();
+    let features = Features {
+        pick_best_namespace: case
+            .features
+            .pick_best_namespace
+            .unwrap_or(default.pick_best_namespace),
+    };
+    let got = visibility::scope(&registry, namespace, &egress, &virtual_services, features);
+    expect("scope", &in_order(scope.clone()), &seen(&got))
+}
+
+fn service(case: &CaseService) -> Result<Service, String> {
+    let vips = match &case.address {
+        None => Vec::new(),
+        Some(text) => match text.parse::<std::net::IpAddr>() {
+            Ok(ip) => vec![ip.into()],
+            Err(_) => vec![text.parse().map_err(|error| format!("{text:?}: {error}"))?],
+        },
+    };
+    Ok(Service {
+        hostname: case.hostname.clone(),
+        namespace: case.namespace.clone(),
+        name: case.name.clone(),
+        created: case.creation_time,
+        provider: match &case.registry {
+            Some(CaseRegistry::Kubernetes) => Provider::Kubernetes,
+            Some(CaseRegistry::External) | None => Provider::External,
+        },
+        discovery: match &case.resolution {
+            Some(CaseResolution::Dns) => Discovery::Dns,
+            Some(CaseResolution::ClientSide) | None => Discovery::Listed,
+        },
+        vips,
+        ports: case
+            .ports
+            .iter()
+            .map(|port| Port {
+                number: port.port,
+                name: port.name.clone(),
+                protocol: Protocol::parse(&port.protocol),
+                ..Port::default()
+            })
+            .collect(),
+        export_to: case.export_to.clone(),
+        selector: case.label_selectors.clone(),
+        ..Service::default()
+    })
+}
+
+fn virtual_service(case: &CaseVirtualService) -> VirtualService {
+    let routes = case.http.iter().chain(&case.tcp).chain(&case.tls);
+    let destinations = routes.flat_map(|route| {
+        let weighted = route.route.iter().map(|route| &route.destination);
+        weighted.chain(&route.mirror)
+    });
+    let mut ports: BTreeMap<String, BTreeSet<u16>> = BTreeMap::new();
+    let mut all = BTreeSet::new();
+    for Destination { host, port } in destinations {
+        let known = ports.entry(host.clone()).or_default();
+        match port {
+            Some(port) => _ = known.insert(port.number),
+            None => _ = all.insert(host),
+        }
+    }
+    for host in all {
+        ports.insert(host.clone(), BTreeSet::new());
+    }
+    VirtualService {
+        namespace: case.namespace.clone(),
+        hosts: case.hosts.clone(),
+        destinations: ports,
+    }
+}
+
+fn egress(case: &CaseEgress) -> EgressListener {
+    EgressListener {
+        port: case.port.as_ref().map(|port| sidecar::Port {
+            number: port.number,
+            protocol: port.protocol.clone(),
+            name: port.name.clone(),
+        }),
+        bind: case.bind.clone(),
+        capture_mode: case.capture_mode.into(),
+        hosts: case.hosts.clone(),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ListenersCase {
+    #[serde(rename = "name")]
+    _name: String,
+    #[serde(default, rename = "source")]
+    _source: IgnoredAny,
+    config_namespace: String,
+    interception_mode: String,
+    services: Vec<CaseService>,
+    egress: Vec<CaseEgress>,
+    expect_listeners: Vec<ExpectedListener>,
+    #[serde(default)]
+    note: String,
+}
+
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ExpectedListener {
+    bind: String,
+    port: u16,
+    bind_to_port: bool,
+    hosts: Vec<String>,
+}
+
+fn check_listeners(case: &ListenersCase) -> Result<(), String> {
+    let services: Vec<Service> = case
+        .services
+        .iter()
+        .map(service)
+        .collect::<Result<_, _>>()?;
+    let registry = Registry::from_services(services, &["*".to_owned()]);
+    let context = Context {
+        mesh: &MeshConfig::default(),
+        namespace: &case.config_namespace,
+        mode: interception_mode(&case.interception_mode).unwrap_or(InterceptionMode::Redirect),
+        addresses: &[],
+        // The cases have no field for it.
+        unprivileged: case.note.contains("ISTIO_META_UNPRIVILEGED_POD=true"),
+    };
+    let egress: Vec<EgressListener> = case.egress.iter().map(egress).collect();
+    let got: Vec<ExpectedListener> = listeners::outbound(&context, &registry, &egress)
+        .iter()
+        .map(|listener| {
+            let mut hosts: Vec<String> = listener
+                .members
+                .iter()
+                .map(|member| member.service.hostname.clone())
+                .collect();
+            hosts.dedup();
+            ExpectedListener {
+                bind: match &listener.bind {
+                    Bind::Wildcard => "0.0.0.0".into(),
+                    Bind::Ip(ip) => ip.to_string(),
+                    Bind::Unix(address) => address.to_string(),
+                },
+                port: listener.port,
+                bind_to_port: listener.real,
+                hosts,
+            }
+        })
+        .collect();
+    expect("listeners", &case.expect_listeners, &got)
+}

@@ -1,0 +1,161 @@
+//! Istio's `MeshConfig` as a document of its own: its schema, its rules, its decoder.
+
+use crate::model::{
+    catalogue as codes,
+    diagnostic::Finding,
+    mesh::{InterceptionMode, MeshConfig},
+    schema::{Object, Type, Unknown, list, open, optional, strict},
+    sidecar::OutboundTrafficPolicy,
+    tree::Node,
+    validate::syntax,
+};
+
+const DYNAMIC_DNS: &str = "ALLOW_ANY_DYNAMIC_DNS";
+const PORT: Type = Type::Int(1, 65535);
+
+/// The document. Fields of type `Any` are known, but do not decide about capture.
+pub(super) static SCHEMA: Object = Object {
+    fields: &[
+        optional("rootNamespace", Type::Text),
+        optional(
+            "outboundTrafficPolicy",
+            Type::Object(&OUTBOUND_TRAFFIC_POLICY),
+        ),
+        optional(
+            "inboundTrafficPolicy",
+            Type::Object(&INBOUND_TRAFFIC_POLICY),
+        ),
+        optional("defaultServiceExportTo", list(&Type::Text)),
+        optional("proxyListenPort", PORT),
+        optional("proxyInboundListenPort", PORT),
+        optional("defaultConfig", Type::Object(&PROXY_CONFIG)),
+        optional("accessLogEncoding", Type::Any),
+        optional("accessLogFile", Type::Any),
+        optional("accessLogFormat", Type::Any),
+        optional("ca", Type::Any),
+        optional("caCertificates", Type::Any),
+        optional("certificates", Type::Any),
+        optional("configSources", Type::Any),
+        optional("connectTimeout", Type::Any),
+        optional("defaultDestinationRuleExportTo", Type::Any),
+        optional("defaultHttpRetryPolicy", Type::Any),
+        optional("defaultProviders", Type::Any),
+        optional("defaultVirtualServiceExportTo", Type::Any),
+        optional("discoverySelectors", Type::Any),
+        optional("dnsRefreshRate", Type::Any),
+        optional("enableAutoMtls", Type::Any),
+        optional("enableEnvoyAccessLogService", Type::Any),
+        optional("enablePrometheusMerge", Type::Any),
+        optional("enableTracing", Type::Any),
+        optional("extensionProviders", Type::Any),
+        optional("h2UpgradePolicy", Type::Any),
+        optional("inboundClusterStatName", Type::Any),
+        optional("ingressClass", Type::Any),
+        optional("ingressControllerMode", Type::Any),
+        optional("ingressSelector", Type::Any),
+        optional("ingressService", Type::Any),
+        optional("localityLbSetting", Type::Any),
+        optional("meshMTLS", Type::Any),
+        optional("outboundClusterStatName", Type::Any),
+        optional("pathNormalization", Type::Any),
+        optional("protocolDetectionTimeout", Type::Any),
+        optional("proxyHttpPort", Type::Any),
+        optional("serviceScopeConfigs", Type::Any),
+        optional("serviceSettings", Type::Any),
+        optional("tcpKeepalive", Type::Any),
+        optional("tlsDefaults", Type::Any),
+        optional("trustDomain", Type::Any),
+        optional("trustDomainAliases", Type::Any),
+        optional("verifyCertificateAtClient", Type::Any),
+    ],
+    unknown: Unknown::Warning,
+    exclusive: &[],
+};
+
+static OUTBOUND_TRAFFIC_POLICY: Object = strict(&[optional(
+    "mode",
+    Type::Enum(&["REGISTRY_ONLY", "ALLOW_ANY", DYNAMIC_DNS]),
+)]);
+
+static INBOUND_TRAFFIC_POLICY: Object =
+    strict(&[optional("mode", Type::Enum(&["PASSTHROUGH", "LOCALHOST"]))]);
+
+static PROXY_CONFIG: Object = open(&[optional(
+    "interceptionMode",
+    Type::Enum(&["REDIRECT", "TPROXY", "NONE"]),
+)]);
+
+/// Whether a document without kind is meant to be a `MeshConfig`: it has one of its fields.
+pub(super) fn is_mesh_config(node: &Node) -> bool {
+    let known = |name| SCHEMA.fields.iter().any(|field| field.name == name);
+    node.entries()
+        .iter()
+        .any(|(key, _)| known(key.name.as_str()))
+}
+
+/// What the schema cannot say.
+pub(super) fn rules(node: &Node) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let root = node.text("rootNamespace");
+    if !root.is_empty() && !syntax::is_dns_label(root) {
+        let message = format!("`{root}` is not a name of a namespace");
+        findings.push(Finding::new(codes::BAD_MESH, "rootNamespace", message));
+    }
+    for (i, to) in node.texts("defaultServiceExportTo").enumerate() {
+        if !matches!(to, "." | "*" | "~") && !syntax::is_dns_label(to) {
+            let message = format!("`{to}` is neither a namespace nor `.`, `*` or `~`");
+            let field = format!("defaultServiceExportTo[{i}]");
+            findings.push(Finding::new(codes::BAD_MESH, field, message));
+        }
+    }
+    if outbound_mode(node) == DYNAMIC_DNS {
+        let message = "names of unknown destinations are not resolved again here";
+        let field = "outboundTrafficPolicy.mode";
+        findings.push(Finding::new(codes::MESH_DYNAMIC_DNS, field, message));
+    }
+    findings
+}
+
+fn outbound_mode(node: &Node) -> &str {
+    node.get("outboundTrafficPolicy")
+        .map_or("", |policy| policy.text("mode"))
+}
+
+/// Decodes a document without errors. It is merged into the defaults, as Istio does: an object
+/// without `mode` changes nothing here, other than in a `Sidecar`.
+pub(super) fn decode(node: &Node) -> MeshConfig {
+    let defaults = MeshConfig::default();
+    let text = |key| node.get(key).and_then(Node::as_text).map(str::to_owned);
+    let port = |key| node.int(key).and_then(|port| u16::try_from(port).ok());
+    let export_to: Vec<_> = node
+        .texts("defaultServiceExportTo")
+        .map(str::to_owned)
+        .collect();
+    MeshConfig {
+        root_namespace: text("rootNamespace").unwrap_or(defaults.root_namespace),
+        outbound_traffic_policy: match outbound_mode(node) {
+            "REGISTRY_ONLY" => OutboundTrafficPolicy::RegistryOnly,
+            _ => OutboundTrafficPolicy::AllowAny,
+        },
+        default_service_export_to: if export_to.is_empty() {
+            defaults.default_service_export_to
+        } else {
+            export_to
+        },
+        proxy_listen_port: port("proxyListenPort").unwrap_or(defaults.proxy_listen_port),
+        proxy_inbound_listen_port: port("proxyInboundListenPort")
+            .unwrap_or(defaults.proxy_inbound_listen_port),
+        interception_mode: match node
+            .get("defaultConfig")
+            .map(|c| c.text("interceptionMode"))
+        {
+            Some("TPROXY") => InterceptionMode::Tproxy,
+            Some("NONE") => InterceptionMode::None,
+            _ => defaults.interception_mode,
+        },
+        inbound_localhost: node
+            .get("inboundTrafficPolicy")
+            .is_some_and(|policy| policy.text("mode") == "LOCALHOST"),
+        cluster_domain: defaults.cluster_domain,
+    }
+}

@@ -1,0 +1,4 @@
+//! What the agent tells about itself.
+
+pub mod admin;
+pub mod status;

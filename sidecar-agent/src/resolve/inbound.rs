@@ -1,0 +1,142 @@
+//! Which ingress listeners a workload has, and where they lead.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
+
+use crate::{
+    compile::plan::Target,
+    model::{
+        mesh::{InterceptionMode, MeshConfig},
+        service::TargetPort,
+        sidecar::Sidecar,
+    },
+};
+
+use super::{
+    capture,
+    forward::{self, Forward},
+    registry::Registry,
+};
+
+/// An ingress listener.
+#[derive(Clone, Debug)]
+pub struct InboundListener {
+    /// Index in the Sidecar's `ingress`; `None`: it follows from a service.
+    pub ingress: Option<usize>,
+    /// The service it follows from.
+    pub service: Option<String>,
+    /// Its port.
+    pub port: u16,
+    /// A real listener; else one that captured connections reach.
+    pub real: bool,
+    /// Where a real one is bound.
+    pub binds: Vec<IpAddr>,
+    /// Where its connections go.
+    pub forward: Forward,
+}
+
+/// The listeners that a Sidecar's `ingress` declares, by element; `Err` tells what is wrong with
+/// it.
+pub fn declared<'a>(
+    sidecar: &'a Sidecar,
+    mode: InterceptionMode,
+    addresses: &'a [IpAddr],
+) -> impl Iterator<Item = (usize, Result<InboundListener, String>)> + 'a {
+    sidecar
+        .ingress
+        .iter()
+        .enumerate()
+        .map(move |(index, ingress)| {
+            let real = capture::ingress_is_real(mode, ingress.capture_mode);
+            let listener = || {
+                if !real && !capture::captures(mode) {
+                    return Err(
+                        "captureMode IPTABLES, but interception mode NONE: nothing is captured"
+                            .into(),
+                    );
+                }
+                let port = u16::try_from(ingress.port.number)
+                    .map_err(|_| format!("port {} is no port", ingress.port.number))?;
+                let bind = match ingress.bind.as_str() {
+                    "" => None,
+                    text => Some(
+                        text.parse()
+                            .map_err(|_| format!("bind {text:?} is no address"))?,
+                    ),
+                };
+                let forward =
+                    forward::forward(&ingress.default_endpoint, addresses).ok_or_else(|| {
+                        format!(
+                            "defaultEndpoint {:?} is no endpoint",
+                            ingress.default_endpoint
+                        )
+                    })?;
+                Ok(InboundListener {
+                    ingress: Some(index),
+                    service: None,
+                    port,
+                    real,
+                    binds: if real {
+                        capture::ingress_binds(bind, addresses)
+                    } else {
+                        Vec::new()
+                    },
+                    forward,
+                })
+            };
+            (index, listener())
+        })
+}
+
+/// The listeners of a workload whose Sidecar declares no ingress: one for each target port of
+/// the services that select it, the oldest service first. Named target ports are looked up in
+/// `ports`. In mode NONE there are none.
+#[must_use]
+pub fn derived(
+    mesh: &MeshConfig,
+    registry: &Registry,
+    mode: InterceptionMode,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+    ports: &BTreeMap<String, u16>,
+) -> Vec<InboundListener> {
+    if !capture::captures(mode) {
+        return Vec::new();
+    }
+    let mut seen = BTreeSet::new();
+    let mut listeners = Vec::new();
+    for service in registry.selecting(namespace, labels) {
+        for port in &service.ports {
+            let number = match &port.target {
+                TargetPort::Number(0) => port.number,
+                TargetPort::Number(number) => *number,
+                TargetPort::Name(name) => match ports.get(name) {
+                    Some(number) => *number,
+                    None => continue,
+                },
+            };
+            if !seen.insert(number) {
+                continue;
+            }
+            let target = if mesh.inbound_localhost {
+                Target::Tcp(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), number))
+            } else {
+                Target::Original
+            };
+            listeners.push(InboundListener {
+                ingress: None,
+                service: Some(service.hostname.clone()),
+                port: number,
+                real: false,
+                binds: Vec::new(),
+                forward: Forward {
+                    target,
+                    source: None,
+                },
+            });
+        }
+    }
+    listeners
+}

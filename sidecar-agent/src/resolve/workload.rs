@@ -1,0 +1,375 @@
+//! The workloads of this node: workload entries that name a cgroup.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use crate::model::{
+    Object, ResourceRef, Snapshot,
+    mesh::InterceptionMode,
+    sidecar::Sidecar,
+    workload::{
+        ADDRESSES_ANNOTATION, CGROUP_ANNOTATION, NETNS_ANNOTATION, PROXY_ANNOTATION,
+        PROXY_CGROUP_ANNOTATION, ROOT_ANNOTATION, WorkloadEntry,
+    },
+};
+
+use super::{
+    finding::{Finding, FindingKind},
+    registry,
+    select::{ProxyType, Sidecars},
+    traffic::Traffic,
+};
+
+/// A workload on this node, with all that decides about its connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedWorkload {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The workload entry.
+    pub resource: ResourceRef,
+    /// Labels of the spec over those of the metadata.
+    pub labels: BTreeMap<String, String>,
+    /// Named ports.
+    pub ports: BTreeMap<String, u16>,
+    /// Its cgroup, below the cgroup2 root, without slashes at the ends.
+    pub cgroup: String,
+    /// Its network namespace, as a path; `None`: the host's.
+    pub netns: Option<String>,
+    /// What is `/` for its paths of unix sockets; `None`: the agent's own.
+    pub root: Option<String>,
+    /// Its proxy.
+    pub proxy: Proxy,
+    /// Its addresses, in the order declared; v4-mapped ones are IPv4.
+    pub addresses: Vec<IpAddr>,
+    /// What is captured and what is exempt.
+    pub traffic: Traffic,
+    /// The Sidecar that applies; `None`: Istio's built-in default.
+    pub sidecar: Option<Object<Sidecar>>,
+}
+
+/// Whether a workload has a sidecar proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proxy {
+    /// None: the agent itself does what it can.
+    None,
+    /// One that somebody else runs.
+    External {
+        /// Its own cgroup, below the cgroup2 root.
+        cgroup: Option<String>,
+        /// Its uid, by which it is known where it has no cgroup of its own.
+        uid: u32,
+    },
+}
+
+impl ResolvedWorkload {
+    /// The interception mode.
+    #[must_use]
+    pub fn mode(&self) -> InterceptionMode {
+        self.traffic.mode
+    }
+}
+
+impl fmt::Display for ResolvedWorkload {
+    /// `namespace/name`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The workloads of this node, in the snapshot's order, and what is wrong with them.
+#[must_use]
+pub fn workloads(snapshot: &Snapshot) -> (Vec<ResolvedWorkload>, Vec<Finding>) {
+    let sidecars = Sidecars::new(&snapshot.sidecars, &snapshot.mesh.root_namespace);
+    let mut findings = Vec::new();
+    let mut cgroups = Cgroups::default();
+    let mut workloads = Vec::new();
+    for entry in &snapshot.workloads {
+        let Some(cgroup) = entry.meta.annotations.get(CGROUP_ANNOTATION) else {
+            continue;
+        };
+        let resource = entry.reference("WorkloadEntry");
+        let Some(cgroup) = cgroup_path(cgroup) else {
+            findings.push(bad_annotation(
+                resource,
+                CGROUP_ANNOTATION,
+                cgroup,
+                "a path below the cgroup2 root, without `..`, and not the root itself",
+            ));
+            continue;
+        };
+        match cgroups.claim(&cgroup, &resource) {
+            Ok(()) => {
+                let workload = resolve(entry, resource, cgroup, snapshot, &sidecars, &mut findings);
+                workloads.push(workload);
+            }
+            Err(other) => findings.push(Finding {
+                message: format!(
+                    "cgroup {cgroup:?} is, contains, or lies within that of {other}, which was \
+                     there first; this workload is not captured"
+                ),
+                resource: Some(resource),
+                kind: FindingKind::CgroupConflict,
+                field: annotation_field(CGROUP_ANNOTATION),
+                remedy: "give each workload a cgroup of its own".into(),
+                related: vec![other],
+            }),
+        }
+    }
+    let labels: Vec<_> = snapshot
+        .workloads
+        .iter()
+        .map(|entry| (entry.meta.namespace.as_str(), registry::labels(entry)))
+        .collect();
+    findings.extend(sidecars.conflicts(labels.iter().map(|(ns, labels)| (*ns, labels))));
+    (workloads, findings)
+}
+
+fn resolve(
+    entry: &Object<WorkloadEntry>,
+    resource: ResourceRef,
+    cgroup: String,
+    snapshot: &Snapshot,
+    sidecars: &Sidecars<'_>,
+    findings: &mut Vec<Finding>,
+) -> ResolvedWorkload {
+    let Object { meta, spec, .. } = entry;
+    let annotation = |name: &str| meta.annotations.get(name).map(String::as_str);
+    let (traffic, bad) = Traffic::read(&meta.annotations, snapshot.mesh.interception_mode);
+    findings.extend(
+        bad.into_iter()
+            .map(|bad| bad_annotation(resource.clone(), bad.annotation, &bad.value, bad.expected)),
+    );
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    let further = annotation(ADDRESSES_ANNOTATION).unwrap_or_default();
+    for text in further
+        .split(',')
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+    {
+        match text.parse::<IpAddr>() {
+            Ok(ip) => addresses.push(ip.to_canonical()),
+            Err(_) => findings.push(bad_annotation(
+                resource.clone(),
+                ADDRESSES_ANNOTATION,
+                text,
+                "IP addresses, separated by commas",
+            )),
+        }
+    }
+    if let Ok(ip) = spec.address.parse::<IpAddr>() {
+        addresses.retain(|further| *further != ip.to_canonical());
+        addresses.insert(0, ip.to_canonical());
+    }
+    let proxy = match annotation(PROXY_ANNOTATION) {
+        None | Some("none") => Proxy::None,
+        Some("external") => Proxy::External {
+            cgroup: annotation(PROXY_CGROUP_ANNOTATION).and_then(|path| {
+                let cgroup = cgroup_path(path);
+                if cgroup.is_none() {
+                    findings.push(bad_annotation(
+                        resource.clone(),
+                        PROXY_CGROUP_ANNOTATION,
+                        path,
+                        "a path below the cgroup2 root, without `..`",
+                    ));
+                }
+                cgroup
+            }),
+            uid: traffic.proxy_uid,
+        },
+        Some(other) => {
+            findings.push(bad_annotation(
+                resource.clone(),
+                PROXY_ANNOTATION,
+                other,
+                "none or external",
+            ));
+            Proxy::None
+        }
+    };
+    let root = annotation(ROOT_ANNOTATION).filter(|path| {
+        let usable = path.starts_with('/');
+        if !usable {
+            let expected = "an absolute path";
+            findings.push(bad_annotation(
+                resource.clone(),
+                ROOT_ANNOTATION,
+                path,
+                expected,
+            ));
+        }
+        usable
+    });
+    let root = root.map(str::to_owned);
+    let labels = registry::labels(entry);
+    ResolvedWorkload {
+        namespace: meta.namespace.clone(),
+        name: meta.name.clone(),
+        resource,
+        sidecar: sidecars
+            .select(ProxyType::Sidecar, &meta.namespace, &labels)
+            .cloned(),
+        labels,
+        ports: spec.ports.clone(),
+        cgroup,
+        netns: annotation(NETNS_ANNOTATION)
+            .filter(|path| !path.is_empty())
+            .map(str::to_owned),
+        root,
+        proxy,
+        addresses,
+        traffic,
+    }
+}
+
+/// A path below the cgroup2 root in one form; `None`: it is none.
+fn cgroup_path(text: &str) -> Option<String> {
+    let parts: Vec<&str> = text
+        .split('/')
+        .filter(|part| !part.is_empty() && *part != ".")
+        .collect();
+    (!parts.is_empty() && !parts.contains(&"..")).then(|| parts.join("/"))
+}
+
+/// The cgroups given out so far.
+#[derive(Default)]
+struct Cgroups(BTreeMap<String, ResourceRef>);
+
+impl Cgroups {
+    /// Takes `path`, or names the workload whose cgroup it is, contains, or lies within.
+    fn claim(&mut self, path: &str, resource: &ResourceRef) -> Result<(), ResourceRef> {
+        let ancestors = path.match_indices('/').filter_map(|(at, _)| path.get(..at));
+        let around = ancestors.chain([path]).find_map(|path| self.0.get(path));
+        // '0' is the character after '/': the range holds exactly what lies below `path`.
+        let within = || {
+            self.0
+                .range(format!("{path}/")..format!("{path}0"))
+                .next()
+                .map(|(_, r)| r)
+        };
+        if let Some(other) = around.or_else(within) {
+            return Err(other.clone());
+        }
+        self.0.insert(path.to_owned(), resource.clone());
+        Ok(())
+    }
+}
+
+fn annotation_field(annotation: &str) -> String {
+    format!("metadata.annotations[{annotation}]")
+}
+
+fn bad_annotation(resource: ResourceRef, annotation: &str, value: &str, expected: &str) -> Finding {
+    Finding {
+        resource: Some(resource),
+        kind: FindingKind::BadAnnotation,
+        field: annotation_field(annotation),
+        message: format!("{value:?} cannot be used and is left out"),
+        remedy: format!("write {expected}"),
+        related: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ObjectMeta, Origin};
+
+    fn entry(name: &str, cgroup: &str) -> Object<WorkloadEntry> {
+        Object {
+            meta: ObjectMeta {
+                name: name.into(),
+                namespace: "ns".into(),
+                labels: [("app".into(), "meta".into()), ("tier".into(), "web".into())].into(),
+                annotations: [(CGROUP_ANNOTATION.into(), cgroup.into())].into(),
+                ..ObjectMeta::default()
+            },
+            origin: Origin {
+                file: "w.yaml".into(),
+                line: 1,
+            },
+            spec: WorkloadEntry {
+                address: "::ffff:10.0.0.1".into(),
+                labels: [("app".into(), "spec".into())].into(),
+                ..WorkloadEntry::default()
+            },
+        }
+    }
+
+    fn resolve(entries: Vec<Object<WorkloadEntry>>) -> (Vec<ResolvedWorkload>, Vec<Finding>) {
+        workloads(&Snapshot {
+            workloads: entries,
+            ..Snapshot::default()
+        })
+    }
+
+    #[test]
+    fn one_workload() {
+        let mut w = entry("a", "/sys.slice//a.service/");
+        w.meta
+            .annotations
+            .insert(ADDRESSES_ANNOTATION.into(), "fd00::1, 10.0.0.1,x".into());
+        w.meta
+            .annotations
+            .insert(PROXY_ANNOTATION.into(), "external".into());
+        w.meta
+            .annotations
+            .insert(ROOT_ANNOTATION.into(), "/proc/7/root".into());
+        w.meta
+            .annotations
+            .insert(PROXY_CGROUP_ANNOTATION.into(), "envoy".into());
+        let (workloads, findings) = resolve(vec![w]);
+        let w = &workloads[0];
+        assert_eq!(w.cgroup, "sys.slice/a.service");
+        assert_eq!(
+            w.addresses,
+            [
+                "10.0.0.1".parse::<IpAddr>().unwrap(),
+                "fd00::1".parse().unwrap()
+            ]
+        );
+        assert_eq!(w.labels["app"], "spec");
+        assert_eq!(w.labels["tier"], "web");
+        assert_eq!(w.root.as_deref(), Some("/proc/7/root"));
+        assert_eq!(w.to_string(), "ns/a");
+        assert_eq!(
+            w.proxy,
+            Proxy::External {
+                cgroup: Some("envoy".into()),
+                uid: 1337
+            }
+        );
+        assert_eq!(findings.len(), 1);
+        assert_eq!(findings[0].kind, FindingKind::BadAnnotation);
+    }
+
+    #[test]
+    fn cgroups_are_not_shared_nor_nested() {
+        for (first, second) in [
+            ("a/b", "a/b/"),
+            ("a/b", "a/b/c"),
+            ("a/b/c", "a/b"),
+            ("a/b/c", "a"),
+        ] {
+            let (workloads, findings) = resolve(vec![entry("x", first), entry("y", second)]);
+            assert_eq!(workloads.len(), 1, "{first} {second}");
+            assert_eq!(workloads[0].name, "x");
+            assert_eq!(findings[0].kind, FindingKind::CgroupConflict);
+            assert_eq!(findings[0].resource.as_ref().unwrap().name, "y");
+            assert_eq!(findings[0].related[0].name, "x");
+        }
+        let (workloads, findings) = resolve(vec![
+            entry("x", "a/b"),
+            entry("y", "a/bc"),
+            entry("z", "a/b-c"),
+            entry("r", "/"),
+        ]);
+        assert_eq!(workloads.len(), 3);
+        assert_eq!(
+            findings[0].kind,
+            FindingKind::BadAnnotation,
+            "the root is nobody's"
+        );
+    }
+}

@@ -1,0 +1,113 @@
+//! The running agent: takes in what changed, works out what is wanted, brings the kernel to it.
+
+mod node;
+mod relays;
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    compile,
+    dataplane::{self, Capacity},
+    model::diagnostic::Diagnostic,
+    observe::admin::{self, Answer, Request},
+    source::{
+        dns::{DnsWatcher, Resolver},
+        files,
+    },
+};
+use node::Node;
+
+/// How often a workload that could not be captured is tried again, and namespaces are looked at.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// Settings of a running agent.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory of resources.
+    pub config: PathBuf,
+    /// File with the mesh configuration.
+    pub mesh_config: Option<PathBuf>,
+    /// Directory of the admin socket.
+    pub run_dir: PathBuf,
+    /// Mount point of bpffs.
+    pub bpffs: PathBuf,
+    /// Name servers; empty: the system's.
+    pub dns_servers: Vec<SocketAddr>,
+    /// Map capacities.
+    pub capacity: Capacity,
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If the agent cannot start. Once it runs, nothing that is wrong with an input ends it.
+pub async fn run(options: Options) -> Result<()> {
+    // First of all: two agents with one run directory would fight for the same pins.
+    let mut calls = admin::serve(&options.run_dir)?;
+    let mut node = Node::start(&dataplane::Config {
+        pin_dir: dataplane::default_pin_dir(&options.bpffs),
+        capacity: options.capacity,
+    })?;
+    let paths: Vec<PathBuf> = [options.config].into_iter().chain(options.mesh_config).collect();
+    let mut changes = files::watch(&paths);
+    let mut store = files::Store::default();
+    let resolver = Resolver::new(&options.dns_servers).context("starting the resolver")?;
+    let dns = DnsWatcher::spawn(resolver);
+    let mut resolved = dns.state();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut ticks = interval(REFRESH);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
+    let mut input = store.update(files::read(&paths));
+    let mut generation = 0_u64;
+    loop {
+        generation += 1;
+        input.snapshot.dns.clone_from(&resolved.borrow_and_update().addresses);
+        apply(&mut node, &input, &dns, generation);
+        // What follows changes nothing that is wanted; `break` leads to the next application.
+        loop {
+            tokio::select! {
+                () = changes.changed() => {
+                    input = store.update(files::read(&paths));
+                    break;
+                }
+                changed = resolved.changed() => {
+                    changed.context("the resolver ended")?;
+                    break;
+                }
+                _ = ticks.tick() => node.refresh(),
+                Some((request, reply)) = calls.recv() => {
+                    let answer = match request {
+                        Request::Status => Answer::Status(Box::new(node.status(generation))),
+                    };
+                    // The client may have gone away.
+                    let _ = reply.send(answer);
+                }
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+            }
+        }
+    }
+}
+
+fn apply(node: &mut Node, input: &files::Update, dns: &DnsWatcher, generation: u64) {
+    let started = Instant::now();
+    let wanted = compile::plans(&input.snapshot);
+    dns.want(wanted.dns);
+    let mut diagnostics = input.diagnostics.clone();
+    diagnostics.extend(dns.state().borrow().diagnostics());
+    diagnostics.extend(wanted.findings.iter().map(Diagnostic::from));
+    node.apply(wanted.workloads, diagnostics);
+    tracing::info!(generation, elapsed = ?started.elapsed(), "applied the configuration");
+}

@@ -1,0 +1,308 @@
+//! This node's workloads: wanted and actual, brought together one by one. What fails for one
+//! workload touches no other, keeps its last good plan, and is tried again.
+
+use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
+
+use anyhow::{Context, Result};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use sidecar_common::keys::WorkloadId;
+
+use super::relays::{WorkloadRelay, needs_relay};
+use crate::{
+    compile::{Plan, WorkloadPlan},
+    dataplane::{self, Binding, Dataplane, Originals, cgroup, netns::Netns},
+    model::diagnostic::Diagnostic,
+    observe::status::{
+        DecisionCount, MapStatus, RelayStatus, State, Status, WorkloadStatus,
+    },
+    relay::{Engine, EngineConfig},
+    resolve::workload::{Proxy, ResolvedWorkload},
+};
+
+/// All workloads, and what serves them.
+pub struct Node {
+    dataplane: Dataplane,
+    engine: Engine,
+    originals: Arc<Originals>,
+    cgroup_root: std::path::PathBuf,
+    workloads: BTreeMap<String, Workload>,
+    diagnostics: Vec<Diagnostic>,
+}
+
+struct Workload {
+    wanted: WorkloadPlan,
+    digest: String,
+    live: Option<Live>,
+    /// Why the wanted plan is not (completely) in force.
+    problem: Option<String>,
+}
+
+/// A workload that is attached.
+struct Live {
+    id: WorkloadId,
+    place: Place,
+    /// Digest of the plan in force.
+    digest: Option<String>,
+    relay: Option<WorkloadRelay>,
+}
+
+/// Where a workload is: what an attachment is made to.
+struct Place {
+    cgroup: cgroup::Cgroup,
+    proxy_cgroup: Option<cgroup::Cgroup>,
+    netns: Netns,
+    proxy: Proxy,
+    /// What is `/` for paths of unix sockets; `None`: the agent's own.
+    root: Option<Arc<OwnedFd>>,
+    root_path: Option<String>,
+}
+
+impl Place {
+    fn find(root: &std::path::Path, workload: &ResolvedWorkload) -> Result<Self> {
+        let proxy_cgroup = match &workload.proxy {
+            Proxy::External { cgroup: Some(path), .. } => Some(cgroup::Cgroup::open(root, path)?),
+            _ => None,
+        };
+        Ok(Self {
+            cgroup: cgroup::Cgroup::open(root, &workload.cgroup)?,
+            proxy_cgroup,
+            netns: Netns::open(workload.netns.as_deref())?,
+            proxy: workload.proxy.clone(),
+            root: workload.root.as_deref().map(open_root).transpose()?.map(Arc::new),
+            root_path: workload.root.clone(),
+        })
+    }
+
+    /// Whether this still is where the workload is.
+    fn is_current(&self, root: &std::path::Path, workload: &ResolvedWorkload) -> bool {
+        self.proxy == workload.proxy
+            && self.root_path == workload.root
+            && self.cgroup.path == root.join(&workload.cgroup)
+            && self.cgroup.is_alive()
+            && self.proxy_cgroup.as_ref().is_none_or(cgroup::Cgroup::is_alive)
+            && self.netns.is_at(workload.netns.as_deref())
+    }
+
+    fn binding(&self) -> Binding<'_> {
+        Binding {
+            cgroup: &self.cgroup,
+            proxy_cgroup: self.proxy_cgroup.as_ref(),
+            netns: &self.netns,
+            proxy_uid: match self.proxy {
+                Proxy::None => None,
+                Proxy::External { uid, .. } => Some(uid),
+            },
+        }
+    }
+}
+
+fn open_root(path: &str) -> Result<OwnedFd> {
+    openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .with_context(|| format!("opening the workload's root directory {path}"))
+}
+
+impl Node {
+    /// Loads the dataplane and starts the relay.
+    pub fn start(config: &dataplane::Config) -> Result<Self> {
+        let dataplane = Dataplane::load(config)?;
+        Ok(Self {
+            originals: Arc::new(dataplane.originals()?),
+            dataplane,
+            engine: Engine::start(&EngineConfig::default()).context("starting the relay")?,
+            cgroup_root: cgroup::root()?,
+            workloads: BTreeMap::new(),
+            diagnostics: Vec::new(),
+        })
+    }
+
+    /// Brings the node to what is wanted.
+    pub fn apply(&mut self, wanted: Vec<WorkloadPlan>, diagnostics: Vec<Diagnostic>) {
+        for diagnostic in &diagnostics {
+            if !self.diagnostics.contains(diagnostic) {
+                tracing::warn!(code = diagnostic.code, "{diagnostic}");
+            }
+        }
+        self.diagnostics = diagnostics;
+        let mut before = std::mem::take(&mut self.workloads);
+        for wanted in wanted {
+            let name = wanted.workload.to_string();
+            let digest = wanted.digest.to_hex().to_string();
+            let (live, problem) =
+                before.remove(&name).map_or((None, None), |known| (known.live, known.problem));
+            self.workloads.insert(name, Workload { wanted, digest, live, problem });
+        }
+        // Those that are gone first: their cgroup may now be another's.
+        for (name, workload) in before {
+            if let Some(live) = workload.live {
+                self.detach(&name, live);
+            }
+        }
+        self.reconcile();
+    }
+
+    /// Looks after what changes without a change of configuration.
+    pub fn refresh(&mut self) {
+        self.dataplane.refresh();
+        self.reconcile();
+    }
+
+    /// The whole state.
+    pub fn status(&self, generation: u64) -> Status {
+        let relay = self.engine.stats();
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            generation,
+            workloads: self
+                .workloads
+                .iter()
+                .map(|(name, workload)| self.workload_status(name, workload))
+                .collect(),
+            diagnostics: self
+                .diagnostics
+                .iter()
+                .filter_map(|diagnostic| serde_json::to_value(diagnostic).ok())
+                .collect(),
+            maps: self
+                .dataplane
+                .usage()
+                .into_iter()
+                .map(|(map, entries, capacity)| MapStatus { map: map.into(), entries, capacity })
+                .collect(),
+            relay: RelayStatus {
+                active: relay.active,
+                accepted: relay.accepted,
+                refused: relay.refused,
+                failed: relay.failed.total(),
+            },
+        }
+    }
+
+    fn workload_status(&self, name: &str, workload: &Workload) -> WorkloadStatus {
+        let actual = workload.live.as_ref().and_then(|live| live.digest.clone());
+        let resolved = &workload.wanted.workload;
+        WorkloadStatus {
+            workload: name.to_owned(),
+            state: match &actual {
+                Some(actual) if *actual == workload.digest => State::Captured,
+                Some(_) => State::Stale,
+                None => State::Pending,
+            },
+            problem: workload.problem.clone(),
+            cgroup: resolved.cgroup.clone(),
+            netns: resolved.netns.clone(),
+            sidecar: resolved
+                .sidecar
+                .as_ref()
+                .map(|sidecar| sidecar.reference("Sidecar").to_string()),
+            wanted: workload.digest.clone(),
+            actual,
+            decisions: workload
+                .live
+                .as_ref()
+                .and_then(|live| self.dataplane.counters(live.id).ok())
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(direction, reason, count)| DecisionCount {
+                    direction: direction.name().into(),
+                    reason: reason.name().into(),
+                    count,
+                })
+                .collect(),
+        }
+    }
+
+    fn reconcile(&mut self) {
+        for name in self.workloads.keys().cloned().collect::<Vec<_>>() {
+            // Taken out while it is worked on: the rest of the node is needed for that.
+            let Some(mut workload) = self.workloads.remove(&name) else { continue };
+            let before = workload.problem.take();
+            workload.problem = match self.reconcile_one(&name, &mut workload, before.is_some()) {
+                Ok(problems) if problems.is_empty() => None,
+                Ok(problems) => Some(problems.join("; ")),
+                Err(error) => Some(format!("{error:#}")),
+            };
+            if workload.problem != before {
+                match &workload.problem {
+                    Some(problem) => tracing::warn!(workload = name, "{problem}"),
+                    None => tracing::info!(workload = name, "in order again"),
+                }
+            }
+            self.workloads.insert(name, workload);
+        }
+    }
+
+    /// Brings one workload to its plan; `again`: something was wrong the last time. Problems that
+    /// leave the plan in force are returned.
+    fn reconcile_one(
+        &mut self,
+        name: &str,
+        workload: &mut Workload,
+        again: bool,
+    ) -> Result<Vec<String>> {
+        if let Some(live) = workload
+            .live
+            .take_if(|live| !live.place.is_current(&self.cgroup_root, &workload.wanted.workload))
+        {
+            self.detach(name, live);
+        }
+        if workload.live.is_none() {
+            workload.live = Some(self.attach(name, &workload.wanted.workload)?);
+        }
+        let Some(live) = &mut workload.live else { return Ok(Vec::new()) };
+        if live.digest.as_ref() == Some(&workload.digest) && !again {
+            return Ok(Vec::new());
+        }
+        let problems =
+            self.bring_to(live, &workload.digest, &workload.wanted.plan).with_context(|| {
+                match &live.digest {
+                    Some(_) => "the last good plan stays in force".to_owned(),
+                    None => "nothing is captured".to_owned(),
+                }
+            })?;
+        if live.digest.as_ref() != Some(&workload.digest) {
+            tracing::info!(workload = name, plan = workload.digest, "plan in force");
+            live.digest = Some(workload.digest.clone());
+        }
+        Ok(problems)
+    }
+
+    fn bring_to(&mut self, live: &mut Live, digest: &str, plan: &Arc<Plan>) -> Result<Vec<String>> {
+        let id = self.dataplane.install(digest, plan)?;
+        if live.relay.is_none() && needs_relay(plan) {
+            live.relay = Some(WorkloadRelay::start(
+                &self.engine,
+                &mut self.dataplane,
+                &self.originals,
+                live.id,
+                &live.place.netns,
+                live.place.root.clone(),
+            )?);
+        }
+        let problems = match &mut live.relay {
+            Some(relay) => relay.prepare(&self.engine, id, plan),
+            None => Vec::new(),
+        };
+        self.dataplane.switch(live.id, id, plan)?;
+        if let Some(relay) = &mut live.relay {
+            relay.settle(&self.engine, plan);
+        }
+        Ok(problems)
+    }
+
+    fn attach(&mut self, name: &str, workload: &ResolvedWorkload) -> Result<Live> {
+        let place = Place::find(&self.cgroup_root, workload)?;
+        let id = self.dataplane.attach(&place.binding())?;
+        tracing::info!(workload = name, cgroup = %place.cgroup.path.display(), "attached");
+        Ok(Live { id, place, digest: None, relay: None })
+    }
+
+    fn detach(&mut self, name: &str, live: Live) {
+        tracing::info!(workload = name, "detached");
+        self.dataplane.detach(live.id);
+        if let Some(relay) = live.relay {
+            relay.stop(&self.engine);
+        }
+    }
+}

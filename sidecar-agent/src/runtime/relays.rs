@@ -1,0 +1,300 @@
+//! The relay's listeners of one workload, and where their connections lead.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use anyhow::{Context, Result};
+use sidecar_common::{
+    Endpoint,
+    decide,
+    keys::{PlanId, WorkloadId},
+    values::NO_LISTENER,
+};
+
+use crate::{
+    compile::{Listener, MemTables, Plan, Target, UnixAddr},
+    dataplane::{Dataplane, Originals, RelaySockets, netns::Netns},
+    relay::{
+        Accepted, Engine, ListenerId, ListenerSpec, Namespaces, Route, Routes, SocketName, listen,
+    },
+};
+
+/// Plans that a connection on its way may still have been decided by.
+const REMEMBERED_PLANS: usize = 4;
+
+/// One workload's use of the relay. Dropping it without [`WorkloadRelay::stop`] leaves its
+/// listeners open until the engine ends.
+pub struct WorkloadRelay {
+    routes: Arc<TcpRoutes>,
+    tcp: Vec<ListenerId>,
+    unix: BTreeMap<UnixAddr, UnixListener>,
+    namespaces: Namespaces,
+    netns: Netns,
+}
+
+struct UnixListener {
+    id: ListenerId,
+    routes: Arc<UnixRoutes>,
+}
+
+/// Whether a plan needs the relay.
+pub fn needs_relay(plan: &Plan) -> bool {
+    let relays = |path: u8| path == sidecar_common::Path::Relay as u8;
+    plan.listeners.iter().any(|listener| listener.unix_bind.is_some())
+        || plan.outbound.values().any(|rule| relays(rule.path))
+        || plan.outbound_prefixes.values().any(|rule| relays(rule.path))
+        || plan.inbound.values().any(|rule| relays(rule.path))
+}
+
+impl WorkloadRelay {
+    /// Opens the workload's loopback listeners and tells the kernel.
+    pub fn start(
+        engine: &Engine,
+        dataplane: &mut Dataplane,
+        originals: &Arc<Originals>,
+        workload: WorkloadId,
+        netns: &Netns,
+        root: Option<Arc<OwnedFd>>,
+    ) -> Result<Self> {
+        let v4 = netns
+            .run(|| listen::tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))?
+            .context("opening the relay's listener")?;
+        // A namespace may have no IPv6; then nothing of it can arrive either.
+        let v6 = netns.run(|| listen::tcp(SocketAddr::from((Ipv6Addr::LOCALHOST, 0))))?.ok();
+        let v4_name = tcp_name(&v4)?;
+        let v6_name = v6.as_ref().map(tcp_name).transpose()?;
+        let namespaces = Namespaces {
+            net: Some(Arc::new(netns.as_fd().try_clone_to_owned()?)),
+            root,
+        };
+        let routes = Arc::new(TcpRoutes {
+            workload,
+            own: [Some(v4_name), v6_name].into_iter().flatten().collect(),
+            plans: RwLock::new(Vec::new()),
+            originals: originals.clone(),
+            turn: AtomicUsize::new(0),
+        });
+        dataplane.set_relay(
+            workload,
+            &RelaySockets {
+                v4: Some((v4.as_fd(), v4_name.port())),
+                v6: v6.as_ref().zip(v6_name).map(|(socket, name)| (socket.as_fd(), name.port())),
+            },
+        )?;
+        let mut relay = Self {
+            routes,
+            tcp: Vec::new(),
+            unix: BTreeMap::new(),
+            namespaces,
+            netns: netns.clone(),
+        };
+        for socket in [Some(v4), v6].into_iter().flatten() {
+            let spec = ListenerSpec {
+                socket,
+                namespaces: relay.namespaces.clone(),
+                routes: relay.routes.clone(),
+            };
+            match engine.add(spec) {
+                Ok(id) => relay.tcp.push(id),
+                Err(error) => {
+                    relay.stop(engine);
+                    return Err(error).context("starting the relay");
+                }
+            }
+        }
+        Ok(relay)
+    }
+
+    /// Gets ready for a plan, before the kernel follows it: opens the unix listeners it declares.
+    ///
+    /// What cannot be opened is returned as text; the rest of the plan is served.
+    pub fn prepare(&mut self, engine: &Engine, id: PlanId, plan: &Arc<Plan>) -> Vec<String> {
+        self.routes.remember(id, plan);
+        let mut problems = Vec::new();
+        for listener in &plan.listeners {
+            let Some(bind) = &listener.unix_bind else { continue };
+            let targets: Arc<[Target]> = listener.targets.clone().into();
+            if let Some(open) = self.unix.get(bind) {
+                open.routes.lead_to(targets);
+                continue;
+            }
+            match self.open_unix(engine, bind, targets) {
+                Ok(open) => {
+                    self.unix.insert(bind.clone(), open);
+                }
+                Err(error) => problems.push(describe(listener, &error)),
+            }
+        }
+        problems
+    }
+
+    /// Closes what `plan`, now in force, does not declare. Live connections go on.
+    pub fn settle(&mut self, engine: &Engine, plan: &Plan) {
+        let gone = |bind: &UnixAddr| {
+            !plan.listeners.iter().any(|listener| listener.unix_bind.as_ref() == Some(bind))
+        };
+        for (_, open) in self.unix.extract_if(.., |bind, _| gone(bind)) {
+            drop(engine.remove(open.id));
+        }
+    }
+
+    /// Closes every listener. Live connections go on.
+    pub fn stop(self, engine: &Engine) {
+        for id in self.tcp.into_iter().chain(self.unix.into_values().map(|open| open.id)) {
+            drop(engine.remove(id));
+        }
+    }
+
+    fn open_unix(
+        &self,
+        engine: &Engine,
+        bind: &UnixAddr,
+        targets: Arc<[Target]>,
+    ) -> Result<UnixListener> {
+        let root = self.namespaces.root.as_deref().map(AsFd::as_fd);
+        let socket = self.netns.run(|| listen::unix(root, bind, listen::ANYBODY))??;
+        let routes =
+            Arc::new(UnixRoutes { targets: RwLock::new(targets), turn: AtomicUsize::new(0) });
+        let id = engine.add(ListenerSpec {
+            socket,
+            namespaces: self.namespaces.clone(),
+            routes: routes.clone(),
+        })?;
+        Ok(UnixListener { id, routes })
+    }
+}
+
+fn describe(listener: &Listener, error: &anyhow::Error) -> String {
+    match &listener.resource {
+        Some(resource) => format!("{} of {resource}: {error:#}", listener.name),
+        None => format!("{}: {error:#}", listener.name),
+    }
+}
+
+fn tcp_name(socket: &listen::Listening) -> Result<SocketAddr> {
+    match socket.local().context("reading the relay listener's address")? {
+        SocketName::Tcp(name) => Ok(name),
+        other => anyhow::bail!("the relay's listener has an unexpected name {other:?}"),
+    }
+}
+
+/// Routes of the loopback listeners: everything the kernel sends to the relay arrives there.
+struct TcpRoutes {
+    workload: WorkloadId,
+    /// The listeners' own addresses: a connection to one of them is outbound, one that kept its
+    /// destination is inbound.
+    own: Vec<SocketAddr>,
+    /// Oldest first; the last is the current one.
+    plans: RwLock<Vec<(PlanId, Arc<Plan>)>>,
+    originals: Arc<Originals>,
+    turn: AtomicUsize,
+}
+
+impl TcpRoutes {
+    fn remember(&self, id: PlanId, plan: &Arc<Plan>) {
+        let mut plans = self.plans.write().unwrap_or_else(PoisonError::into_inner);
+        plans.retain(|(known, _)| *known != id);
+        plans.push((id, plan.clone()));
+        if plans.len() > REMEMBERED_PLANS {
+            plans.remove(0);
+        }
+    }
+
+    fn plan(&self, which: impl Fn(PlanId) -> bool) -> Option<Arc<Plan>> {
+        let plans = self.plans.read().unwrap_or_else(PoisonError::into_inner);
+        plans.iter().rev().find(|(id, _)| which(*id)).map(|(_, plan)| plan.clone())
+    }
+
+    /// The kernel published where this connection was going and which listener decided. Somebody
+    /// who calls the relay's port directly has no such entry, and is refused.
+    fn outbound(&self, peer: SocketAddr) -> Option<Arc<[Target]>> {
+        let original = self.originals.take(self.workload, peer.into())?;
+        let plan = self.plan(|id| id == original.plan)?;
+        let listener = plan.listeners.get(original.listener as usize)?;
+        Some(self.targets(listener, original.dst.into()))
+    }
+
+    /// The accepted socket's local address is the original destination: decided again by the same
+    /// function.
+    fn inbound(&self, peer: SocketAddr, local: SocketAddr) -> Option<Arc<[Target]>> {
+        let plan = self.plan(|_| true)?;
+        let tables = MemTables::new(&plan, &[]);
+        let decision = decide::inbound(
+            &tables,
+            0,
+            &plan.header,
+            &peer.ip().into(),
+            &Endpoint::from(local),
+        );
+        if decision.path != sidecar_common::Path::Relay || decision.listener == NO_LISTENER {
+            return None;
+        }
+        let listener = plan.listeners.get(decision.listener as usize)?;
+        Some(self.targets(listener, local))
+    }
+
+    fn targets(&self, listener: &Listener, original: SocketAddr) -> Arc<[Target]> {
+        let targets = listener.targets.iter().map(|target| match target {
+            Target::Original => Target::Tcp(original),
+            other => other.clone(),
+        });
+        in_turn(targets.collect(), &self.turn)
+    }
+}
+
+impl Routes for TcpRoutes {
+    fn route(&self, accepted: &Accepted<'_>) -> Route {
+        let (Ok(SocketName::Tcp(local)), Ok(SocketName::Tcp(peer))) =
+            (accepted.local(), accepted.peer())
+        else {
+            return Route::Refuse;
+        };
+        let (local, peer) = (canonical(local), canonical(peer));
+        let targets = if self.own.contains(&local) {
+            self.outbound(peer)
+        } else {
+            self.inbound(peer, local)
+        };
+        targets.filter(|targets| !targets.is_empty()).map_or(Route::Refuse, Route::Dial)
+    }
+}
+
+/// Routes of a unix listener.
+struct UnixRoutes {
+    targets: RwLock<Arc<[Target]>>,
+    turn: AtomicUsize,
+}
+
+impl UnixRoutes {
+    fn lead_to(&self, targets: Arc<[Target]>) {
+        *self.targets.write().unwrap_or_else(PoisonError::into_inner) = targets;
+    }
+}
+
+impl Routes for UnixRoutes {
+    fn route(&self, _accepted: &Accepted<'_>) -> Route {
+        let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if targets.is_empty() { Route::Refuse } else { Route::Dial(in_turn(targets.to_vec(), &self.turn)) }
+    }
+}
+
+/// Begins with another target each time: the first is preferred, the rest are for its failure.
+fn in_turn(mut targets: Vec<Target>, turn: &AtomicUsize) -> Arc<[Target]> {
+    if targets.len() > 1 {
+        let first = turn.fetch_add(1, Ordering::Relaxed) % targets.len();
+        targets.rotate_left(first);
+    }
+    targets.into()
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = address.ip().to_canonical();
+    SocketAddr::new(ip, address.port())
+}

@@ -1,0 +1,5 @@
+//! Where resources come from. Thin shells around pure state: they read, watch and ask, and
+//! hand over [`crate::model::Snapshot`]s or parts of them.
+
+pub mod dns;
+pub mod files;

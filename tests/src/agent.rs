@@ -1,0 +1,467 @@
+//! The agent, as a process.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use rustix::{
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+    process::{Pid, Signal, kill_process},
+};
+use serde_json::Value;
+
+use crate::{
+    Dns,
+    cleanup::{self, Cleanup},
+    command::shown,
+    poll::{DEADLINE, poll, poll_result},
+    programs,
+};
+
+/// How long an agent that has ended may take to be heard out.
+const LAST_LOGS: Duration = Duration::from_secs(1);
+
+/// How an agent is to be started. Settings are environment variables, so that the other commands
+/// of the agent, which have the same, see what `run` sees.
+#[derive(Debug)]
+pub struct AgentBuilder {
+    program: Option<PathBuf>,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+}
+
+/// An agent with directories and a BPF file system of its own, in the host's namespaces. Ended
+/// with SIGTERM when dropped; what it pinned goes with its BPF file system.
+#[derive(Debug)]
+pub struct Agent {
+    program: PathBuf,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    process: Option<Process>,
+    logs: Arc<Mutex<Vec<String>>>,
+    dir: PathBuf,
+    _cleanup: Cleanup,
+}
+
+/// The running agent. Also ends it when the test is interrupted.
+#[derive(Debug)]
+struct Process {
+    child: Arc<Mutex<Child>>,
+    /// Collects its logs until it has closed them.
+    reader: JoinHandle<()>,
+    _cleanup: Cleanup,
+}
+
+impl Agent {
+    /// An agent that reads its configuration from a directory.
+    #[must_use]
+    pub fn with_config(dir: &Path) -> AgentBuilder {
+        AgentBuilder {
+            program: None,
+            args: Vec::new(),
+            env: Vec::new(),
+        }
+        .env("SIDECAR_AGENT_CONFIG", dir)
+        // Tests look for plain text in its logs.
+        .env("NO_COLOR", "1")
+    }
+
+    /// Starts it, again after [`stop`](Self::stop) or [`kill`](Self::kill), with the directories
+    /// it had. Waits until it answers `status`.
+    ///
+    /// # Errors
+    /// When it is running, when it ends instead, or when it does not answer: with its logs.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        if self.process.is_some() {
+            bail!("the agent is running");
+        }
+        let mut command = self.command();
+        command.arg("run").args(&self.args);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run `{}`", shown(&command)))?;
+        let stderr = child.stderr.take().context("the agent has no stderr")?;
+        let logs = Arc::clone(&self.logs);
+        let reader = thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                logs.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(line);
+            }
+        });
+        let child = Arc::new(Mutex::new(child));
+        let cleanup = cleanup::on_drop({
+            let child = Arc::clone(&child);
+            move || {
+                if let Err(error) = end(&child) {
+                    eprintln!("the agent did not end well: {error:#}");
+                }
+            }
+        });
+        self.process = Some(Process {
+            child,
+            reader,
+            _cleanup: cleanup,
+        });
+        self.wait_until("the agent to answer", |_| true)?;
+        Ok(())
+    }
+
+    /// Ends it with SIGTERM, as a service manager would.
+    ///
+    /// # Errors
+    /// When it is not running, or had to be killed at the deadline.
+    pub fn stop(&mut self) -> anyhow::Result<ExitStatus> {
+        let process = self.process.take().context("the agent is not running")?;
+        end(&process.child)
+    }
+
+    /// Kills it, as a crash would.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        let process = self.process.take().context("the agent is not running")?;
+        let mut child = process.child.lock().unwrap_or_else(PoisonError::into_inner);
+        child.kill().context("cannot kill the agent")?;
+        child.wait().context("cannot wait for the agent")?;
+        Ok(())
+    }
+
+    /// Its process id, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        let process = self.process.as_ref()?;
+        Some(
+            process
+                .child
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .id(),
+        )
+    }
+
+    /// Runs another command of the agent, which talks to this one: `["explain", ...]`.
+    ///
+    /// # Errors
+    /// When it cannot be started; how it ended is in the output.
+    pub fn cli<S: AsRef<OsStr>>(&self, args: &[S]) -> anyhow::Result<Output> {
+        let mut command = self.command();
+        command.args(args).stdin(Stdio::null());
+        command
+            .output()
+            .with_context(|| format!("cannot run `{}`", shown(&command)))
+    }
+
+    /// What `status -o json` prints.
+    ///
+    /// # Errors
+    /// When the command fails, or prints no JSON.
+    pub fn status(&self) -> anyhow::Result<Value> {
+        let output = self.cli(&["status", "-o", "json"])?;
+        if !output.status.success() {
+            bail!(
+                "`status` failed with {}: {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        serde_json::from_slice(&output.stdout).context("`status -o json` printed no JSON")
+    }
+
+    /// Waits until the status satisfies a condition, and returns it.
+    ///
+    /// # Errors
+    /// At the deadline, or when the agent ends: with the last status or error, and the logs.
+    pub fn wait_until(
+        &self,
+        what: &str,
+        condition: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<Value> {
+        let looked = poll_result(DEADLINE, what, || {
+            if let Some(status) = self.ended()? {
+                // Nothing to wait for any more.
+                return Ok(Err(format!("the agent ended with {status}")));
+            }
+            let status = self.status()?;
+            if condition(&status) {
+                Ok(Ok(status))
+            } else {
+                bail!("its status is {status}")
+            }
+        });
+        looked
+            .and_then(|seen| seen.map_err(anyhow::Error::msg))
+            .with_context(|| {
+                format!(
+                    "waited for {what}; the agent's logs:\n{}",
+                    self.logs().join("\n")
+                )
+            })
+    }
+
+    /// Waits until a line of its logs contains a text, and returns the line.
+    ///
+    /// # Errors
+    /// At the deadline: with the logs.
+    pub fn wait_log(&self, text: &str) -> anyhow::Result<String> {
+        poll(DEADLINE, &format!("the log line {text:?}"), || {
+            self.logs().into_iter().find(|line| line.contains(text))
+        })
+        .with_context(|| format!("the agent's logs:\n{}", self.logs().join("\n")))
+    }
+
+    /// What it has logged so far, over all its runs.
+    #[must_use]
+    pub fn logs(&self) -> Vec<String> {
+        self.logs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The directory of its sockets and state.
+    #[must_use]
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    /// Its BPF file system.
+    #[must_use]
+    pub fn bpffs(&self) -> PathBuf {
+        self.dir.join("bpf")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// How it ended, if it has; all its logs are there then.
+    fn ended(&self) -> anyhow::Result<Option<ExitStatus>> {
+        let process = self.process.as_ref().context("the agent is not running")?;
+        let ended = process
+            .child
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .try_wait();
+        let ended = ended.context("cannot ask for the agent's end")?;
+        if ended.is_some() {
+            // Unless a process it has started still has its standard error.
+            let _ = poll(LAST_LOGS, "the last logs", || {
+                process.reader.is_finished().then_some(())
+            });
+        }
+        Ok(ended)
+    }
+}
+
+impl AgentBuilder {
+    /// Reads the mesh configuration from a file.
+    #[must_use]
+    pub fn mesh_config(self, file: &Path) -> Self {
+        self.env("SIDECAR_AGENT_MESH_CONFIG", file)
+    }
+
+    /// Resolves names with a server of the test's.
+    #[must_use]
+    pub fn dns(self, server: &Dns) -> Self {
+        self.env("SIDECAR_AGENT_DNS_SERVERS", server.address().to_string())
+    }
+
+    /// Gives `run` more arguments.
+    #[must_use]
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args
+            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Runs this program instead of the agent that is built from the source.
+    #[must_use]
+    pub fn program(mut self, program: PathBuf) -> Self {
+        self.program = Some(program);
+        self
+    }
+
+    /// Sets an environment variable, for `run` and for [`Agent::cli`].
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((name.into(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Starts the agent and waits until it answers.
+    ///
+    /// # Errors
+    /// As [`Agent::start`]; also when a BPF file system cannot be mounted, mostly for want of root.
+    pub fn start(self) -> anyhow::Result<Agent> {
+        let program = match self.program.clone() {
+            Some(program) => program,
+            None => programs::agent()?,
+        };
+        let dir = tempfile::Builder::new()
+            .prefix("sidecar-agent-test-")
+            .tempdir()
+            .context("cannot make a directory for the agent")?
+            .keep();
+        let (run_dir, bpffs) = (dir.join("run"), dir.join("bpf"));
+        let cleanup = cleanup::on_drop({
+            let (dir, bpffs) = (dir.clone(), bpffs.clone());
+            move || {
+                // It may not have been mounted.
+                let _ = unmount(&bpffs, UnmountFlags::DETACH);
+                if let Err(error) = fs::remove_dir_all(&dir) {
+                    eprintln!("left behind: {}: {error}", dir.display());
+                }
+            }
+        });
+        for path in [&run_dir, &bpffs] {
+            fs::create_dir(path).with_context(|| format!("cannot make {}", path.display()))?;
+        }
+        mount("bpf", &bpffs, "bpf", MountFlags::empty(), None)
+            .with_context(|| format!("cannot mount a BPF file system on {}", bpffs.display()))?;
+        let builder = self
+            .env("SIDECAR_AGENT_RUN_DIR", run_dir)
+            .env("SIDECAR_AGENT_BPFFS", bpffs);
+        let mut agent = Agent {
+            program,
+            args: builder.args,
+            env: builder.env,
+            process: None,
+            logs: Arc::default(),
+            dir,
+            _cleanup: cleanup,
+        };
+        agent.start()?;
+        Ok(agent)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Its cleanup ends it; before its directories go.
+        self.process = None;
+    }
+}
+
+/// SIGTERM; SIGKILL at the deadline.
+fn end(child: &Mutex<Child>) -> anyhow::Result<ExitStatus> {
+    let mut child = child.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(status) = child.try_wait().context("cannot ask for the agent's end")? {
+        return Ok(status);
+    }
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    kill_process(pid.context("the agent has no process id")?, Signal::TERM)
+        .context("cannot signal the agent")?;
+    let ended = poll_result(DEADLINE, "the agent to end after SIGTERM", || {
+        child.try_wait()?.context("it still runs")
+    });
+    if ended.is_err() {
+        child.kill().context("cannot kill the agent")?;
+        child.wait().context("cannot wait for the agent")?;
+    }
+    ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::require_root;
+
+    /// Answers, logs, and obeys SIGTERM, like the agent.
+    const PRETENDER: &str = r#"#!/bin/sh
+case $1 in
+status) cat "$SIDECAR_AGENT_RUN_DIR/status" ;;
+run)
+    test -w "$SIDECAR_AGENT_BPFFS" || exit 3
+    if test -n "$REFUSE"; then echo "refuses: $REFUSE" >&2; exit 2; fi
+    test -p "$SIDECAR_AGENT_RUN_DIR/never" || mkfifo "$SIDECAR_AGENT_RUN_DIR/never"
+    printf '{"args": "%s", "dns": "%s"}' "$*" "$SIDECAR_AGENT_DNS_SERVERS" \
+        >"$SIDECAR_AGENT_RUN_DIR/status"
+    trap 'echo ending >&2; kill $!; exit 0' TERM
+    cat <>"$SIDECAR_AGENT_RUN_DIR/never" >/dev/null 2>&1 &
+    echo "started with $SIDECAR_AGENT_CONFIG" >&2
+    wait
+    ;;
+esac"#;
+
+    /// Written by another process: one that this one wrote cannot be run while a child that was
+    /// forked meanwhile still has it open for writing (ETXTBSY).
+    fn pretender(dir: &Path) -> AgentBuilder {
+        let program = dir.join("agent");
+        let write = r#"printf %s "$2" >"$1" && chmod +x "$1""#;
+        crate::command::output(
+            Command::new("sh")
+                .args(["-c", write, "sh"])
+                .arg(&program)
+                .arg(PRETENDER),
+        )
+        .unwrap();
+        Agent::with_config(Path::new("/config")).program(program)
+    }
+
+    fn is_mounted(path: &Path) -> bool {
+        fs::read_to_string("/proc/self/mountinfo")
+            .unwrap()
+            .contains(path.to_str().unwrap())
+    }
+
+    #[test]
+    fn an_agent_starts_stops_and_starts_again() {
+        require_root!();
+        let dir = tempfile::tempdir().unwrap();
+        let dns = Dns::start(None, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut agent = pretender(dir.path())
+            .dns(&dns)
+            .args(["--more"])
+            .start()
+            .unwrap();
+        let status = agent
+            .wait_until("its arguments", |status| status["args"] == "run --more")
+            .unwrap();
+        assert_eq!(status["dns"], dns.address().to_string());
+        agent.wait_log("started with /config").unwrap();
+        let first = agent.pid().unwrap();
+        assert!(agent.start().is_err(), "it is running");
+
+        assert!(agent.stop().unwrap().success());
+        agent.wait_log("ending").unwrap();
+        assert!(agent.stop().is_err(), "it is not running");
+        agent.start().unwrap();
+        assert_ne!(agent.pid().unwrap(), first);
+        agent.kill().unwrap();
+        assert_eq!(agent.pid(), None);
+        agent.start().unwrap();
+
+        let bpffs = agent.bpffs();
+        assert!(is_mounted(&bpffs));
+        drop(agent);
+        assert!(!is_mounted(&bpffs) && !bpffs.exists());
+    }
+
+    #[test]
+    fn an_agent_that_refuses_is_reported_with_its_logs() {
+        require_root!();
+        let dir = tempfile::tempdir().unwrap();
+        let error = pretender(dir.path())
+            .env("REFUSE", "bad weather")
+            .start()
+            .unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains("refuses: bad weather"), "{text}");
+        assert!(text.contains("exit status: 2"), "{text}");
+    }
+}

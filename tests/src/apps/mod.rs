@@ -1,0 +1,11 @@
+//! Small servers and clients, run as processes of the program `app`, so that each has its own
+//! network namespace, cgroup and user.
+
+mod client;
+mod server;
+pub mod stream;
+pub mod wire;
+
+pub use client::{Client, Held};
+pub use server::{Server, ServerBuilder};
+pub use wire::{Mode, Outcome, Seen, Transfer};

@@ -1,0 +1,62 @@
+//! Running cargo for this workspace.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, bail};
+
+/// Root of the workspace: the parent of this package.
+pub fn workspace() -> PathBuf {
+    // Set by `cargo run`; a binary that is started by hand falls back on where it was built.
+    let package = env::var_os("CARGO_MANIFEST_DIR")
+        .unwrap_or_else(|| OsString::from(env!("CARGO_MANIFEST_DIR")));
+    let package = PathBuf::from(package);
+    package
+        .parent()
+        .map_or_else(|| package.clone(), Path::to_owned)
+}
+
+/// Cargo's target directory of the workspace, unless a configuration file moves it.
+pub fn target_dir() -> PathBuf {
+    let workspace = workspace();
+    // An absolute path replaces the workspace's, as cargo has it.
+    env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace.join("target"), |dir| workspace.join(dir))
+}
+
+/// The cargo that runs us, in the workspace.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    command.args(args).current_dir(workspace());
+    command
+}
+
+/// Runs a command with our own input and output.
+///
+/// # Errors
+/// When it cannot be started or fails.
+pub fn run(command: &mut Command) -> anyhow::Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {}", shown(command)))?;
+    if !status.success() {
+        bail!("`{}` failed with {status}", shown(command));
+    }
+    Ok(())
+}
+
+/// A command as one would type it.
+pub fn shown(command: &Command) -> String {
+    let program = Path::new(command.get_program())
+        .file_name()
+        .unwrap_or_default();
+    let args = command.get_args().map(|arg| arg.to_string_lossy());
+    std::iter::once(program.to_string_lossy())
+        .chain(args)
+        .collect::<Vec<_>>()
+        .join(" ")
+}

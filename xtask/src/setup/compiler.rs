@@ -1,0 +1,72 @@
+//! Getting a compiler for the bpf target.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use ebpf_build::{Compiler, Source};
+
+use super::{apt, step};
+
+/// Where a compiler can be had.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum From {
+    /// rustup's nightly toolchain with its component rust-src
+    Rustup,
+    /// Debian's packages rustc-web and rust-web-src
+    Debian,
+}
+
+/// How long rustup may take: where its server cannot be reached it may hang.
+const RUSTUP_SECONDS: &str = "300";
+
+/// Installs one from the place asked for; from rustup, else from Debian, if none is.
+pub fn install(from: Option<From>) -> anyhow::Result<()> {
+    match from {
+        Some(From::Rustup) => rustup(),
+        Some(From::Debian) => debian(),
+        None => {
+            let Err(why) = rustup() else { return Ok(()) };
+            if !apt::exists() {
+                return Err(why);
+            }
+            println!("      rustup cannot provide it ({why:#}); trying Debian's packages");
+            debian()
+        }
+    }
+}
+
+fn rustup() -> anyhow::Result<()> {
+    let list = Command::new("rustup")
+        .args(["toolchain", "list"])
+        .output()
+        .context("cannot run rustup")?;
+    let installed = String::from_utf8_lossy(&list.stdout)
+        .lines()
+        .any(|line| line.starts_with("nightly-"));
+    let mut command = Command::new("timeout");
+    command
+        .arg(RUSTUP_SECONDS)
+        .arg("rustup")
+        .stdin(Stdio::null());
+    step(if installed {
+        command.args(["component", "add", "rust-src", "--toolchain", "nightly"])
+    } else {
+        command
+            .args(["toolchain", "install", "nightly", "--profile", "minimal"])
+            .args(["--component", "rust-src"])
+    })?;
+    let found = Compiler::find()?;
+    if found.source != Source::Nightly {
+        bail!(
+            "rustup's nightly cannot be used although it has rust-src; `rustup update nightly` may help"
+        );
+    }
+    Ok(())
+}
+
+fn debian() -> anyhow::Result<()> {
+    apt::install(&["rustc-web", "rust-web-src"], || {
+        // A release has an old one; the package lists of its security updates have the one we need.
+        apt::candidate("rustc-web").is_some_and(|version| Compiler::is_recent(&version))
+    })
+}

@@ -1,0 +1,110 @@
+//! `cargo xtask setup`: installs what building and testing need, and only what is missing.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context as _, bail};
+use ebpf_build::{Compiler, Linker};
+
+use crate::cargo;
+
+mod apt;
+mod compiler;
+mod linker;
+mod programs;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only tell what is there and what is missing; fail when something is missing
+    #[arg(long)]
+    check: bool,
+    /// Get the compiler from here only, instead of from rustup or else from Debian
+    #[arg(long, value_enum)]
+    compiler: Option<compiler::From>,
+}
+
+/// Something that must be there.
+struct Need {
+    name: &'static str,
+    /// Describes what was found, or says what is missing and how to get it by hand.
+    find: fn() -> anyhow::Result<String>,
+    install: fn(&Args) -> anyhow::Result<()>,
+}
+
+/// In this order: the linker is built for the compiler's LLVM.
+const NEEDS: [Need; 3] = [
+    Need {
+        name: "compiler for the bpf target",
+        find: || Ok(Compiler::find()?.to_string()),
+        install: |args| compiler::install(args.compiler),
+    },
+    Need {
+        name: "bpf-linker",
+        find: || Ok(Linker::find(&Compiler::find()?)?.to_string()),
+        install: |_| linker::install(&Compiler::find()?),
+    },
+    Need {
+        name: "programs the tests run",
+        find: programs::find,
+        install: |_| programs::install(),
+    },
+];
+
+/// The command.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut missing = String::new();
+    for (number, need) in (1..).zip(&NEEDS) {
+        print!("[{number}/{}] {}: ", NEEDS.len(), need.name);
+        io::stdout().flush()?;
+        let why = match (need.find)() {
+            Ok(found) => {
+                println!("{found}");
+                continue;
+            }
+            Err(why) => why,
+        };
+        println!("missing");
+        if args.check {
+            write!(missing, "\n{}: {why:#}", need.name)?;
+            continue;
+        }
+        let started = Instant::now();
+        (need.install)(args).with_context(|| format!("cannot install: {}", need.name))?;
+        let found = (need.find)()
+            .with_context(|| format!("{} was installed and cannot be used", need.name))?;
+        println!(
+            "      installed in {} s: {found}",
+            started.elapsed().as_secs()
+        );
+    }
+    if !missing.is_empty() {
+        bail!("`cargo xtask setup` would install what is missing:{missing}");
+    }
+    println!("everything is there ({} s)", started.elapsed().as_secs());
+    Ok(())
+}
+
+/// Installs what is missing, and prints nothing when nothing is.
+///
+/// # Errors
+/// As [`run`].
+pub fn ensure() -> anyhow::Result<()> {
+    if NEEDS.iter().all(|need| (need.find)().is_ok()) {
+        return Ok(());
+    }
+    run(&Args {
+        check: false,
+        compiler: None,
+    })
+}
+
+/// Runs one command of an installation, telling so.
+fn step(command: &mut Command) -> anyhow::Result<()> {
+    println!("      $ {}", cargo::shown(command));
+    cargo::run(command)
+}

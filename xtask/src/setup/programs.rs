@@ -1,0 +1,67 @@
+//! Programs that the tests run.
+
+use std::{env, path::Path};
+
+use anyhow::bail;
+
+use super::apt;
+
+/// A program, and where Debian has it.
+struct Program {
+    name: &'static str,
+    package: &'static str,
+    reason: &'static str,
+}
+
+/// What the tests really run. A test that needs another program adds a line here.
+const PROGRAMS: [Program; 3] = [
+    Program {
+        name: "ip",
+        package: "iproute2",
+        reason: "makes network namespaces, links and routes",
+    },
+    Program {
+        name: "nsenter",
+        package: "util-linux",
+        reason: "runs programs in a network namespace",
+    },
+    Program {
+        name: "setpriv",
+        package: "util-linux",
+        reason: "runs programs as another user",
+    },
+];
+
+pub fn find() -> anyhow::Result<String> {
+    let missing: Vec<String> = missing()
+        .map(
+            |Program {
+                 name,
+                 package,
+                 reason,
+             }| { format!("{name} (Debian's package {package}): {reason}") },
+        )
+        .collect();
+    if !missing.is_empty() {
+        bail!("not found: {}", missing.join("; "));
+    }
+    Ok(PROGRAMS.map(|program| program.name).join(", "))
+}
+
+pub fn install() -> anyhow::Result<()> {
+    let mut packages: Vec<&str> = missing().map(|program| program.package).collect();
+    packages.dedup();
+    apt::install(&packages, || true)
+}
+
+fn missing() -> impl Iterator<Item = &'static Program> {
+    static TABLE: &[Program] = &PROGRAMS;
+    let path = env::var_os("PATH").unwrap_or_default();
+    // Where a distribution keeps programs for root, which a user's PATH may lack.
+    let dirs: Vec<_> = env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(|dir| Path::new(dir).to_owned()))
+        .collect();
+    TABLE
+        .iter()
+        .filter(move |program| !dirs.iter().any(|dir| dir.join(program.name).exists()))
+}
