@@ -12,14 +12,11 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use rustix::{
-    mount::{MountFlags, UnmountFlags, mount, unmount},
-    process::{Pid, Signal, kill_process},
-};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::{
-    Dns,
+    Bpffs, Dns,
     cleanup::{self, Cleanup},
     command::shown,
     poll::{DEADLINE, poll, poll_result},
@@ -47,6 +44,7 @@ pub struct Agent {
     env: Vec<(OsString, OsString)>,
     process: Option<Process>,
     logs: Arc<Mutex<Vec<String>>>,
+    bpffs: Bpffs,
     dir: PathBuf,
     _cleanup: Cleanup,
 }
@@ -240,7 +238,7 @@ impl Agent {
     /// Its BPF file system.
     #[must_use]
     pub fn bpffs(&self) -> PathBuf {
-        self.dir.join("bpf")
+        self.bpffs.path().to_owned()
     }
 
     fn command(&self) -> Command {
@@ -317,31 +315,27 @@ impl AgentBuilder {
             .tempdir()
             .context("cannot make a directory for the agent")?
             .keep();
-        let (run_dir, bpffs) = (dir.join("run"), dir.join("bpf"));
         let cleanup = cleanup::on_drop({
-            let (dir, bpffs) = (dir.clone(), bpffs.clone());
+            let dir = dir.clone();
             move || {
-                // It may not have been mounted.
-                let _ = unmount(&bpffs, UnmountFlags::DETACH);
                 if let Err(error) = fs::remove_dir_all(&dir) {
                     eprintln!("left behind: {}: {error}", dir.display());
                 }
             }
         });
-        for path in [&run_dir, &bpffs] {
-            fs::create_dir(path).with_context(|| format!("cannot make {}", path.display()))?;
-        }
-        mount("bpf", &bpffs, "bpf", MountFlags::empty(), None)
-            .with_context(|| format!("cannot mount a BPF file system on {}", bpffs.display()))?;
+        let run_dir = dir.join("run");
+        fs::create_dir(&run_dir).with_context(|| format!("cannot make {}", run_dir.display()))?;
+        let bpffs = Bpffs::mount(&dir.join("bpf"))?;
         let builder = self
             .env("SIDECAR_AGENT_RUN_DIR", run_dir)
-            .env("SIDECAR_AGENT_BPFFS", bpffs);
+            .env("SIDECAR_AGENT_BPFFS", bpffs.path());
         let mut agent = Agent {
             program,
             args: builder.args,
             env: builder.env,
             process: None,
             logs: Arc::default(),
+            bpffs,
             dir,
             _cleanup: cleanup,
         };

@@ -4,7 +4,7 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, ensure};
@@ -117,6 +117,14 @@ impl Lab {
         self.agent.as_ref().context("the lab has no agent yet")
     }
 
+    /// The agent, to be stopped and started.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn agent_mut(&mut self) -> anyhow::Result<&mut Agent> {
+        self.agent.as_mut().context("the lab has no agent yet")
+    }
+
     /// Keeps a server for as long as the lab.
     pub fn keep(&mut self, server: Server) {
         self.servers.push(server);
@@ -171,11 +179,17 @@ impl Lab {
         self.replace(&self.mesh_file(), text)
     }
 
-    fn replace(&self, path: &std::path::Path, text: &str) -> anyhow::Result<()> {
+    /// Writes a file of resources and waits for nothing.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_only(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        write_at_once(&self.config_dir().join(name), text)
+    }
+
+    fn replace(&self, path: &Path, text: &str) -> anyhow::Result<()> {
         let before = self.agent.as_ref().map(Agent::status).transpose()?;
-        let new = path.with_extension("new");
-        fs::write(&new, text).with_context(|| format!("cannot write {}", new.display()))?;
-        fs::rename(&new, path).with_context(|| format!("cannot write {}", path.display()))?;
+        write_at_once(path, text)?;
         if let (Some(agent), Some(before)) = (&self.agent, before) {
             agent.wait_until("the new configuration", |status| {
                 status["generation"].as_u64() > before["generation"].as_u64()
@@ -223,13 +237,22 @@ impl Lab {
     /// # Errors
     /// When it does not get there: with its logs.
     pub fn start_agent(&mut self) -> anyhow::Result<()> {
+        self.start_agent_unready()?;
+        self.wait_captured()
+    }
+
+    /// Starts the agent and waits for nothing but its answer.
+    ///
+    /// # Errors
+    /// When it does not start: with its logs.
+    pub fn start_agent_unready(&mut self) -> anyhow::Result<()> {
         ensure!(self.agent.is_none(), "the lab has an agent already");
         let agent = Agent::with_config(&self.config_dir())
             .mesh_config(&self.mesh_file())
             .dns(&self.dns)
             .start()?;
         self.agent = Some(agent);
-        self.wait_captured()
+        Ok(())
     }
 
     /// Waits until the plan that is wanted is in force.
@@ -289,6 +312,12 @@ impl Lab {
     pub fn relayed(&self) -> anyhow::Result<u64> {
         Ok(self.agent()?.status()?["relay"]["accepted"].as_u64().unwrap_or_default())
     }
+}
+
+fn write_at_once(path: &Path, text: &str) -> anyhow::Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, text).with_context(|| format!("cannot write {}", new.display()))?;
+    fs::rename(&new, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// A Kubernetes service without selector: its virtual IP answers by itself.

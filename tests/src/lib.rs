@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod apps;
+pub mod bpffs;
 pub mod cgroup;
 pub mod cleanup;
 pub mod command;
@@ -22,7 +23,8 @@ pub mod programs;
 pub mod skip;
 
 pub use agent::{Agent, AgentBuilder};
-pub use apps::{Client, Mode, Server};
+pub use apps::{Client, Kind, Mode, Probe, Server};
+pub use bpffs::Bpffs;
 pub use cgroup::Cgroup;
 pub use dns::Dns;
 pub use net::{Host, Net};

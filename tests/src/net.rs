@@ -59,7 +59,9 @@ impl Net {
         router.sysctl("net/ipv4/conf/all/send_redirects", "0")?;
         router.sysctl("net/ipv4/conf/default/send_redirects", "0")?;
         // No multicast snooping: neighbour discovery is to work from the first packet.
-        router.ip("link add br0 type bridge mcast_snooping 0")?;
+        // An address of its own: a bridge without one takes that of a port, and changes it when
+        // another port comes, while hosts still send to the old one.
+        router.ip("link add br0 address 02:00:00:00:00:fe type bridge mcast_snooping 0")?;
         let (v4, v6) = addresses(ROUTER);
         router.add_address("br0", IpNet::new(v4.into(), V4.prefix_len())?)?;
         router.add_address("br0", IpNet::new(v6.into(), V6.prefix_len())?)?;

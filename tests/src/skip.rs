@@ -15,7 +15,7 @@ macro_rules! skip {
     ($($missing:tt)+) => {{
         fn here() {}
         $crate::skip::record(std::any::type_name_of_val(&here), &format!($($missing)+));
-        return;
+        return $crate::skip::skipped();
     }};
 }
 
@@ -27,6 +27,28 @@ macro_rules! require_root {
             $crate::skip!("root");
         }
     };
+}
+
+/// What a test can return: nothing, or a result.
+pub trait Outcome {
+    /// The value of a test that has nothing to say.
+    fn nothing() -> Self;
+}
+
+impl Outcome for () {
+    fn nothing() -> Self {}
+}
+
+impl<E> Outcome for Result<(), E> {
+    fn nothing() -> Self {
+        Ok(())
+    }
+}
+
+/// What a test returns that was skipped.
+#[must_use]
+pub fn skipped<T: Outcome>() -> T {
+    T::nothing()
 }
 
 /// Notes that a test is skipped; `here` is the type name of a function inside it.

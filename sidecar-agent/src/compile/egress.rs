@@ -130,7 +130,9 @@ impl Egress<'_> {
         first: &Member<'_>,
         ips: &[IpAddr],
     ) {
-        let lead = if !listener.explicit && first.service.keeps_destination(first.port) {
+        // An address that was neither written nor is a virtual one is an endpoint's.
+        let stays = first.service.keeps_destination(first.port) || first.service.vips.is_empty();
+        let lead = if !listener.explicit && stays {
             Lead::Original
         } else if self.needs_proxy(listener, first) {
             Lead::NeedsProxy
@@ -181,22 +183,7 @@ impl Egress<'_> {
             }
             return;
         }
-        let endpoints: Vec<IpAddr> = member
-            .port
-            .endpoints
-            .iter()
-            .filter_map(|target| match target {
-                Target::Tcp(address) => Some(address.ip()),
-                Target::Unix(_) | Target::Original => None,
-            })
-            .collect();
-        if !endpoints.is_empty() {
-            let index = self.index(listener, member, &Lead::Original);
-            for ip in endpoints {
-                let rule = self.rule(ip, index, listener, member, &Lead::Original);
-                self.exact(ip, listener, rule);
-            }
-        }
+        self.at_endpoints(listener, member);
         if !member.protocol.is_http() && member.protocol != Protocol::Tls {
             // Istio: without an address, a TCP service has its port for every destination.
             let lead = own(member);
@@ -211,6 +198,32 @@ impl Egress<'_> {
             );
             let remedy = "give the service addresses, or the workload a proxy";
             self.report(FindingKind::NeedsProxy, listener, member, &message, remedy);
+        }
+    }
+
+    /// A service without addresses is called at its endpoints: there a connection stays, if the
+    /// endpoint's port is the service's.
+    fn at_endpoints(&mut self, listener: &OutboundListener<'_>, member: &Member<'_>) {
+        let keeps = member.service.keeps_destination(member.port);
+        let mut staying = None;
+        for target in &member.port.endpoints {
+            let Target::Tcp(address) = target else {
+                continue;
+            };
+            let ip = address.ip();
+            let rule = if keeps || address.port() == listener.port {
+                let lead = Lead::Original;
+                let index = match staying {
+                    Some(index) => index,
+                    None => *staying.insert(self.index(listener, member, &lead)),
+                };
+                self.rule(ip, index, listener, member, &lead)
+            } else {
+                let lead = Lead::Targets(vec![target.clone()]);
+                let index = self.index(listener, member, &lead);
+                self.rule(ip, index, listener, member, &lead)
+            };
+            self.exact(ip, listener, rule);
         }
     }
 
@@ -319,13 +332,7 @@ impl Egress<'_> {
             "is an HTTP forward proxy; its connections are refused"
         };
         let remedy = "name one service in hosts, use protocol TCP, or give the workload a proxy";
-        self.report(
-            FindingKind::NeedsProxy,
-            listener,
-            first,
-            message,
-            remedy,
-        );
+        self.report(FindingKind::NeedsProxy, listener, first, message, remedy);
         true
     }
 

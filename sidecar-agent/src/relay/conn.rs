@@ -325,6 +325,8 @@ mod tests {
             },
         );
         assert_eq!(outcome, Outcome::Broken);
+        let patience = Some(Duration::from_secs(5));
+        far_client.set_read_timeout(patience).unwrap();
         let mut answer = [0; 9];
         far_client.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"too large");

@@ -534,6 +534,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn only_so_many_names_are_asked_for_at_once() {
+        let server = Server::start().await;
+        server.set(|zone| zone.silent = true);
+        let watcher = DnsWatcher::spawn(server.resolver());
+        watcher.want((0..5 * CONCURRENT).map(|i| format!("h{i}.test")).collect());
+        // Asked for the second time: by then everything that would be asked at once has been.
+        let asked = timeout(Duration::from_secs(20), async {
+            loop {
+                let questions = server.zone.lock().unwrap().questions.clone();
+                let names: BTreeSet<_> = questions.iter().collect();
+                if questions.len() > 2 * names.len() {
+                    return names.len();
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        assert_eq!(asked.await.expect("names are asked for again"), CONCURRENT);
+    }
+
+    #[tokio::test]
     async fn addresses_follow_their_ttl() {
         let server = Server::start().await;
         server.set(|zone| zone.ttl = 0);

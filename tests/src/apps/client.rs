@@ -30,7 +30,7 @@ impl<'a> Client<'a> {
         Self::new(["tcp".to_owned(), address.to_string()])
     }
 
-    /// To a unix stream socket.
+    /// To a unix stream socket; `@name` for one in the abstract namespace.
     #[must_use]
     pub fn unix(path: &Path) -> Self {
         Self::new(["unix".to_owned(), path.display().to_string()])

@@ -2,10 +2,12 @@
 //! network namespace, cgroup and user.
 
 mod client;
+pub mod probe;
 mod server;
 pub mod stream;
 pub mod wire;
 
 pub use client::{Client, Held};
+pub use probe::{Kind, Probe, Socket};
 pub use server::{Server, ServerBuilder};
 pub use wire::{Mode, Outcome, Seen, Transfer};

@@ -1,12 +1,17 @@
 //! Capture modes mixed in one workload, and one of them changed while connections live.
 
-use std::time::Instant;
+use std::{
+    io::Read as _,
+    net::{SocketAddr, TcpStream},
+    time::Instant,
+};
 
 use anyhow::ensure;
 
 use super::{Check, Row, row, run_all};
 use crate::{
-    Client, DEADLINE, Mode, Place, Server,
+    Client, DEADLINE, Mode, Server,
+    apps::Seen,
     lab::{Lab, service},
     poll::poll_result,
 };
@@ -94,20 +99,21 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
 
 /// Changes 9080 from IPTABLES to NONE in the file, with a connection open.
 fn flip(lab: &mut Lab, destination: &str) -> anyhow::Result<Vec<Row>> {
-    let echo = Server::tcp("127.0.0.1:8090".parse()?).place(lab.inside()).mode(Mode::Echo).start()?;
+    let echo =
+        Server::tcp("127.0.0.1:8090".parse()?).place(lab.inside()).mode(Mode::Echo).start()?;
     lab.keep(echo);
-    lab.write("sidecar.yaml", &sidecar("IPTABLES").replace("127.0.0.1:8080", "127.0.0.1:8090"))?;
+    let to_echo = sidecar("IPTABLES").replace("127.0.0.1:8080", "127.0.0.1:8090");
+    lab.write("sidecar.yaml", &to_echo)?;
     lab.wait_captured()?;
     let address = (lab.workload().v4, 9080).into();
     let mut held = Client::tcp(address).place(lab.outside()).hold()?;
     ensure!(held.exchange("before")? == "before", "the held connection does not echo");
+    lab.write("sidecar.yaml", &sidecar("IPTABLES"))?;
+    lab.wait_captured()?;
 
     let written = Instant::now();
-    let file = lab.config_dir().join("sidecar.yaml");
-    std::fs::write(file.with_extension("new"), sidecar("NONE"))?;
-    std::fs::rename(file.with_extension("new"), &file)?;
-    let name = format!("{destination} to change");
-    poll_result(DEADLINE, &name, || {
+    lab.write_only("sidecar.yaml", &sidecar("NONE"))?;
+    poll_result(DEADLINE, &format!("{destination} to change"), || {
         let seen = banner_name(lab, address)?;
         ensure!(seen == "application on 9080", "it reaches {seen:?}");
         Ok(())
@@ -123,7 +129,7 @@ fn flip(lab: &mut Lab, destination: &str) -> anyhow::Result<Vec<Row>> {
         reason: "undeclared-port",
     }
     .run(lab)?;
-    flipped.did += &format!(" {} ms after the write", elapsed.as_millis());
+    flipped.did += &format!(", {} ms after the write", elapsed.as_millis());
     Ok(vec![
         flipped,
         row(
@@ -135,16 +141,12 @@ fn flip(lab: &mut Lab, destination: &str) -> anyhow::Result<Vec<Row>> {
 }
 
 /// Connects within this process: quick enough to time the change.
-fn banner_name(lab: &Lab, address: std::net::SocketAddr) -> anyhow::Result<String> {
-    use std::io::Read as _;
-    let _ = Place::here();
+fn banner_name(lab: &Lab, address: SocketAddr) -> anyhow::Result<String> {
     lab.client().netns.run(|| {
-        let mut stream = std::net::TcpStream::connect_timeout(&address, DEADLINE)?;
-        stream.set_read_timeout(Some(std::time::Duration::from_millis(200)))?;
+        let mut stream = TcpStream::connect_timeout(&address, DEADLINE)?;
         let mut text = String::new();
-        // The echo server says nothing: then this is no banner.
-        let _ = stream.read_to_string(&mut text);
-        let seen: Option<crate::apps::Seen> = serde_json::from_str(&text).ok();
-        Ok(seen.map(|seen| seen.name).unwrap_or_default())
+        stream.read_to_string(&mut text)?;
+        let seen: Seen = serde_json::from_str(&text)?;
+        Ok(seen.name)
     })?
 }

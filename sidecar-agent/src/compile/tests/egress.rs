@@ -98,6 +98,32 @@ fn headless_services_and_names_are_known_by_their_endpoints() {
 }
 
 #[test]
+fn an_endpoint_port_of_its_own_is_led_to() {
+    let mut http = entry("http.example.com", 80, "HTTP", Resolution::Static);
+    http.endpoints = at(&["192.0.2.1", "192.0.2.2"]);
+    http.endpoints[1].ports = [("p".to_owned(), 8080)].into();
+    let mut node = Node::new("10.0.0.1").entry("http", http);
+    node.snapshot.services.push(object(
+        NS,
+        "alias",
+        Service {
+            external_name: Some("alias.example.com".into()),
+            ports: vec![service_port("tcp:5432")],
+            ..Service::default()
+        },
+    ));
+    let node = node
+        .dns("alias.example.com", &["192.0.2.7", "192.0.2.8"])
+        .compile();
+    node.out("192.0.2.1:80").keeps(Reason::EgressService);
+    node.out("192.0.2.2:80")
+        .direct(Reason::EgressService, &["192.0.2.2:8080"]);
+    // An alias takes no port for itself.
+    node.out("192.0.2.8:5432").keeps(Reason::EgressService);
+    node.out("192.0.2.9:5432").passes(Reason::AllowAny);
+}
+
+#[test]
 fn a_tcp_entry_without_addresses_takes_its_port() {
     let db = entry("db.example.com", 5432, "TCP", Resolution::Dns);
     let tls = entry("tls.example.com", 443, "TLS", Resolution::Dns);

@@ -87,7 +87,7 @@ fn size_counts_map_entries() {
     assert_eq!((size.backends, size.listen_ports), (2, 1));
 }
 
-/// Run with `--release -- --ignored --nocapture` for figures.
+/// Run with `--release -- --nocapture` for figures.
 #[test]
 fn ten_thousand_services_compile_without_quadratic_work() {
     const SERVICES: usize = 10_000;

@@ -89,3 +89,56 @@ fn at_least_a_millisecond(node: &Node, name: &str, path: &str, findings: &mut Ve
     };
     findings.push(Finding::new(BAD_DURATION, join(path, name), message));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tree::{Source, parse};
+
+    #[test]
+    fn rules() {
+        for (pool, expected) in [
+            (
+                "{tcp: {maxConnections: 1, connectTimeout: 1ms, idleTimeout: 0s}}",
+                &[][..],
+            ),
+            ("{http: {http2KeepAlive: {interval: 1s, timeout: 1s}}}", &[]),
+            ("{http: {h2UpgradePolicy: UPGRADE}}", &[]),
+            ("{http: {useClientProtocol: true}}", &[]),
+            ("{}", &["p"]),
+            ("{tcp: {maxConnections: -1}}", &["p.tcp.maxConnections"]),
+            ("{tcp: {connectTimeout: 0s}}", &["p.tcp.connectTimeout"]),
+            (
+                "{tcp: {maxConnectionDuration: 1500us}}",
+                &["p.tcp.maxConnectionDuration"],
+            ),
+            ("{tcp: {idleTimeout: 1us}}", &["p.tcp.idleTimeout"]),
+            ("{http: {idleTimeout: soon}}", &["p.http.idleTimeout"]),
+            (
+                "{http: {http1MaxPendingRequests: -1, http2MaxRequests: -1, \
+                 maxRequestsPerConnection: -1, maxRetries: -1, maxConcurrentStreams: -1}}",
+                &[
+                    "p.http.http1MaxPendingRequests",
+                    "p.http.http2MaxRequests",
+                    "p.http.maxRequestsPerConnection",
+                    "p.http.maxRetries",
+                    "p.http.maxConcurrentStreams",
+                ],
+            ),
+            (
+                "{http: {h2UpgradePolicy: UPGRADE, useClientProtocol: true}}",
+                &["p.http.useClientProtocol"],
+            ),
+            (
+                "{http: {http2KeepAlive: {interval: 1s}}}",
+                &["p.http.http2KeepAlive.timeout"],
+            ),
+        ] {
+            let (nodes, _) = parse(&Source::new("t", pool));
+            let mut findings = Vec::new();
+            check(&nodes[0], "p", &mut findings);
+            let fields: Vec<_> = findings.iter().map(|found| found.field.as_str()).collect();
+            assert_eq!(fields, expected, "{pool}");
+        }
+    }
+}

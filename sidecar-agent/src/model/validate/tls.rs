@@ -104,3 +104,78 @@ fn ciphers(tls: &Node, path: &str, findings: &mut Vec<Finding>) {
         findings.push(Finding::new(TLS_WARNING, path, message).remedy("list cipherSuites"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tree::{Source, parse};
+
+    #[test]
+    fn rules() {
+        let simple = "mode: SIMPLE, serverCertificate: /c, privateKey: /k";
+        let suite = CIPHER_SUITES[0];
+        for (tls, protocol, expected) in [
+            ("", "HTTPS", &[][..]),
+            (simple, "tls", &[]),
+            (simple, "HTTP", &["SCA0119 t"]),
+            (simple, "", &["SCA0119 t"]),
+            (&format!("{simple}, caCrl: /l"), "TLS", &["SCA0119 t.caCrl"]),
+            (
+                &format!("{simple}, httpsRedirect: true"),
+                "TLS",
+                &["SCA0119 t.httpsRedirect"],
+            ),
+            (
+                &format!("{simple}, subjectAltNames: [a]"),
+                "TLS",
+                &["SCA0119 t.subjectAltNames"],
+            ),
+            (
+                "mode: SIMPLE",
+                "TLS",
+                &["SCA0119 t.serverCertificate", "SCA0119 t.privateKey"],
+            ),
+            (
+                "mode: OPTIONAL_MUTUAL, serverCertificate: /c, privateKey: /k",
+                "TLS",
+                &["SCA0119 t.caCertificates"],
+            ),
+            (
+                "mode: SIMPLE, credentialName: a",
+                "TLS",
+                &["SCA0119 t.credentialName"],
+            ),
+            ("mode: AUTO_PASSTHROUGH", "TLS", &["SCA0119 t.mode"]),
+            ("privateKey: /k", "TLS", &["SCA0120 t.privateKey"]),
+            (
+                &format!("{simple}, cipherSuites: [{suite}, {suite}, NULL-MD5, ALL, -x]"),
+                "TLS",
+                &["SCA0120 t.cipherSuites[1]", "SCA0120 t.cipherSuites[2]"],
+            ),
+            (
+                &format!("{simple}, minProtocolVersion: TLSV1_2"),
+                "TLS",
+                &[],
+            ),
+            (
+                &format!("{simple}, minProtocolVersion: TLSV1_1"),
+                "TLS",
+                &["SCA0120 t.cipherSuites"],
+            ),
+            (
+                &format!("{simple}, minProtocolVersion: TLSV1_1, cipherSuites: [{suite}]"),
+                "TLS",
+                &[],
+            ),
+        ] {
+            let (nodes, _) = parse(&Source::new("t", format!("{{{tls}}}")));
+            let mut findings = Vec::new();
+            check(&nodes[0], protocol, "t", &mut findings);
+            let found: Vec<_> = findings
+                .iter()
+                .map(|found| format!("{} {}", found.code, found.field))
+                .collect();
+            assert_eq!(found, expected, "{tls}");
+        }
+    }
+}

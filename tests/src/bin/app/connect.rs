@@ -15,7 +15,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, ioctl_fionbio},
     net::{
-        self, AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, ipproto,
+        self, AddressFamily, Shutdown, SocketFlags, SocketType, ipproto,
         sockopt::socket_error,
     },
 };
@@ -54,7 +54,7 @@ pub struct Args {
 enum Target {
     /// To a TCP address
     Tcp { address: SocketAddr },
-    /// To a unix stream socket
+    /// To a unix stream socket; `@name` for one in the abstract namespace
     Unix { path: PathBuf },
 }
 
@@ -122,7 +122,7 @@ fn connect(args: &Args, socket: &OwnedFd, outcome: &mut Outcome) -> rustix::io::
     let connected = match &args.target {
         Target::Tcp { address } if args.mapped => net::connect(socket, &wire::mapped(*address)),
         Target::Tcp { address } => net::connect(socket, address),
-        Target::Unix { path } => net::connect(socket, &SocketAddrUnix::new(path)?),
+        Target::Unix { path } => net::connect(socket, &socket::unix_address(path)?),
     };
     if args.non_blocking && connected == Err(Errno::INPROGRESS) {
         outcome.in_progress = true;
@@ -210,7 +210,7 @@ fn hold(mut connection: &File) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print(value: &impl serde::Serialize) -> anyhow::Result<()> {
+pub fn print(value: &impl serde::Serialize) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string(value)?);
     io::stdout().flush().context("cannot print")
 }

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use sidecar_tests::{Cgroup, Namespace};
 
 mod connect;
+mod probe;
 mod serve;
 mod socket;
 
@@ -28,6 +29,8 @@ enum Subcommands {
     Serve(serve::Args),
     /// Make one connection and print what became of it
     Connect(connect::Args),
+    /// Make socket calls as standard input asks for them, until it ends
+    Probe,
     /// Make a namespace and a cgroup, print their paths, and wait to be interrupted: for the test
     /// of what happens then
     Linger,
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         (Some((uid, gid)), _) => become_user(uid, gid),
         (None, Subcommands::Serve(args)) => serve::run(&args),
         (None, Subcommands::Connect(args)) => connect::run(&args),
+        (None, Subcommands::Probe) => probe::run(),
         (None, Subcommands::Linger) => linger(),
     };
     match done {

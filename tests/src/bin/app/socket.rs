@@ -3,13 +3,17 @@
 use std::{
     fs::File,
     net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
     time::Duration,
 };
 
 use rustix::{
     io,
-    net::{self, SocketAddrAny, sockopt},
+    net::{self, SocketAddrAny, SocketAddrUnix, sockopt},
 };
 
 /// How long a socket waits for its peer before the program gives up: a test has failed long before.
@@ -50,4 +54,12 @@ pub fn original_dst(socket: impl AsFd) -> io::Result<SocketAddr> {
 /// A socket to read from and write to, of whatever family.
 pub fn stream(socket: impl Into<OwnedFd>) -> File {
     File::from(socket.into())
+}
+
+/// The address of a unix socket; `@name` is one in the abstract namespace.
+pub fn unix_address(path: &Path) -> rustix::io::Result<SocketAddrUnix> {
+    match path.as_os_str().as_bytes() {
+        [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name),
+        _ => SocketAddrUnix::new(path),
+    }
 }

@@ -1,0 +1,173 @@
+//! What comes and goes while the agent runs.
+
+use std::net::SocketAddr;
+
+use anyhow::ensure;
+use sidecar_tests::{
+    Agent, Cgroup, Client, DEADLINE, Place, Server,
+    lab::{Lab, service},
+    poll::poll_result,
+    require_root,
+};
+
+const EGRESS: &str = "\
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: default, namespace: prod-us1}
+spec:
+  egress:
+  - hosts: ['prod-us1/*']
+";
+
+/// A lab whose workload reaches one service, and nothing else.
+fn registry_only() -> anyhow::Result<Lab> {
+    let mut lab = Lab::new()?;
+    lab.announce("10.96.0.0/16")?;
+    lab.serve("10.96.0.1:9080", "details")?;
+    lab.serve("10.96.0.4:9080", "secret")?;
+    lab.write("services.yaml", &service("prod-us1", "details", "10.96.0.1".parse()?, 9080))?;
+    lab.write("sidecar.yaml", EGRESS)?;
+    lab.write_workload(&[])?;
+    lab.write_mesh("outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n")?;
+    Ok(lab)
+}
+
+fn connected(place: Place<'_>, address: &str) -> anyhow::Result<bool> {
+    Ok(Client::tcp(address.parse::<SocketAddr>()?).place(place).connect()?.connected)
+}
+
+#[test]
+fn only_the_workload_is_touched() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = registry_only()?;
+    lab.start_agent()?;
+    ensure!(!connected(lab.inside(), "10.96.0.4:9080")?, "the workload reaches what it must not");
+    let same_netns = Place::here().netns(&lab.workload().netns);
+    ensure!(connected(same_netns, "10.96.0.4:9080")?, "a process outside the cgroup is captured");
+    ensure!(connected(lab.outside(), "10.96.0.4:9080")?, "another host is captured");
+    Ok(())
+}
+
+#[test]
+fn a_workload_that_comes_later_is_captured_and_one_that_goes_is_not() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = registry_only()?;
+    let other = Cgroup::new("other")?;
+    let path = other.path().strip_prefix(Cgroup::root()?)?.display().to_string();
+    lab.start_agent()?;
+    let place = Place::here().netns(&lab.workload().netns).cgroup(&other);
+    ensure!(connected(place, "10.96.0.4:9080")?, "captured before it was declared");
+    let entry = format!(
+        "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+         metadata:\n  name: other\n  namespace: prod-us1\n  annotations:\n    \
+         capture.sidecar-agent.io/cgroup: {path}\n    \
+         capture.sidecar-agent.io/netns: {}\n\
+         spec: {{address: 10.77.0.99}}\n",
+        lab.workload().netns.path().display()
+    );
+    lab.write("other.yaml", &entry)?;
+    ensure!(!connected(place, "10.96.0.4:9080")?, "not captured after it was declared");
+    ensure!(connected(place, "10.96.0.1:9080")?, "what the Sidecar exposes is not reached");
+    std::fs::remove_file(lab.config_dir().join("other.yaml"))?;
+    poll_result(DEADLINE, "the workload to be let go", || {
+        ensure!(connected(place, "10.96.0.4:9080")?, "it is still captured");
+        Ok(())
+    })?;
+    ensure!(!connected(lab.inside(), "10.96.0.4:9080")?, "the other workload was let go too");
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_that_comes_late_is_waited_for() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = registry_only()?;
+    let parent = Cgroup::new("late")?;
+    let path = parent.path().strip_prefix(Cgroup::root()?)?.join("child");
+    let workload = std::fs::read_to_string(lab.config_dir().join("workload.yaml"))?;
+    let own = lab.cgroup().path().strip_prefix(Cgroup::root()?)?.display().to_string();
+    lab.write_only("workload.yaml", &workload.replace(&own, &path.display().to_string()))?;
+    // It has nothing to capture yet, which is no reason not to start.
+    lab.start_agent_unready()?;
+    let status = lab.agent()?.wait_until("the problem to be told", |status| {
+        status["workloads"][0]["problem"].is_string()
+    })?;
+    ensure!(status["workloads"][0]["state"] == "pending", "{status}");
+    let problem = status["workloads"][0]["problem"].as_str().unwrap_or_default();
+    ensure!(problem.contains("child"), "the problem names no cgroup: {problem}");
+    let child = parent.child("child")?;
+    lab.wait_captured()?;
+    let place = Place::here().netns(&lab.workload().netns).cgroup(&child);
+    ensure!(!connected(place, "10.96.0.4:9080")?, "not captured");
+    Ok(())
+}
+
+#[test]
+fn listeners_that_were_open_before_and_that_restart_are_found() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = Lab::new()?;
+    let start = |lab: &Lab, name: &str| {
+        let address: SocketAddr = ([127, 0, 0, 1], 8080).into();
+        Server::tcp(address).place(lab.inside()).name(name).start()
+    };
+    let first = start(&lab, "first")?;
+    lab.write(
+        "sidecar.yaml",
+        "apiVersion: networking.istio.io/v1\nkind: Sidecar\n\
+         metadata: {name: in, namespace: prod-us1}\n\
+         spec:\n  ingress:\n  - port: {number: 9080, protocol: TCP, name: in}\n    \
+         defaultEndpoint: 127.0.0.1:8080\n",
+    )?;
+    lab.write_workload(&[])?;
+    lab.write_mesh("{}\n")?;
+    lab.start_agent()?;
+    let call = |lab: &Lab| -> anyhow::Result<Option<String>> {
+        let address: SocketAddr = (lab.workload().v4, 9080).into();
+        let outcome = Client::tcp(address).place(lab.outside()).banner()?;
+        Ok(outcome.banner.map(|seen| seen.name))
+    };
+    assert_eq!(call(&lab)?.as_deref(), Some("first"), "open before the agent came");
+    drop(first);
+    assert_eq!(call(&lab)?, None, "nobody listens: refused, not passed elsewhere");
+    let _second = start(&lab, "second")?;
+    assert_eq!(call(&lab)?.as_deref(), Some("second"), "after a restart");
+    Ok(())
+}
+
+#[test]
+fn the_agent_leaves_nothing_and_takes_over_what_a_killed_one_left() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = registry_only()?;
+    lab.start_agent()?;
+    let pins = |agent: &Agent| agent.bpffs().join("sidecar-agent");
+    ensure!(pins(lab.agent()?).exists(), "no pins while it runs");
+    lab.agent_mut()?.kill()?;
+    ensure!(pins(lab.agent()?).exists(), "a killed agent cannot have cleaned up");
+    lab.agent_mut()?.start()?;
+    lab.wait_captured()?;
+    ensure!(!connected(lab.inside(), "10.96.0.4:9080")?, "not captured after the restart");
+    ensure!(lab.agent_mut()?.stop()?.success(), "SIGTERM is no clean end");
+    ensure!(!pins(lab.agent()?).exists(), "pins are left");
+    ensure!(connected(lab.inside(), "10.96.0.4:9080")?, "still captured after the end");
+    Ok(())
+}
+
+#[test]
+fn a_second_agent_with_the_same_directory_does_not_start() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = registry_only()?;
+    lab.start_agent()?;
+    let bpffs = lab.agent()?.bpffs();
+    let config = lab.config_dir();
+    let output = lab.agent()?.cli(&[
+        "run".as_ref(),
+        "--config".as_ref(),
+        config.as_os_str(),
+        "--bpffs".as_ref(),
+        bpffs.as_os_str(),
+    ])?;
+    ensure!(!output.status.success(), "a second agent ran");
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(error.contains("another agent"), "{error}");
+    ensure!(!connected(lab.inside(), "10.96.0.4:9080")?, "the first one was disturbed");
+    Ok(())
+}

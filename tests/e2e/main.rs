@@ -1,0 +1,6 @@
+//! The agent as users run it: the real binary, real files, real connections.
+
+mod bad_input;
+mod life;
+mod scenarios;
+mod verbs;

@@ -1,0 +1,167 @@
+//! The verbs that need neither root nor kernel, run as an ordinary user.
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::ensure;
+use serde_json::Value;
+use sidecar_tests::programs;
+
+const NOBODY: u32 = 65534;
+
+const WORKLOAD: &str = "\
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata:
+  name: productpage
+  namespace: prod-us1
+  annotations:
+    capture.sidecar-agent.io/cgroup: shop
+    capture.sidecar-agent.io/netns: /run/netns/shop
+spec:
+  address: 10.0.0.1
+  labels: {app: productpage}
+";
+
+/// Resources, and the agent's verbs over them.
+struct Resources(tempfile::TempDir);
+
+impl Resources {
+    fn new(files: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text)?;
+        }
+        Ok(Self(dir))
+    }
+
+    /// Runs the agent with the resources as directory, as nobody if the test is root's.
+    fn agent(&self, args: &[&str]) -> anyhow::Result<Output> {
+        let mut command = Command::new(self.program()?);
+        if rustix::process::geteuid().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        let dir = self.0.path().display().to_string();
+        let args = args.iter().map(|arg| arg.replace("DIR", &dir));
+        Ok(command.args(args).current_dir("/").stdin(Stdio::null()).output()?)
+    }
+
+    /// A copy that nobody can run: the build directory may be out of reach for others.
+    fn program(&self) -> anyhow::Result<std::path::PathBuf> {
+        let copy = self.0.path().join("agent-for-nobody");
+        if !copy.exists() {
+            fs::copy(programs::agent()?, &copy)?;
+        }
+        Ok(copy)
+    }
+
+    fn json(&self, args: &[&str]) -> anyhow::Result<Value> {
+        let output = self.agent(args)?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+}
+
+#[test]
+fn explain_names_listener_target_and_resource() -> anyhow::Result<()> {
+    let resources = Resources::new(&[
+        ("workload.yaml", WORKLOAD),
+        ("sidecar.yaml", include_str!("../resources/unix-ingress.yaml")),
+    ])?;
+    let workload = "prod-us1/productpage";
+    let explain = |destination: &str| {
+        resources.json(&["explain", "--config", "DIR", "-o", "json", workload, destination])
+    };
+    let inbound = explain("inbound:10.0.0.1:9080")?;
+    assert_eq!(inbound["path"], "relay");
+    assert_eq!(inbound["reason"], "ingress-listener");
+    assert_eq!(inbound["target"], "unix:///var/run/someuds.sock");
+    assert_eq!(inbound["resource"]["kind"], "Sidecar");
+    assert_eq!(inbound["resource"]["namespace"], "prod-us1");
+    assert_eq!(inbound["resource"]["name"], "default");
+    assert_eq!(inbound["resource"]["line"], 1);
+    let file = inbound["resource"]["file"].as_str().unwrap_or_default();
+    ensure!(file.ends_with("/sidecar.yaml"), "{file}");
+    ensure!(inbound["listener"].as_str().is_some_and(|name| name.contains("9080")), "{inbound}");
+    let outbound = explain("203.0.113.1:443")?;
+    assert_eq!(outbound["path"], "pass");
+    assert_eq!(outbound["reason"], "allow-any");
+    Ok(())
+}
+
+#[test]
+fn explain_of_an_unknown_workload_names_those_that_are_known() -> anyhow::Result<()> {
+    let resources = Resources::new(&[("workload.yaml", WORKLOAD)])?;
+    let output = resources.agent(&["explain", "--config", "DIR", "prod-us1/x", "10.0.0.1:80"])?;
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(error.contains("prod-us1/productpage"), "{error}");
+    let output = resources.agent(&["explain", "--config", "DIR", "prod-us1/x", "10.0.0.1"])?;
+    assert_eq!(output.status.code(), Some(2), "a destination without port is wrong usage");
+    Ok(())
+}
+
+#[test]
+fn plan_prints_in_every_format() -> anyhow::Result<()> {
+    let resources = Resources::new(&[
+        ("workload.yaml", WORKLOAD),
+        ("sidecar.yaml", include_str!("../resources/default.yaml")),
+    ])?;
+    let json = resources.json(&["plan", "--config", "DIR", "-o", "json"])?;
+    assert_eq!(json[0]["workload"], "prod-us1/productpage");
+    ensure!(json[0]["rules"].as_array().is_some_and(|rules| rules.len() >= 2), "{json}");
+    let table = resources.agent(&["plan", "--config", "DIR"])?;
+    ensure!(String::from_utf8_lossy(&table.stdout).contains("everything else"));
+    let yaml = resources.agent(&["plan", "--config", "DIR", "-o", "yaml"])?;
+    ensure!(String::from_utf8_lossy(&yaml.stdout).contains("workload: prod-us1/productpage"));
+    Ok(())
+}
+
+#[test]
+fn check_tells_where_what_and_how_to_mend_it() -> anyhow::Result<()> {
+    let resources = Resources::new(&[(
+        "sidecar.yaml",
+        "apiVersion: networking.istio.io/v1\nkind: Sidecar\n\
+         metadata: {name: x, namespace: y}\n\
+         spec:\n  egress:\n  - hosts: ['*']\n    captureMod: NONE\n",
+    )])?;
+    let output = resources.agent(&["check", "DIR"])?;
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stdout);
+    for wanted in ["sidecar.yaml:6:", "sidecar.yaml:7:", "spec.egress[0].hosts[0]", "captureMode"] {
+        ensure!(text.contains(wanted), "no {wanted} in\n{text}");
+    }
+    let json = resources.agent(&["check", "DIR", "-o", "json"])?;
+    let json: Value = serde_json::from_slice(&json.stdout)?;
+    assert_eq!(json["summary"]["errors"], 2);
+    let place = &json["diagnostics"][0]["location"];
+    ensure!(place["line"].is_u64() && place["column"].is_u64(), "{json}");
+    Ok(())
+}
+
+#[test]
+fn the_reference_resources_are_clean() -> anyhow::Result<()> {
+    let resources = Resources::new(&[
+        ("workload.yaml", WORKLOAD),
+        ("no-ip-tables.yaml", include_str!("../resources/no-ip-tables.yaml")),
+        ("mysql.yaml", include_str!("../resources/external-svc-mysql.yaml")),
+    ])?;
+    let output = resources.agent(&["check", "DIR"])?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(text.contains(" 0 errors"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn status_without_an_agent_says_what_to_look_at() -> anyhow::Result<()> {
+    let resources = Resources::new(&[])?;
+    let output = resources.agent(&["status", "--run-dir", "DIR/nowhere"])?;
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(error.contains("is it running"), "{error}");
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! A workload with the dataplane attached to it.
+
+use std::{
+    env,
+    net::{SocketAddr, TcpListener},
+    os::fd::AsFd as _,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use sidecar_agent::{
+    compile::Plan,
+    dataplane::{
+        Binding, Capacity, Config, Dataplane, RelaySockets, cgroup, default_pin_dir,
+        netns::Netns,
+    },
+};
+use sidecar_common::{
+    Reason,
+    decide::Direction,
+    keys::{PlanId, WorkloadId},
+};
+use sidecar_tests::{
+    Bpffs, Cgroup, Namespace, Place, Probe, Server,
+    apps::{Seen, wire::canonical},
+    names,
+};
+
+use crate::plan::{Planner, at};
+
+/// Who the proxy is where nothing else is said.
+pub const PROXY_UID: u32 = 1337;
+
+/// Small, so that the maps of many tests at a time are, and one can be filled.
+pub const CAPACITY: Capacity =
+    Capacity { workloads: 4, plans: 8, rules: 512, sockets: 32, original_dst: 256 };
+
+/// The loaded dataplane, with a BPF file system of its own.
+pub struct Loaded {
+    // Dropped in this order: pins are removed before their file system goes.
+    pub dataplane: Dataplane,
+    pub bpffs: Bpffs,
+}
+
+impl Loaded {
+    pub fn new() -> anyhow::Result<Self> {
+        let bpffs = Bpffs::mount(&env::temp_dir().join(names::unique("bpf")))?;
+        let pin_dir = default_pin_dir(bpffs.path());
+        let dataplane = Dataplane::load(&Config { pin_dir, capacity: CAPACITY })?;
+        Ok(Self { dataplane, bpffs })
+    }
+
+    pub fn pin_dir(&self) -> PathBuf {
+        default_pin_dir(self.bpffs.path())
+    }
+
+    /// Attaches a workload with a proxy that is known by its uid.
+    pub fn attach(&mut self, cgroup: &Cgroup, netns: &Namespace) -> anyhow::Result<WorkloadId> {
+        self.attach_with_proxy(cgroup, None, netns)
+    }
+
+    /// Attaches a workload whose proxy may have a cgroup of its own.
+    pub fn attach_with_proxy(
+        &mut self,
+        cgroup: &Cgroup,
+        proxy: Option<&Cgroup>,
+        netns: &Namespace,
+    ) -> anyhow::Result<WorkloadId> {
+        let cgroup = open_cgroup(cgroup)?;
+        let proxy_cgroup = proxy.map(open_cgroup).transpose()?;
+        let netns = Netns::open(netns.path().to_str())?;
+        self.dataplane.attach(&Binding {
+            cgroup: &cgroup,
+            proxy_cgroup: proxy_cgroup.as_ref(),
+            netns: &netns,
+            proxy_uid: Some(PROXY_UID),
+        })
+    }
+
+    /// Installs a plan and makes it the workload's.
+    pub fn follow(&mut self, workload: WorkloadId, plan: Plan) -> anyhow::Result<PlanId> {
+        let plan = Arc::new(plan);
+        let id = self.dataplane.install(plan.digest().to_hex().as_str(), &plan)?;
+        self.dataplane.switch(workload, id, &plan)?;
+        Ok(id)
+    }
+
+    /// How often a decision was counted.
+    pub fn counted(
+        &self,
+        workload: WorkloadId,
+        direction: Direction,
+        reason: Reason,
+    ) -> anyhow::Result<u64> {
+        let counters = self.dataplane.counters(workload)?;
+        let found = counters.iter().find(|(d, r, _)| (*d, *r) == (direction, reason));
+        Ok(found.map_or(0, |(_, _, count)| *count))
+    }
+}
+
+fn open_cgroup(cgroup: &Cgroup) -> anyhow::Result<cgroup::Cgroup> {
+    let root = cgroup::root()?;
+    let path = cgroup.path().strip_prefix(&root)?.to_str().context("not UTF-8")?;
+    cgroup::Cgroup::open(&root, path)
+}
+
+/// One workload in a namespace of its own.
+pub struct Fixture {
+    // Dropped in this order: nothing is attached to what is gone.
+    pub loaded: Loaded,
+    pub workload: WorkloadId,
+    pub cgroup: Cgroup,
+    pub netns: Namespace,
+}
+
+impl Fixture {
+    /// A workload that is attached and follows a plan.
+    pub fn new(plan: Planner) -> anyhow::Result<Self> {
+        let mut fixture = Self::without_plan()?;
+        fixture.follow(plan)?;
+        Ok(fixture)
+    }
+
+    /// A workload that is attached.
+    pub fn without_plan() -> anyhow::Result<Self> {
+        let (cgroup, netns) = (Cgroup::new("workload")?, namespace()?);
+        let mut loaded = Loaded::new()?;
+        let workload = loaded.attach(&cgroup, &netns)?;
+        Ok(Self { loaded, workload, cgroup, netns })
+    }
+
+    /// Makes a plan the workload's.
+    pub fn follow(&mut self, plan: Planner) -> anyhow::Result<PlanId> {
+        self.loaded.follow(self.workload, plan.build())
+    }
+
+    /// Where the workload's processes are.
+    pub fn inside(&self) -> Place<'_> {
+        self.outside().cgroup(&self.cgroup)
+    }
+
+    /// In the workload's namespace, and not of the workload.
+    pub fn outside(&self) -> Place<'_> {
+        Place::here().netns(&self.netns)
+    }
+
+    /// Where the workload's proxy is.
+    pub fn as_proxy(&self) -> Place<'_> {
+        self.inside().user(PROXY_UID, PROXY_UID)
+    }
+
+    /// An application of the workload.
+    pub fn app(&self) -> anyhow::Result<Probe> {
+        Probe::start(self.inside())
+    }
+
+    /// A client that is not the workload's; servers see it come from addresses that it binds.
+    pub fn stranger(&self) -> anyhow::Result<Probe> {
+        Probe::start(self.outside())
+    }
+
+    /// A server that is not the workload's.
+    pub fn serve(&self, address: &str) -> anyhow::Result<Server> {
+        serve(self.outside(), address, "stranger")
+    }
+
+    /// A listener for the relay on 127.0.0.1, made known to the dataplane.
+    pub fn relay(&mut self) -> anyhow::Result<TcpListener> {
+        let listener = self.netns.run(|| TcpListener::bind("127.0.0.1:0"))??;
+        let port = listener.local_addr()?.port();
+        let sockets = RelaySockets { v4: Some((listener.as_fd(), port)), v6: None };
+        self.loaded.dataplane.set_relay(self.workload, &sockets)?;
+        Ok(listener)
+    }
+
+    pub fn outbound(&self, reason: Reason) -> anyhow::Result<u64> {
+        self.loaded.counted(self.workload, Direction::Outbound, reason)
+    }
+
+    pub fn inbound(&self, reason: Reason) -> anyhow::Result<u64> {
+        self.loaded.counted(self.workload, Direction::Inbound, reason)
+    }
+}
+
+/// A namespace in which all addresses that tests use are local.
+pub fn namespace() -> anyhow::Result<Namespace> {
+    let netns = Namespace::new("kernel")?;
+    for net in ["10.0.0.0/8", "fd00::/8"] {
+        netns.add_local(net.parse()?)?;
+    }
+    Ok(netns)
+}
+
+/// A server that tells its name and what it sees of a connection.
+pub fn serve(place: Place<'_>, address: &str, name: &str) -> anyhow::Result<Server> {
+    Server::tcp(at(address)).place(place).name(name).start()
+}
+
+/// The address at which a server saw a connection arrive.
+pub fn reached(seen: &Seen) -> anyhow::Result<SocketAddr> {
+    seen.local.map(canonical).context("the server saw no address")
+}

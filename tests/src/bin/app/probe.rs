@@ -1,0 +1,110 @@
+//! Socket calls one at a time, as standard input asks for them.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead as _, Read as _},
+    net::SocketAddr,
+    os::fd::OwnedFd,
+};
+
+use anyhow::Context as _;
+use rustix::{
+    io::Errno,
+    net::{
+        self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto,
+        sockopt::set_socket_reuseaddr,
+    },
+};
+use serde_json::{Value, json};
+use sidecar_tests::apps::{
+    probe::{Call, Kind},
+    wire::Seen,
+};
+
+use crate::{connect::print, socket};
+
+/// The sockets by number.
+#[derive(Default)]
+struct Sockets {
+    open: BTreeMap<u32, OwnedFd>,
+    next: u32,
+}
+
+pub fn run() -> anyhow::Result<()> {
+    let mut sockets = Sockets::default();
+    for line in io::stdin().lock().lines() {
+        let line = line.context("cannot read standard input")?;
+        let call = serde_json::from_str(&line).with_context(|| format!("not a call: {line}"))?;
+        print(&sockets.make(call).map_err(Errno::raw_os_error))?;
+    }
+    Ok(())
+}
+
+impl Sockets {
+    fn make(&mut self, call: Call) -> rustix::io::Result<Value> {
+        match call {
+            Call::Socket(kind) => {
+                self.next += 1;
+                self.open.insert(self.next, open(kind)?);
+                return Ok(json!(self.next));
+            }
+            Call::Close(number) => drop(self.open.remove(&number)),
+            Call::Bind(number, address) => net::bind(self.get(number)?, &address)?,
+            Call::Connect(number, address) => net::connect(self.get(number)?, &address)?,
+            Call::Disconnect(number) => net::connect_unspec(self.get(number)?)?,
+            Call::Getsockname(number) => {
+                let name = net::getsockname(self.get(number)?)?;
+                return Ok(json!(SocketAddr::try_from(name)?));
+            }
+            Call::Getpeername(number) => {
+                let name = net::getpeername(self.get(number)?)?.ok_or(Errno::NOTCONN)?;
+                return Ok(json!(SocketAddr::try_from(name)?));
+            }
+            Call::Banner(number) => return banner(self.get(number)?).map(|seen| json!(seen)),
+            Call::Ping(number) => {
+                net::send(self.get(number)?, b"ping", SendFlags::empty())?;
+                net::recv(self.get(number)?, &mut [0; 4], RecvFlags::empty())?;
+            }
+            Call::Visits(address, times) => {
+                let visits: Vec<_> = (0..times)
+                    .map(|_| visit(address).map_err(Errno::raw_os_error))
+                    .collect();
+                return Ok(json!(visits));
+            }
+        }
+        Ok(Value::Null)
+    }
+
+    fn get(&self, number: u32) -> rustix::io::Result<&OwnedFd> {
+        self.open.get(&number).ok_or(Errno::BADF)
+    }
+}
+
+fn open(kind: Kind) -> rustix::io::Result<OwnedFd> {
+    let (family, kind, protocol) = match kind {
+        Kind::Tcp4 => (AddressFamily::INET, SocketType::STREAM, None),
+        Kind::Tcp6 => (AddressFamily::INET6, SocketType::STREAM, None),
+        Kind::Mptcp4 => (AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP)),
+        Kind::Udp4 => (AddressFamily::INET, SocketType::DGRAM, None),
+    };
+    let socket = net::socket_with(family, kind, SocketFlags::CLOEXEC, protocol)?;
+    socket::limit(&socket)?;
+    // The port of an earlier connection can be bound again.
+    set_socket_reuseaddr(&socket, true)?;
+    Ok(socket)
+}
+
+fn visit(address: SocketAddr) -> rustix::io::Result<Seen> {
+    let socket = open(Kind::tcp(address))?;
+    net::connect(&socket, &address)?;
+    banner(&socket)
+}
+
+/// `EPROTO`: the connection ended without a banner.
+fn banner(socket: &OwnedFd) -> rustix::io::Result<Seen> {
+    let mut text = String::new();
+    socket::stream(socket.try_clone().map_err(|_| Errno::MFILE)?)
+        .read_to_string(&mut text)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::PROTO))?;
+    serde_json::from_str(&text).map_err(|_| Errno::PROTO)
+}
