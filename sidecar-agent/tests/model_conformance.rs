@@ -18,7 +18,9 @@ fn cases() -> Node {
 }
 
 fn has(findings: &[Finding], severity: Severity) -> bool {
-    findings.iter().any(|finding| finding.code.severity == severity)
+    findings
+        .iter()
+        .any(|finding| finding.code.severity == severity)
 }
 
 fn show(findings: &[Finding]) -> String {
@@ -30,7 +32,11 @@ fn show(findings: &[Finding]) -> String {
 fn run(layer: &str, least: usize, check: impl Fn(&Node) -> Vec<Finding>) {
     let cases = cases();
     let cases = cases.list(layer);
-    assert!(cases.len() >= least, "only {} cases of {layer}", cases.len());
+    assert!(
+        cases.len() >= least,
+        "only {} cases of {layer}",
+        cases.len()
+    );
     let mut failed = Vec::new();
     for case in cases {
         let findings = check(case);
@@ -47,7 +53,13 @@ fn run(layer: &str, least: usize, check: impl Fn(&Node) -> Vec<Finding>) {
             ));
         }
     }
-    assert!(failed.is_empty(), "{} of {}:\n{}", failed.len(), cases.len(), failed.join("\n"));
+    assert!(
+        failed.is_empty(),
+        "{} of {}:\n{}",
+        failed.len(),
+        cases.len(),
+        failed.join("\n")
+    );
 }
 
 #[test]
@@ -60,7 +72,9 @@ fn webhook() {
 
 #[test]
 fn crd_schema() {
-    run("crd", 14, |case| validate::crd_schema(case.get("spec").expect("every case has a spec")));
+    run("crd", 14, |case| {
+        validate::crd_schema(case.get("spec").expect("every case has a spec"))
+    });
 }
 
 /// What a case's gist names is what is found: at least one finding per field that is wrong.
@@ -69,8 +83,16 @@ fn refused_cases_have_findings_with_fields_that_can_be_shown() {
     for case in cases().list("webhook") {
         let spec = case.get("spec").expect("every case has a spec");
         for finding in validate::webhook(spec, case.text("namespace")) {
-            assert!(finding.field.starts_with("spec"), "{}: {finding:?}", case.text("name"));
-            assert!(!finding.message.is_empty(), "{}: {finding:?}", case.text("name"));
+            assert!(
+                finding.field.starts_with("spec"),
+                "{}: {finding:?}",
+                case.text("name")
+            );
+            assert!(
+                !finding.message.is_empty(),
+                "{}: {finding:?}",
+                case.text("name")
+            );
         }
     }
 }

@@ -21,7 +21,9 @@ impl Addr {
     /// `127.0.0.1`.
     pub const LOOPBACK_V4: Self = Self::from_v4(0x7f00_0001_u32.to_be());
     /// `::1`.
-    pub const LOOPBACK_V6: Self = Self { words: [0, 0, 0, 1u32.to_be()] };
+    pub const LOOPBACK_V6: Self = Self {
+        words: [0, 0, 0, 1u32.to_be()],
+    };
     /// Prefix length of the v4-mapped range `::ffff:0:0/96`.
     pub const V4_PREFIX: u32 = 96;
 
@@ -31,7 +33,9 @@ impl Addr {
     #[inline(always)]
     #[must_use]
     pub const fn from_v4(word: u32) -> Self {
-        Self { words: [0, 0, Self::MAPPED, word] }
+        Self {
+            words: [0, 0, Self::MAPPED, word],
+        }
     }
 
     /// From four IPv6 words whose memory is in network order.
@@ -73,7 +77,11 @@ impl Addr {
     #[inline(always)]
     #[must_use]
     pub const fn wildcard(&self) -> Self {
-        if self.is_v4() { Self::ANY_V4 } else { Self::ANY }
+        if self.is_v4() {
+            Self::ANY_V4
+        } else {
+            Self::ANY
+        }
     }
 }
 

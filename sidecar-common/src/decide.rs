@@ -130,18 +130,18 @@ pub fn inbound<T: Tables>(
 }
 
 #[inline(always)]
-fn outbound_rule<T: Tables>(
-    tables: &T,
-    plan: PlanId,
-    header: &PlanHeader,
-    dst: &Endpoint,
-) -> Rule {
+fn outbound_rule<T: Tables>(tables: &T, plan: PlanId, header: &PlanHeader, dst: &Endpoint) -> Rule {
     if header.tables & PlanHeader::HAS_OUTBOUND_EXACT != 0
         && let Some(rule) = tables.outbound_exact(&RuleKey { plan, dst: *dst })
     {
         return rule;
     }
-    let mut key = PrefixKey { plan, port: dst.port, pad: 0, addr: dst.addr };
+    let mut key = PrefixKey {
+        plan,
+        port: dst.port,
+        pad: 0,
+        addr: dst.addr,
+    };
     if header.tables & PlanHeader::HAS_OUTBOUND_PORT_PREFIX != 0
         && let Some(rule) = tables.outbound_prefix(&key)
     {
@@ -178,7 +178,11 @@ fn inbound_rule<T: Tables>(tables: &T, plan: PlanId, header: &PlanHeader, dst: &
 fn follow<T: Tables>(tables: &T, plan: PlanId, rule: &Rule) -> Decision {
     let target = if rule.backends > 1 {
         let index = tables.random() % rule.backends;
-        match tables.backend(&BackendKey { plan, group: rule.group, index }) {
+        match tables.backend(&BackendKey {
+            plan,
+            group: rule.group,
+            index,
+        }) {
             Some(target) => target,
             None => return Decision::new(Path::Deny, Reason::PlanIncomplete),
         }
@@ -192,5 +196,10 @@ fn follow<T: Tables>(tables: &T, plan: PlanId, rule: &Rule) -> Decision {
         3 => Path::Proxy,
         _ => Path::Deny,
     };
-    Decision { path, reason: rule.reason, listener: rule.listener, target }
+    Decision {
+        path,
+        reason: rule.reason,
+        listener: rule.listener,
+        target,
+    }
 }

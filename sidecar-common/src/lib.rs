@@ -7,6 +7,10 @@
 //! [`decide`] holds the one decision function that the BPF programs run for a connection, and
 //! that `explain`, `plan` and the tests call with the same tables.
 #![no_std]
+#![allow(
+    clippy::inline_always,
+    reason = "BPF programs are to hold no calls: the verifier checks what is inlined path by path"
+)]
 
 #[cfg(feature = "user")]
 extern crate std;

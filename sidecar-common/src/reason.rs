@@ -71,9 +71,9 @@ reasons! {
     IngressListener = 11, "ingress-listener";
     /// A listener with captureMode NONE that the external proxy itself holds open.
     NoneListener = 12, "none-listener";
-    /// A destination no egress listener exposes; outboundTrafficPolicy ALLOW_ANY lets it pass.
+    /// A destination no egress listener exposes; outboundTrafficPolicy `ALLOW_ANY` lets it pass.
     AllowAny = 13, "allow-any";
-    /// A destination no egress listener exposes; outboundTrafficPolicy REGISTRY_ONLY refuses it.
+    /// A destination no egress listener exposes; outboundTrafficPolicy `REGISTRY_ONLY` refuses it.
     RegistryOnly = 14, "registry-only";
     /// Inbound to a port that no ingress listener declares.
     UndeclaredPort = 15, "undeclared-port";
@@ -95,8 +95,13 @@ reasons! {
 
 impl Path {
     /// Every path, in the order of its value.
-    pub const ALL: &'static [Self] =
-        &[Self::Pass, Self::Direct, Self::Relay, Self::Proxy, Self::Deny];
+    pub const ALL: &'static [Self] = &[
+        Self::Pass,
+        Self::Direct,
+        Self::Relay,
+        Self::Proxy,
+        Self::Deny,
+    ];
 
     /// The name in output and metrics.
     #[must_use]

@@ -1,5 +1,8 @@
 //! What only user space needs of the shared types.
-#![allow(unsafe_code, reason = "aya::Pod is an unsafe marker trait; every type here is plain data")]
+#![allow(
+    unsafe_code,
+    reason = "aya::Pod is an unsafe marker trait; every type here is plain data"
+)]
 
 use core::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

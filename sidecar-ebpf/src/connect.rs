@@ -52,7 +52,9 @@ pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     };
     let asked_for = destination(ctx, hook);
     let decision = decide::outbound(
-        &KernelTables { workload: identity.workload },
+        &KernelTables {
+            workload: identity.workload,
+        },
         plan,
         header,
         &asked_for,

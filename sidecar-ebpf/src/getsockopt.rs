@@ -67,9 +67,10 @@ pub fn getsockopt(ctx: *mut bpf_sockopt) -> i32 {
 #[inline(always)]
 fn original(sk: *mut bpf_sock, workload: WorkloadId) -> Option<Endpoint> {
     let (local, peer) = ends(sk);
-    if let Some(original) =
-        maps::cgroup::original(&WorkloadEndpoint { workload, endpoint: peer })
-    {
+    if let Some(original) = maps::cgroup::original(&WorkloadEndpoint {
+        workload,
+        endpoint: peer,
+    }) {
         return Some(original.dst);
     }
     let (_, header) = maps::plan_of(workload).ok()??;

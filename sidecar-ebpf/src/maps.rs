@@ -14,9 +14,7 @@ use aya_ebpf::{
 use sidecar_common::{
     Addr, Endpoint, Reason,
     decide::{Direction, Tables},
-    keys::{
-        BackendKey, PlanId, PrefixKey, RuleKey, WorkloadEndpoint, WorkloadId, WorkloadPort,
-    },
+    keys::{BackendKey, PlanId, PrefixKey, RuleKey, WorkloadEndpoint, WorkloadId, WorkloadPort},
     values::{Identity, Original, PlanHeader, REASON_SLOTS, Rule},
 };
 
@@ -78,10 +76,7 @@ static IDENTITIES: RawMap = RawMap(UnsafeCell::new(bpf_map_def {
 pub fn identity() -> &'static Identity {
     // SAFETY: the helper never returns null, and the storage lives at least as long as the
     // program runs. The kernel replaces the whole value at once.
-    unsafe {
-        &*bpf_get_local_storage(IDENTITIES.0.get().cast(), 0)
-            .cast::<Identity>()
-    }
+    unsafe { &*bpf_get_local_storage(IDENTITIES.0.get().cast(), 0).cast::<Identity>() }
 }
 
 /// The workload's current plan and its header. `Ok(None)`: it has no plan. `Err`: its plan is
@@ -134,8 +129,10 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn is_local(&self, addr: &Addr) -> bool {
-        let key =
-            WorkloadEndpoint { workload: self.workload, endpoint: Endpoint::new(*addr, 0) };
+        let key = WorkloadEndpoint {
+            workload: self.workload,
+            endpoint: Endpoint::new(*addr, 0),
+        };
         LOCAL_ADDRS.get_ptr(&key).is_some()
     }
 
@@ -169,8 +166,8 @@ pub mod cgroup {
     };
 
     use super::{
-        ASKED_FOR, LISTEN_INTEREST, ORIGINAL_DST, Original, SOCKETS, WorkloadEndpoint,
-        WorkloadId, WorkloadPort,
+        ASKED_FOR, LISTEN_INTEREST, ORIGINAL_DST, Original, SOCKETS, WorkloadEndpoint, WorkloadId,
+        WorkloadPort,
     };
 
     #[inline(always)]
@@ -250,7 +247,13 @@ pub mod cgroup {
     /// Whether listening sockets on this port have to be known.
     #[inline(always)]
     pub fn is_interesting(workload: WorkloadId, port: u16) -> bool {
-        LISTEN_INTEREST.get_ptr(&WorkloadPort { workload, port, pad: 0 }).is_some()
+        LISTEN_INTEREST
+            .get_ptr(&WorkloadPort {
+                workload,
+                port,
+                pad: 0,
+            })
+            .is_some()
     }
 
     /// Enters the listening socket of this call under its bind address.
@@ -274,7 +277,10 @@ pub mod netns {
     /// on its family's wildcard, or on the IPv6 wildcard that serves both.
     #[inline(always)]
     pub fn assign(ctx: &SkLookupContext, workload: WorkloadId, target: &Endpoint) -> bool {
-        let mut key = WorkloadEndpoint { workload, endpoint: *target };
+        let mut key = WorkloadEndpoint {
+            workload,
+            endpoint: *target,
+        };
         if assign_key(ctx, &key) {
             return true;
         }
@@ -290,6 +296,8 @@ pub mod netns {
 
     #[inline(always)]
     fn assign_key(ctx: &SkLookupContext, key: &WorkloadEndpoint) -> bool {
-        SOCKETS.redirect_sk_lookup(SkLookupContext::new(ctx.lookup), key, 0).is_ok()
+        SOCKETS
+            .redirect_sk_lookup(SkLookupContext::new(ctx.lookup), key, 0)
+            .is_ok()
     }
 }

@@ -3,7 +3,10 @@
 //! This runs in softirq of whoever is current: nothing may be asked about the task.
 
 use aya_ebpf::{
-    bindings::{bpf_sk_lookup, sk_action::{SK_DROP, SK_PASS}},
+    bindings::{
+        bpf_sk_lookup,
+        sk_action::{SK_DROP, SK_PASS},
+    },
     programs::SkLookupContext,
 };
 use sidecar_common::{
@@ -29,8 +32,7 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
         Err(reason) => return refuse(workload, reason as u8),
     };
     let (src, dst) = ends(ctx.lookup);
-    let decision =
-        decide::inbound(&KernelTables { workload }, plan, header, &src, &dst);
+    let decision = decide::inbound(&KernelTables { workload }, plan, header, &src, &dst);
     let socket = match decision.path {
         Path::Pass => Endpoint::default(),
         Path::Direct => decision.target,
@@ -44,8 +46,11 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
             return refuse(workload, Reason::TargetNotListening as u8);
         }
         Path::Proxy => {
-            let localhost =
-                if dst.addr.is_v4() { Addr::LOOPBACK_V4 } else { Addr::LOOPBACK_V6 };
+            let localhost = if dst.addr.is_v4() {
+                Addr::LOOPBACK_V4
+            } else {
+                Addr::LOOPBACK_V6
+            };
             Endpoint::new(localhost, header.inbound_port)
         }
         Path::Deny => return refuse(workload, decision.reason),

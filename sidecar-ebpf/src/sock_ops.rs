@@ -40,7 +40,10 @@ fn connecting(ctx: &SockOpsContext) {
     match unsafe { maps::cgroup::recall(sk) } {
         Some(original) if original.via_local != 0 => {
             maps::cgroup::publish_original(
-                &WorkloadEndpoint { workload, endpoint: local(ctx) },
+                &WorkloadEndpoint {
+                    workload,
+                    endpoint: local(ctx),
+                },
                 &original,
             );
         }
@@ -50,7 +53,10 @@ fn connecting(ctx: &SockOpsContext) {
         None => {
             let client = local(ctx);
             if client.addr.is_loopback() {
-                maps::cgroup::retract_original(&WorkloadEndpoint { workload, endpoint: client });
+                maps::cgroup::retract_original(&WorkloadEndpoint {
+                    workload,
+                    endpoint: client,
+                });
             }
         }
     }

@@ -25,7 +25,10 @@ fn captured() -> anyhow::Result<Lab> {
     lab.announce("10.96.0.0/16")?;
     lab.serve("10.96.0.1:9080", "details")?;
     lab.serve("10.96.0.4:9080", "secret")?;
-    lab.write("services.yaml", &service("prod-us1", "details", "10.96.0.1".parse()?, 9080))?;
+    lab.write(
+        "services.yaml",
+        &service("prod-us1", "details", "10.96.0.1".parse()?, 9080),
+    )?;
     lab.write("sidecar.yaml", GOOD)?;
     lab.write_workload(&[])?;
     lab.write_mesh("outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n")?;
@@ -39,7 +42,10 @@ fn still_in_force(lab: &Lab) -> anyhow::Result<()> {
         let client = Client::tcp(address.parse::<SocketAddr>()?).place(lab.inside());
         Ok(client.connect()?.connected)
     };
-    ensure!(connected("10.96.0.1:9080")?, "the exposed service is not reached any more");
+    ensure!(
+        connected("10.96.0.1:9080")?,
+        "the exposed service is not reached any more"
+    );
     ensure!(!connected("10.96.0.4:9080")?, "capture was lost");
     Ok(())
 }
@@ -47,15 +53,29 @@ fn still_in_force(lab: &Lab) -> anyhow::Result<()> {
 /// Waits for a diagnostic with this code about this file, and returns it.
 fn diagnostic(lab: &Lab, code: &str, file: &str) -> anyhow::Result<Value> {
     let find = |status: &Value| {
-        status["diagnostics"].as_array().into_iter().flatten().find(|found| {
-            let of_file = |at: &Value| at["file"].as_str().is_some_and(|name| name.ends_with(file));
-            found["code"] == code && (of_file(&found["location"]) || of_file(&found["resource"]))
-        }).cloned()
+        status["diagnostics"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|found| {
+                let of_file =
+                    |at: &Value| at["file"].as_str().is_some_and(|name| name.ends_with(file));
+                found["code"] == code
+                    && (of_file(&found["location"]) || of_file(&found["resource"]))
+            })
+            .cloned()
     };
     let what = format!("a diagnostic {code} about {file}");
-    let status = lab.agent()?.wait_until(&what, |status| find(status).is_some())?;
+    let status = lab
+        .agent()?
+        .wait_until(&what, |status| find(status).is_some())?;
     let found = find(&status).unwrap_or_default();
-    ensure!(found["remedy"].as_str().is_some_and(|text| !text.is_empty()), "no remedy: {found}");
+    ensure!(
+        found["remedy"]
+            .as_str()
+            .is_some_and(|text| !text.is_empty()),
+        "no remedy: {found}"
+    );
     Ok(found)
 }
 
@@ -72,9 +92,10 @@ fn broken_yaml_keeps_the_last_good_version() -> anyhow::Result<()> {
     lab.write("sidecar.yaml", half)?;
     still_in_force(&lab)?;
     lab.write("sidecar.yaml", GOOD)?;
-    lab.agent()?.wait_until("all diagnostics to be gone", |status| {
-        status["diagnostics"].as_array().is_some_and(Vec::is_empty)
-    })?;
+    lab.agent()?
+        .wait_until("all diagnostics to be gone", |status| {
+            status["diagnostics"].as_array().is_some_and(Vec::is_empty)
+        })?;
     still_in_force(&lab)
 }
 
@@ -82,10 +103,13 @@ fn broken_yaml_keeps_the_last_good_version() -> anyhow::Result<()> {
 fn unknown_kind_and_field_and_invalid_sidecar_are_named() -> anyhow::Result<()> {
     require_root!();
     let lab = captured()?;
-    lab.write("kind.yaml", "apiVersion: networking.istio.io/v1\nkind: Sidecarr\nmetadata: {name: x}\n")?;
-    diagnostic(&lab, "SCA0007", "kind.yaml")?;
+    lab.write(
+        "kind.yaml",
+        "apiVersion: networking.istio.io/v1\nkind: Sidecarr\nmetadata: {name: x}\n",
+    )?;
+    diagnostic(&lab, "SCA0005", "kind.yaml")?;
     lab.write("sidecar.yaml", &GOOD.replace("egress:", "egres:"))?;
-    let found = diagnostic(&lab, "SCA0010", "sidecar.yaml")?;
+    let found = diagnostic(&lab, "SCA0022", "sidecar.yaml")?;
     assert_eq!(found["field"], "spec.egres");
     assert_eq!(found["location"]["line"], 5);
     still_in_force(&lab)?;
@@ -93,7 +117,9 @@ fn unknown_kind_and_field_and_invalid_sidecar_are_named() -> anyhow::Result<()> 
     let status = lab.agent()?.status()?;
     let errors = status["diagnostics"].as_array().into_iter().flatten();
     ensure!(
-        errors.into_iter().any(|found| found["field"] == "spec.egress[0].hosts[0]"),
+        errors
+            .into_iter()
+            .any(|found| found["field"] == "spec.egress[0].hosts[0]"),
         "{status}"
     );
     still_in_force(&lab)
@@ -113,15 +139,36 @@ fn a_workload_without_cgroup_or_namespace_disturbs_no_other() -> anyhow::Result<
         )
     };
     let other = Cgroup::new("other")?;
-    let path = other.path().strip_prefix(Cgroup::root()?)?.display().to_string();
-    lab.write("a.yaml", &entry("no-cgroup", "sct-no-such-cgroup", "/proc/self/ns/net"))?;
-    lab.write("b.yaml", &entry("no-netns", &path, "/run/netns/sct-no-such-netns"))?;
+    let path = other
+        .path()
+        .strip_prefix(Cgroup::root()?)?
+        .display()
+        .to_string();
+    lab.write(
+        "a.yaml",
+        &entry("no-cgroup", "sct-no-such-cgroup", "/proc/self/ns/net"),
+    )?;
+    lab.write(
+        "b.yaml",
+        &entry("no-netns", &path, "/run/netns/sct-no-such-netns"),
+    )?;
     let status = lab.agent()?.wait_until("both problems", |status| {
         let workloads = status["workloads"].as_array();
-        workloads.into_iter().flatten().filter(|of| of["problem"].is_string()).count() == 2
+        workloads
+            .into_iter()
+            .flatten()
+            .filter(|of| of["problem"].is_string())
+            .count()
+            == 2
     })?;
-    for (name, object) in [("no-cgroup", "sct-no-such-cgroup"), ("no-netns", "sct-no-such-netns")] {
-        let problem = status["workloads"].as_array().into_iter().flatten()
+    for (name, object) in [
+        ("no-cgroup", "sct-no-such-cgroup"),
+        ("no-netns", "sct-no-such-netns"),
+    ] {
+        let problem = status["workloads"]
+            .as_array()
+            .into_iter()
+            .flatten()
             .find(|of| of["workload"] == format!("prod-us1/{name}"))
             .and_then(|of| of["problem"].as_str())
             .unwrap_or_default()
@@ -136,10 +183,16 @@ fn of_two_workloads_on_one_cgroup_the_first_stays() -> anyhow::Result<()> {
     require_root!();
     let lab = captured()?;
     let own = std::fs::read_to_string(lab.config_dir().join("workload.yaml"))?;
-    lab.write("zz-second.yaml", &own.replace("name: productpage", "name: zz-second"))?;
+    lab.write(
+        "zz-second.yaml",
+        &own.replace("name: productpage", "name: zz-second"),
+    )?;
     let found = diagnostic(&lab, "SCA0411", "zz-second.yaml")?;
     let message = found["message"].as_str().unwrap_or_default();
-    ensure!(message.contains("productpage"), "the other one is not named: {message}");
+    ensure!(
+        message.contains("productpage"),
+        "the other one is not named: {message}"
+    );
     still_in_force(&lab)
 }
 
@@ -148,14 +201,20 @@ fn an_unresolvable_host_is_refused_and_named() -> anyhow::Result<()> {
     require_root!();
     let lab = captured()?;
     let sidecar = include_str!("../resources/no-ip-tables.yaml");
-    lab.write("mysql.yaml", include_str!("../resources/external-svc-mysql.yaml"))?;
+    lab.write(
+        "mysql.yaml",
+        include_str!("../resources/external-svc-mysql.yaml"),
+    )?;
     lab.write("sidecar.yaml", sidecar)?;
     lab.agent()?.wait_until("the host to be named", |status| {
         status["diagnostics"].to_string().contains("mysql.foo.com")
     })?;
     lab.wait_captured()?;
     let call = || -> anyhow::Result<Option<i32>> {
-        Ok(Client::tcp(([127, 0, 0, 1], 3306).into()).place(lab.inside()).connect()?.errno)
+        Ok(Client::tcp(([127, 0, 0, 1], 3306).into())
+            .place(lab.inside())
+            .connect()?
+            .errno)
     };
     assert_eq!(call()?, Some(rustix::io::Errno::CONNREFUSED.raw_os_error()));
     let explained = lab.explain("127.0.0.1:3306")?;
@@ -178,20 +237,34 @@ fn a_unix_path_that_is_a_regular_file_is_left_alone() -> anyhow::Result<()> {
     let status = lab.agent()?.wait_until("the problem", |status| {
         status["workloads"][0]["problem"].is_string()
     })?;
-    let problem = status["workloads"][0]["problem"].as_str().unwrap_or_default();
-    ensure!(problem.contains("/run/details.sock") && problem.contains("regular file"), "{problem}");
+    let problem = status["workloads"][0]["problem"]
+        .as_str()
+        .unwrap_or_default();
+    ensure!(
+        problem.contains("/run/details.sock") && problem.contains("regular file"),
+        "{problem}"
+    );
     assert_eq!(std::fs::read_to_string(&file)?, "precious");
     still_in_force(&lab)?;
     // Mended: it is tried again without a change of configuration.
     std::fs::remove_file(&file)?;
     lab.wait_captured()?;
     let outcome = Client::unix(&file).place(lab.inside()).banner()?;
-    assert_eq!(outcome.banner.map(|seen| seen.name).as_deref(), Some("details"));
+    assert_eq!(
+        outcome.banner.map(|seen| seen.name).as_deref(),
+        Some("details")
+    );
     // A directory that is missing is named as well.
-    lab.write("sidecar.yaml", &with_unix.replace("/run/details.sock", "/no/such/dir/x.sock"))?;
+    lab.write(
+        "sidecar.yaml",
+        &with_unix.replace("/run/details.sock", "/no/such/dir/x.sock"),
+    )?;
     let status = lab.agent()?.wait_until("the problem", |status| {
         status["workloads"][0]["problem"].is_string()
     })?;
-    ensure!(status.to_string().contains("/no/such/dir/x.sock"), "{status}");
+    ensure!(
+        status.to_string().contains("/no/such/dir/x.sock"),
+        "{status}"
+    );
     still_in_force(&lab)
 }

@@ -25,7 +25,10 @@ fn registry_only() -> anyhow::Result<Lab> {
     lab.announce("10.96.0.0/16")?;
     lab.serve("10.96.0.1:9080", "details")?;
     lab.serve("10.96.0.4:9080", "secret")?;
-    lab.write("services.yaml", &service("prod-us1", "details", "10.96.0.1".parse()?, 9080))?;
+    lab.write(
+        "services.yaml",
+        &service("prod-us1", "details", "10.96.0.1".parse()?, 9080),
+    )?;
     lab.write("sidecar.yaml", EGRESS)?;
     lab.write_workload(&[])?;
     lab.write_mesh("outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n")?;
@@ -33,7 +36,10 @@ fn registry_only() -> anyhow::Result<Lab> {
 }
 
 fn connected(place: Place<'_>, address: &str) -> anyhow::Result<bool> {
-    Ok(Client::tcp(address.parse::<SocketAddr>()?).place(place).connect()?.connected)
+    Ok(Client::tcp(address.parse::<SocketAddr>()?)
+        .place(place)
+        .connect()?
+        .connected)
 }
 
 #[test]
@@ -41,10 +47,19 @@ fn only_the_workload_is_touched() -> anyhow::Result<()> {
     require_root!();
     let mut lab = registry_only()?;
     lab.start_agent()?;
-    ensure!(!connected(lab.inside(), "10.96.0.4:9080")?, "the workload reaches what it must not");
+    ensure!(
+        !connected(lab.inside(), "10.96.0.4:9080")?,
+        "the workload reaches what it must not"
+    );
     let same_netns = Place::here().netns(&lab.workload().netns);
-    ensure!(connected(same_netns, "10.96.0.4:9080")?, "a process outside the cgroup is captured");
-    ensure!(connected(lab.outside(), "10.96.0.4:9080")?, "another host is captured");
+    ensure!(
+        connected(same_netns, "10.96.0.4:9080")?,
+        "a process outside the cgroup is captured"
+    );
+    ensure!(
+        connected(lab.outside(), "10.96.0.4:9080")?,
+        "another host is captured"
+    );
     Ok(())
 }
 
@@ -53,10 +68,17 @@ fn a_workload_that_comes_later_is_captured_and_one_that_goes_is_not() -> anyhow:
     require_root!();
     let mut lab = registry_only()?;
     let other = Cgroup::new("other")?;
-    let path = other.path().strip_prefix(Cgroup::root()?)?.display().to_string();
+    let path = other
+        .path()
+        .strip_prefix(Cgroup::root()?)?
+        .display()
+        .to_string();
     lab.start_agent()?;
     let place = Place::here().netns(&lab.workload().netns).cgroup(&other);
-    ensure!(connected(place, "10.96.0.4:9080")?, "captured before it was declared");
+    ensure!(
+        connected(place, "10.96.0.4:9080")?,
+        "captured before it was declared"
+    );
     let entry = format!(
         "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
          metadata:\n  name: other\n  namespace: prod-us1\n  annotations:\n    \
@@ -66,14 +88,23 @@ fn a_workload_that_comes_later_is_captured_and_one_that_goes_is_not() -> anyhow:
         lab.workload().netns.path().display()
     );
     lab.write("other.yaml", &entry)?;
-    ensure!(!connected(place, "10.96.0.4:9080")?, "not captured after it was declared");
-    ensure!(connected(place, "10.96.0.1:9080")?, "what the Sidecar exposes is not reached");
+    ensure!(
+        !connected(place, "10.96.0.4:9080")?,
+        "not captured after it was declared"
+    );
+    ensure!(
+        connected(place, "10.96.0.1:9080")?,
+        "what the Sidecar exposes is not reached"
+    );
     std::fs::remove_file(lab.config_dir().join("other.yaml"))?;
     poll_result(DEADLINE, "the workload to be let go", || {
         ensure!(connected(place, "10.96.0.4:9080")?, "it is still captured");
         Ok(())
     })?;
-    ensure!(!connected(lab.inside(), "10.96.0.4:9080")?, "the other workload was let go too");
+    ensure!(
+        !connected(lab.inside(), "10.96.0.4:9080")?,
+        "the other workload was let go too"
+    );
     Ok(())
 }
 
@@ -84,16 +115,31 @@ fn a_cgroup_that_comes_late_is_waited_for() -> anyhow::Result<()> {
     let parent = Cgroup::new("late")?;
     let path = parent.path().strip_prefix(Cgroup::root()?)?.join("child");
     let workload = std::fs::read_to_string(lab.config_dir().join("workload.yaml"))?;
-    let own = lab.cgroup().path().strip_prefix(Cgroup::root()?)?.display().to_string();
-    lab.write_only("workload.yaml", &workload.replace(&own, &path.display().to_string()))?;
+    let own = lab
+        .cgroup()
+        .path()
+        .strip_prefix(Cgroup::root()?)?
+        .display()
+        .to_string();
+    lab.write_only(
+        "workload.yaml",
+        &workload.replace(&own, &path.display().to_string()),
+    )?;
     // It has nothing to capture yet, which is no reason not to start.
     lab.start_agent_unready()?;
-    let status = lab.agent()?.wait_until("the problem to be told", |status| {
-        status["workloads"][0]["problem"].is_string()
-    })?;
+    let status = lab
+        .agent()?
+        .wait_until("the problem to be told", |status| {
+            status["workloads"][0]["problem"].is_string()
+        })?;
     ensure!(status["workloads"][0]["state"] == "pending", "{status}");
-    let problem = status["workloads"][0]["problem"].as_str().unwrap_or_default();
-    ensure!(problem.contains("child"), "the problem names no cgroup: {problem}");
+    let problem = status["workloads"][0]["problem"]
+        .as_str()
+        .unwrap_or_default();
+    ensure!(
+        problem.contains("child"),
+        "the problem names no cgroup: {problem}"
+    );
     let child = parent.child("child")?;
     lab.wait_captured()?;
     let place = Place::here().netns(&lab.workload().netns).cgroup(&child);
@@ -125,9 +171,17 @@ fn listeners_that_were_open_before_and_that_restart_are_found() -> anyhow::Resul
         let outcome = Client::tcp(address).place(lab.outside()).banner()?;
         Ok(outcome.banner.map(|seen| seen.name))
     };
-    assert_eq!(call(&lab)?.as_deref(), Some("first"), "open before the agent came");
+    assert_eq!(
+        call(&lab)?.as_deref(),
+        Some("first"),
+        "open before the agent came"
+    );
     drop(first);
-    assert_eq!(call(&lab)?, None, "nobody listens: refused, not passed elsewhere");
+    assert_eq!(
+        call(&lab)?,
+        None,
+        "nobody listens: refused, not passed elsewhere"
+    );
     let _second = start(&lab, "second")?;
     assert_eq!(call(&lab)?.as_deref(), Some("second"), "after a restart");
     Ok(())
@@ -141,13 +195,25 @@ fn the_agent_leaves_nothing_and_takes_over_what_a_killed_one_left() -> anyhow::R
     let pins = |agent: &Agent| agent.bpffs().join("sidecar-agent");
     ensure!(pins(lab.agent()?).exists(), "no pins while it runs");
     lab.agent_mut()?.kill()?;
-    ensure!(pins(lab.agent()?).exists(), "a killed agent cannot have cleaned up");
+    ensure!(
+        pins(lab.agent()?).exists(),
+        "a killed agent cannot have cleaned up"
+    );
     lab.agent_mut()?.start()?;
     lab.wait_captured()?;
-    ensure!(!connected(lab.inside(), "10.96.0.4:9080")?, "not captured after the restart");
-    ensure!(lab.agent_mut()?.stop()?.success(), "SIGTERM is no clean end");
+    ensure!(
+        !connected(lab.inside(), "10.96.0.4:9080")?,
+        "not captured after the restart"
+    );
+    ensure!(
+        lab.agent_mut()?.stop()?.success(),
+        "SIGTERM is no clean end"
+    );
     ensure!(!pins(lab.agent()?).exists(), "pins are left");
-    ensure!(connected(lab.inside(), "10.96.0.4:9080")?, "still captured after the end");
+    ensure!(
+        connected(lab.inside(), "10.96.0.4:9080")?,
+        "still captured after the end"
+    );
     Ok(())
 }
 
@@ -168,6 +234,9 @@ fn a_second_agent_with_the_same_directory_does_not_start() -> anyhow::Result<()>
     ensure!(!output.status.success(), "a second agent ran");
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(error.contains("another agent"), "{error}");
-    ensure!(!connected(lab.inside(), "10.96.0.4:9080")?, "the first one was disturbed");
+    ensure!(
+        !connected(lab.inside(), "10.96.0.4:9080")?,
+        "the first one was disturbed"
+    );
     Ok(())
 }

@@ -14,7 +14,10 @@ fn run(name: &str) -> anyhow::Result<()> {
         .filter(|row| !row.ok)
         .map(|row| {
             let (did, path, reason) = (&row.did, &row.path, &row.reason);
-            format!("{}: {did}, {path}, {reason}; expected {}", row.asked, row.expected)
+            format!(
+                "{}: {did}, {path}, {reason}; expected {}",
+                row.asked, row.expected
+            )
         })
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

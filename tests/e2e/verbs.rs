@@ -47,7 +47,11 @@ impl Resources {
         }
         let dir = self.0.path().display().to_string();
         let args = args.iter().map(|arg| arg.replace("DIR", &dir));
-        Ok(command.args(args).current_dir("/").stdin(Stdio::null()).output()?)
+        Ok(command
+            .args(args)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .output()?)
     }
 
     /// A copy that nobody can run: the build directory may be out of reach for others.
@@ -61,7 +65,11 @@ impl Resources {
 
     fn json(&self, args: &[&str]) -> anyhow::Result<Value> {
         let output = self.agent(args)?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 }
@@ -70,11 +78,22 @@ impl Resources {
 fn explain_names_listener_target_and_resource() -> anyhow::Result<()> {
     let resources = Resources::new(&[
         ("workload.yaml", WORKLOAD),
-        ("sidecar.yaml", include_str!("../resources/unix-ingress.yaml")),
+        (
+            "sidecar.yaml",
+            include_str!("../resources/unix-ingress.yaml"),
+        ),
     ])?;
     let workload = "prod-us1/productpage";
     let explain = |destination: &str| {
-        resources.json(&["explain", "--config", "DIR", "-o", "json", workload, destination])
+        resources.json(&[
+            "explain",
+            "--config",
+            "DIR",
+            "-o",
+            "json",
+            workload,
+            destination,
+        ])
     };
     let inbound = explain("inbound:10.0.0.1:9080")?;
     assert_eq!(inbound["path"], "relay");
@@ -86,7 +105,12 @@ fn explain_names_listener_target_and_resource() -> anyhow::Result<()> {
     assert_eq!(inbound["resource"]["line"], 1);
     let file = inbound["resource"]["file"].as_str().unwrap_or_default();
     ensure!(file.ends_with("/sidecar.yaml"), "{file}");
-    ensure!(inbound["listener"].as_str().is_some_and(|name| name.contains("9080")), "{inbound}");
+    ensure!(
+        inbound["listener"]
+            .as_str()
+            .is_some_and(|name| name.contains("9080")),
+        "{inbound}"
+    );
     let outbound = explain("203.0.113.1:443")?;
     assert_eq!(outbound["path"], "pass");
     assert_eq!(outbound["reason"], "allow-any");
@@ -101,7 +125,11 @@ fn explain_of_an_unknown_workload_names_those_that_are_known() -> anyhow::Result
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(error.contains("prod-us1/productpage"), "{error}");
     let output = resources.agent(&["explain", "--config", "DIR", "prod-us1/x", "10.0.0.1"])?;
-    assert_eq!(output.status.code(), Some(2), "a destination without port is wrong usage");
+    assert_eq!(
+        output.status.code(),
+        Some(2),
+        "a destination without port is wrong usage"
+    );
     Ok(())
 }
 
@@ -113,7 +141,12 @@ fn plan_prints_in_every_format() -> anyhow::Result<()> {
     ])?;
     let json = resources.json(&["plan", "--config", "DIR", "-o", "json"])?;
     assert_eq!(json[0]["workload"], "prod-us1/productpage");
-    ensure!(json[0]["rules"].as_array().is_some_and(|rules| rules.len() >= 2), "{json}");
+    ensure!(
+        json[0]["rules"]
+            .as_array()
+            .is_some_and(|rules| rules.len() >= 2),
+        "{json}"
+    );
     let table = resources.agent(&["plan", "--config", "DIR"])?;
     ensure!(String::from_utf8_lossy(&table.stdout).contains("everything else"));
     let yaml = resources.agent(&["plan", "--config", "DIR", "-o", "yaml"])?;
@@ -126,13 +159,18 @@ fn check_tells_where_what_and_how_to_mend_it() -> anyhow::Result<()> {
     let resources = Resources::new(&[(
         "sidecar.yaml",
         "apiVersion: networking.istio.io/v1\nkind: Sidecar\n\
-         metadata: {name: x, namespace: y}\n\
+         metadata: {name: x, namespace: shop}\n\
          spec:\n  egress:\n  - hosts: ['*']\n    captureMod: NONE\n",
     )])?;
     let output = resources.agent(&["check", "DIR"])?;
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stdout);
-    for wanted in ["sidecar.yaml:6:", "sidecar.yaml:7:", "spec.egress[0].hosts[0]", "captureMode"] {
+    for wanted in [
+        "sidecar.yaml:6:",
+        "sidecar.yaml:7:",
+        "spec.egress[0].hosts[0]",
+        "captureMode",
+    ] {
         ensure!(text.contains(wanted), "no {wanted} in\n{text}");
     }
     let json = resources.agent(&["check", "DIR", "-o", "json"])?;
@@ -147,8 +185,14 @@ fn check_tells_where_what_and_how_to_mend_it() -> anyhow::Result<()> {
 fn the_reference_resources_are_clean() -> anyhow::Result<()> {
     let resources = Resources::new(&[
         ("workload.yaml", WORKLOAD),
-        ("no-ip-tables.yaml", include_str!("../resources/no-ip-tables.yaml")),
-        ("mysql.yaml", include_str!("../resources/external-svc-mysql.yaml")),
+        (
+            "no-ip-tables.yaml",
+            include_str!("../resources/no-ip-tables.yaml"),
+        ),
+        (
+            "mysql.yaml",
+            include_str!("../resources/external-svc-mysql.yaml"),
+        ),
     ])?;
     let output = resources.agent(&["check", "DIR"])?;
     let text = String::from_utf8_lossy(&output.stdout);

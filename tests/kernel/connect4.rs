@@ -1,17 +1,17 @@
 //! connect4: what becomes of IPv4 connections of the workload.
 
-use std::{collections::BTreeSet, net::UdpSocket, os::fd::AsRawFd as _, thread};
+use std::{collections::BTreeSet, net::UdpSocket, thread};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use rustix::io::Errno;
 use sidecar_common::{Reason, decide::Direction, values::Rule};
 use sidecar_tests::{
-    Cgroup, Client, DEADLINE, Kind, Place, Probe, apps::wire::canonical, require_root, skip,
+    Cgroup, Client, DEADLINE, Kind, Place, Probe, require_root, skip,
 };
 
 use crate::{
     fixture::{Fixture, Loaded, namespace, reached, serve},
-    plan::{Planner, at, balanced, deny, direct, exempting_self, pass, relay, rule},
+    plan::{Planner, at, balanced, deny, direct, exempting_self, relay, rule},
 };
 
 #[test]
@@ -300,7 +300,7 @@ fn multipath_tcp_is_captured_as_tcp() -> anyhow::Result<()> {
     let app = fixture.app()?;
     let socket = match app.socket(Kind::Mptcp4)? {
         Ok(socket) => socket,
-        Err(errno) => skip!("Multipath TCP: {errno}", Ok(())),
+        Err(errno) => skip!("Multipath TCP: {errno}"),
     };
     socket.connect(at("10.1.0.1:80"))??;
     assert_eq!(reached(&socket.banner()??)?, at("10.9.0.1:80"));

@@ -76,7 +76,9 @@ impl Lab {
     /// Where the workload's applications run.
     #[must_use]
     pub fn inside(&self) -> Place<'_> {
-        Place::here().netns(&self.workload().netns).cgroup(&self.cgroup)
+        Place::here()
+            .netns(&self.workload().netns)
+            .cgroup(&self.cgroup)
     }
 
     /// Where clients from outside run.
@@ -94,7 +96,10 @@ impl Lab {
     /// A path inside the workload's root directory.
     #[must_use]
     pub fn in_root(&self, path: &str) -> PathBuf {
-        self.dir.path().join("root").join(path.trim_start_matches('/'))
+        self.dir
+            .path()
+            .join("root")
+            .join(path.trim_start_matches('/'))
     }
 
     /// The directory of resources.
@@ -149,7 +154,10 @@ impl Lab {
     /// # Errors
     /// When it cannot listen.
     pub fn serve_inside(&mut self, address: &str, name: &str) -> anyhow::Result<()> {
-        let server = Server::tcp(address.parse()?).place(self.inside()).name(name).start()?;
+        let server = Server::tcp(address.parse()?)
+            .place(self.inside())
+            .name(name)
+            .start()?;
         self.keep(server);
         Ok(())
     }
@@ -204,8 +212,16 @@ impl Lab {
     /// As [`write`](Self::write).
     pub fn write_workload(&self, annotations: &[&str]) -> anyhow::Result<()> {
         let workload = self.workload();
-        let cgroup = self.cgroup.path().strip_prefix(Cgroup::root()?)?.display().to_string();
-        let more: String = annotations.iter().map(|line| format!("    {line}\n")).collect();
+        let cgroup = self
+            .cgroup
+            .path()
+            .strip_prefix(Cgroup::root()?)?
+            .display()
+            .to_string();
+        let more: String = annotations
+            .iter()
+            .map(|line| format!("    {line}\n"))
+            .collect();
         self.write(
             "workload.yaml",
             &format!(
@@ -260,10 +276,11 @@ impl Lab {
     /// # Errors
     /// At the deadline: with the status and the agent's logs.
     pub fn wait_captured(&self) -> anyhow::Result<()> {
-        self.agent()?.wait_until("the workload to be captured", |status| {
-            let workload = &status["workloads"][0];
-            workload["state"] == "captured" && workload["problem"].is_null()
-        })?;
+        self.agent()?
+            .wait_until("the workload to be captured", |status| {
+                let workload = &status["workloads"][0];
+                workload["state"] == "captured" && workload["problem"].is_null()
+            })?;
         Ok(())
     }
 
@@ -277,7 +294,15 @@ impl Lab {
         let mesh = self.mesh_file().display().to_string();
         let dns = self.dns.address().to_string();
         let output = std::process::Command::new(crate::programs::agent()?)
-            .args(["explain", "--config", &config, "--mesh-config", &mesh, "--dns-server", &dns])
+            .args([
+                "explain",
+                "--config",
+                &config,
+                "--mesh-config",
+                &mesh,
+                "--dns-server",
+                &dns,
+            ])
             .args(["-o", "json", WORKLOAD, destination])
             .output()?;
         ensure!(
@@ -294,7 +319,10 @@ impl Lab {
     /// When the agent does not answer.
     pub fn decisions(&self, direction: &str) -> anyhow::Result<Vec<(String, u64)>> {
         let status = self.agent()?.status()?;
-        let decisions = status["workloads"][0]["decisions"].as_array().cloned().unwrap_or_default();
+        let decisions = status["workloads"][0]["decisions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
         Ok(decisions
             .iter()
             .filter(|decision| decision["direction"] == direction)
@@ -310,7 +338,9 @@ impl Lab {
     /// # Errors
     /// When the agent does not answer.
     pub fn relayed(&self) -> anyhow::Result<u64> {
-        Ok(self.agent()?.status()?["relay"]["accepted"].as_u64().unwrap_or_default())
+        Ok(self.agent()?.status()?["relay"]["accepted"]
+            .as_u64()
+            .unwrap_or_default())
     }
 }
 

@@ -12,14 +12,14 @@ pub mod cgroup;
 pub mod cleanup;
 pub mod command;
 pub mod dns;
-pub mod names;
-pub mod scenario;
 pub mod lab;
+pub mod names;
 pub mod net;
 pub mod netns;
 pub mod place;
 pub mod poll;
 pub mod programs;
+pub mod scenario;
 pub mod skip;
 
 pub use agent::{Agent, AgentBuilder};

@@ -44,7 +44,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let mut found = files::Store::default().update(read);
     let node = compile::plans(&found.snapshot);
-    found.diagnostics.extend(node.findings.iter().map(Diagnostic::from));
+    found
+        .diagnostics
+        .extend(node.findings.iter().map(Diagnostic::from));
     let report = json(&found.snapshot, &found.diagnostics);
     print(&args.format, &report, || {
         text(&found.snapshot, &found.diagnostics, stdout().is_terminal())

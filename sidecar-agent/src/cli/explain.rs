@@ -51,11 +51,14 @@ impl FromStr for Destination {
     fn from_str(text: &str) -> Result<Self, String> {
         let (direction, address) = match text.strip_prefix("inbound:") {
             Some(address) => (Direction::Inbound, address),
-            None => (Direction::Outbound, text.strip_prefix("outbound:").unwrap_or(text)),
+            None => (
+                Direction::Outbound,
+                text.strip_prefix("outbound:").unwrap_or(text),
+            ),
         };
-        let address = address.parse().map_err(|_| {
-            format!("`{address}` is not `ip:port` (for IPv6: `[ip]:port`)")
-        })?;
+        let address = address
+            .parse()
+            .map_err(|_| format!("`{address}` is not `ip:port` (for IPv6: `[ip]:port`)"))?;
         Ok(Self { direction, address })
     }
 }
@@ -80,10 +83,16 @@ struct Answer<'a> {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let node = args.inputs.compile()?;
     let known = || {
-        node.workloads.iter().map(|known| known.workload.to_string()).collect::<Vec<_>>().join(", ")
+        node.workloads
+            .iter()
+            .map(|known| known.workload.to_string())
+            .collect::<Vec<_>>()
+            .join(", ")
     };
-    let Some(found) =
-        node.workloads.iter().find(|known| known.workload.to_string() == args.workload)
+    let Some(found) = node
+        .workloads
+        .iter()
+        .find(|known| known.workload.to_string() == args.workload)
     else {
         let known = known();
         if known.is_empty() {
@@ -99,7 +108,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let explanation = explain::explain(
         &found.plan,
         &found.workload.addresses,
-        &Connection { direction, src: args.from, dst: address, from_proxy: args.from_proxy },
+        &Connection {
+            direction,
+            src: args.from,
+            dst: address,
+            from_proxy: args.from_proxy,
+        },
     );
     let answer = answer(args, direction, address, &explanation);
     print(&args.format, &answer, || human(&answer)).context("printing the explanation")?;
@@ -112,7 +126,11 @@ fn answer<'a>(
     destination: SocketAddr,
     explanation: &'a Explanation,
 ) -> Answer<'a> {
-    let targets: Vec<String> = explanation.targets.iter().map(ToString::to_string).collect();
+    let targets: Vec<String> = explanation
+        .targets
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     Answer {
         workload: &args.workload,
         direction: direction.name(),
@@ -130,7 +148,10 @@ fn answer<'a>(
 
 fn human(answer: &Answer<'_>) -> String {
     let mut lines = vec![
-        format!("{} {} {}", answer.workload, answer.direction, answer.destination),
+        format!(
+            "{} {} {}",
+            answer.workload, answer.direction, answer.destination
+        ),
         format!("  path      {}", answer.path),
         format!("  reason    {}: {}", answer.reason, answer.explanation),
     ];
@@ -141,7 +162,10 @@ fn human(answer: &Answer<'_>) -> String {
     };
     line("listener", answer.listener.map(ToOwned::to_owned));
     line("service", answer.service.map(ToOwned::to_owned));
-    line("target", (!answer.targets.is_empty()).then(|| answer.targets.join(", ")));
+    line(
+        "target",
+        (!answer.targets.is_empty()).then(|| answer.targets.join(", ")),
+    );
     line("declared", answer.resource.map(ToString::to_string));
     lines.join("\n")
 }

@@ -28,7 +28,12 @@ pub struct Inputs {
     #[arg(long, env = "SIDECAR_AGENT_MESH_CONFIG", value_name = "FILE")]
     mesh_config: Option<PathBuf>,
     /// Name server for host names in resources; may be repeated. The system's if none is given.
-    #[arg(long = "dns-server", env = "SIDECAR_AGENT_DNS_SERVERS", value_delimiter = ',', value_name = "IP:PORT")]
+    #[arg(
+        long = "dns-server",
+        env = "SIDECAR_AGENT_DNS_SERVERS",
+        value_delimiter = ',',
+        value_name = "IP:PORT"
+    )]
     dns_servers: Vec<SocketAddr>,
 }
 
@@ -39,12 +44,16 @@ impl Inputs {
         if !self.config.is_dir() {
             bail!("--config {}: not a directory", self.config.display());
         }
-        let paths: Vec<PathBuf> =
-            [Some(&self.config), self.mesh_config.as_ref()].into_iter().flatten().cloned().collect();
+        let paths: Vec<PathBuf> = [Some(&self.config), self.mesh_config.as_ref()]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
         let mut input = files::load(&paths);
         let mut node = compile::plans(&input.snapshot);
         if !node.dns.is_empty() {
-            let resolver = dns::Resolver::new(&self.dns_servers).context("starting the resolver")?;
+            let resolver =
+                dns::Resolver::new(&self.dns_servers).context("starting the resolver")?;
             let resolved = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -58,7 +67,10 @@ impl Inputs {
         diagnostics.extend(node.findings.iter().map(Diagnostic::from));
         diagnostics.sort_by_key(|diagnostic| std::cmp::Reverse(diagnostic.severity));
         eprint!("{}", render::text(&diagnostics, stderr().is_terminal()));
-        if diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
+        if diagnostics
+            .iter()
+            .any(|diagnostic| diagnostic.severity == Severity::Error)
+        {
             eprintln!("resources with errors are left out");
         }
         Ok(node)

@@ -21,7 +21,13 @@ use tracing_subscriber::EnvFilter;
 #[command(version, about, propagate_version = true)]
 struct Cli {
     /// What is logged on stderr, in the words of tracing's `EnvFilter`.
-    #[arg(long, global = true, env = "SIDECAR_AGENT_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(
+        long,
+        global = true,
+        env = "SIDECAR_AGENT_LOG",
+        default_value = "info",
+        value_name = "FILTER"
+    )]
     log: EnvFilter,
     #[command(subcommand)]
     verb: Verb,
@@ -50,7 +56,10 @@ enum Verb {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt().with_env_filter(cli.log).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(cli.log)
+        .with_writer(io::stderr)
+        .init();
     let result = match cli.verb {
         Verb::Run(args) => run::run(args),
         Verb::Check(args) => check::run(&args),
@@ -58,7 +67,12 @@ pub fn main() -> ExitCode {
         Verb::Explain(args) => explain::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "sidecar-agent", &mut io::stdout());
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "sidecar-agent",
+                &mut io::stdout(),
+            );
             Ok(ExitCode::SUCCESS)
         }
     };

@@ -60,7 +60,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .workloads
         .iter()
         .map(printed)
-        .filter(|plan| args.workload.as_ref().is_none_or(|wanted| *wanted == plan.workload))
+        .filter(|plan| {
+            args.workload
+                .as_ref()
+                .is_none_or(|wanted| *wanted == plan.workload)
+        })
         .collect();
     print(&args.format, &printed, || {
         printed.iter().map(human).collect::<Vec<_>>().join("\n\n")
@@ -78,14 +82,30 @@ fn printed(workload: &WorkloadPlan) -> Printed {
         add(Direction::Outbound, destination, rule);
     }
     for ((port, net), rule) in &plan.outbound_prefixes {
-        let port = if *port == 0 { "*".to_owned() } else { port.to_string() };
-        add(Direction::Outbound, &format_args!("{net} port {port}"), rule);
+        let port = if *port == 0 {
+            "*".to_owned()
+        } else {
+            port.to_string()
+        };
+        add(
+            Direction::Outbound,
+            &format_args!("{net} port {port}"),
+            rule,
+        );
     }
-    add(Direction::Outbound, &"everything else", &plan.header.outbound_default);
+    add(
+        Direction::Outbound,
+        &"everything else",
+        &plan.header.outbound_default,
+    );
     for (destination, rule) in &plan.inbound {
         add(Direction::Inbound, destination, rule);
     }
-    add(Direction::Inbound, &"everything else", &plan.header.inbound_default);
+    add(
+        Direction::Inbound,
+        &"everything else",
+        &plan.header.inbound_default,
+    );
     Printed {
         workload: workload.workload.to_string(),
         digest: workload.digest.to_hex().to_string(),
@@ -117,8 +137,9 @@ fn rule_of(
     destination: &dyn Display,
     rule: &Rule,
 ) -> PrintedRule {
-    let listener =
-        usize::try_from(rule.listener).ok().and_then(|index| plan.listeners.get(index));
+    let listener = usize::try_from(rule.listener)
+        .ok()
+        .and_then(|index| plan.listeners.get(index));
     let path = Path::from_number(rule.path).unwrap_or(Path::Deny);
     let targets = match path {
         Path::Direct if rule.backends == 1 => vec![rule.target.to_string()],
@@ -178,9 +199,18 @@ fn human(plan: &Printed) -> String {
         "{} (plan {:.12}, {})\n{}",
         plan.workload,
         plan.digest,
-        plan.sidecar.as_deref().unwrap_or("no Sidecar: Istio's default"),
+        plan.sidecar
+            .as_deref()
+            .unwrap_or("no Sidecar: Istio's default"),
         table(
-            &["DIRECTION", "DESTINATION", "PATH", "REASON", "TARGETS", "LISTENER"],
+            &[
+                "DIRECTION",
+                "DESTINATION",
+                "PATH",
+                "REASON",
+                "TARGETS",
+                "LISTENER"
+            ],
             rules.chain(unix)
         )
     )

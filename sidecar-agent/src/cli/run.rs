@@ -19,10 +19,20 @@ pub struct Args {
     #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = super::inputs::RUN_DIR)]
     run_dir: PathBuf,
     /// Where bpffs is mounted, or is to be.
-    #[arg(long, env = "SIDECAR_AGENT_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_BPFFS",
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf"
+    )]
     bpffs: PathBuf,
     /// Name server for host names in resources; may be repeated. The system's if none is given.
-    #[arg(long = "dns-server", env = "SIDECAR_AGENT_DNS_SERVERS", value_delimiter = ',', value_name = "IP:PORT")]
+    #[arg(
+        long = "dns-server",
+        env = "SIDECAR_AGENT_DNS_SERVERS",
+        value_delimiter = ',',
+        value_name = "IP:PORT"
+    )]
     dns_servers: Vec<SocketAddr>,
     /// Most workloads on this node.
     #[arg(long, default_value_t = Capacity::default().workloads)]

@@ -31,7 +31,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 fn human(status: &Status) -> String {
     let workloads = status.workloads.iter().map(|workload| {
-        let decisions: u64 = workload.decisions.iter().map(|decision| decision.count).sum();
+        let decisions: u64 = workload
+            .decisions
+            .iter()
+            .map(|decision| decision.count)
+            .sum();
         let state = match workload.state {
             State::Captured => "captured",
             State::Stale => "stale",
@@ -40,7 +44,10 @@ fn human(status: &Status) -> String {
         vec![
             workload.workload.clone(),
             state.into(),
-            workload.sidecar.clone().unwrap_or_else(|| "(none: Istio's default)".into()),
+            workload
+                .sidecar
+                .clone()
+                .unwrap_or_else(|| "(none: Istio's default)".into()),
             decisions.to_string(),
             workload.problem.clone().unwrap_or_default(),
         ]
@@ -51,7 +58,10 @@ fn human(status: &Status) -> String {
         status.pid,
         status.kernel,
         status.generation,
-        table(&["WORKLOAD", "STATE", "SIDECAR", "DECISIONS", "PROBLEM"], workloads)
+        table(
+            &["WORKLOAD", "STATE", "SIDECAR", "DECISIONS", "PROBLEM"],
+            workloads
+        )
     );
     for diagnostic in &status.diagnostics {
         let field = |name: &str| diagnostic[name].as_str().unwrap_or_default();

@@ -1,6 +1,9 @@
 //! What is attached for one workload.
 
-use std::{collections::BTreeSet, os::fd::{AsFd, OwnedFd}};
+use std::{
+    collections::BTreeSet,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use anyhow::{Context, Result};
 use sidecar_common::{
@@ -42,7 +45,10 @@ impl Attachment {
         binding: &Binding<'_>,
     ) -> Result<Self> {
         let mut links = Vec::new();
-        let cgroups: Vec<_> = [Some(binding.cgroup), binding.proxy_cgroup].into_iter().flatten().collect();
+        let cgroups: Vec<_> = [Some(binding.cgroup), binding.proxy_cgroup]
+            .into_iter()
+            .flatten()
+            .collect();
         for cgroup in &cgroups {
             for (attach_type, program) in objects.cgroup_programs() {
                 links.push(sys::link_create(program, cgroup.as_fd(), attach_type).with_context(
@@ -58,10 +64,12 @@ impl Attachment {
         }
         let sk_lookup = objects.load_sk_lookup(workload)?;
         links.push(
-            sys::link_create(sk_lookup.as_fd(), binding.netns.as_fd(), AttachType::SkLookup)
-                .with_context(|| {
-                    format!("attaching sk_lookup to {}", binding.netns.path.display())
-                })?,
+            sys::link_create(
+                sk_lookup.as_fd(),
+                binding.netns.as_fd(),
+                AttachType::SkLookup,
+            )
+            .with_context(|| format!("attaching sk_lookup to {}", binding.netns.path.display()))?,
         );
         Ok(Self {
             identity,

@@ -31,7 +31,9 @@ impl Cgroup {
     /// would capture the agent's own connections.
     pub fn open(root: &Path, path: &str) -> Result<Self> {
         let relative = Path::new(path.trim_start_matches('/'));
-        if relative.components().any(|part| !matches!(part, Component::Normal(_)))
+        if relative
+            .components()
+            .any(|part| !matches!(part, Component::Normal(_)))
             || relative.as_os_str().is_empty()
         {
             bail!("cgroup `{path}`: not a path below the cgroup2 root");
@@ -44,9 +46,15 @@ impl Cgroup {
             );
         }
         let file = File::open(&path).with_context(|| {
-            format!("opening cgroup {}: is the workload running?", path.display())
+            format!(
+                "opening cgroup {}: is the workload running?",
+                path.display()
+            )
         })?;
-        let id = file.metadata().with_context(|| format!("reading {}", path.display()))?.ino();
+        let id = file
+            .metadata()
+            .with_context(|| format!("reading {}", path.display()))?
+            .ino();
         Ok(Self { path, id, file })
     }
 
@@ -74,7 +82,9 @@ pub fn root() -> Result<PathBuf> {
         .into_iter()
         .find(|mount| mount.fs_type == "cgroup2")
         .map(|mount| mount.mount_point)
-        .context("cgroup2 is not mounted; mount it with `mount -t cgroup2 none /sys/fs/cgroup/unified`")
+        .context(
+            "cgroup2 is not mounted; mount it with `mount -t cgroup2 none /sys/fs/cgroup/unified`",
+        )
 }
 
 /// Every process in the cgroup at `path` and its descendants.

@@ -31,15 +31,18 @@ pub fn enter_existing(
     let known = maps.known_sockets(workload);
     let mut listening: Option<BTreeMap<u64, Endpoint>> = None;
     for pid in cgroup::processes(&attachment.cgroup) {
-        let Ok(process) = Process::new(pid) else { continue };
+        let Ok(process) = Process::new(pid) else {
+            continue;
+        };
         if netns_of(pid) != Some(attachment.netns.id) {
             continue;
         }
         // One namespace, one list: the first process in it can read it for all.
-        let listening =
-            listening.get_or_insert_with(|| listening_on(&process, ports));
+        let listening = listening.get_or_insert_with(|| listening_on(&process, ports));
         for (inode, number) in sockets(&process) {
-            let Some(endpoint) = listening.get(&inode) else { continue };
+            let Some(endpoint) = listening.get(&inode) else {
+                continue;
+            };
             if known.contains(endpoint) {
                 continue;
             }
@@ -73,7 +76,9 @@ fn listening_on(process: &Process, ports: &BTreeSet<u16>) -> BTreeMap<u64, Endpo
 
 /// The sockets a process holds: inode and descriptor.
 fn sockets(process: &Process) -> Vec<(u64, i32)> {
-    let Ok(descriptors) = process.fd() else { return Vec::new() };
+    let Ok(descriptors) = process.fd() else {
+        return Vec::new();
+    };
     descriptors
         .flatten()
         .filter_map(|descriptor| match descriptor.target {

@@ -8,10 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{
-    HashMap, LpmTrie, Map, MapData, PerCpuArray, SockHash,
-    lpm_trie::Key,
-};
+use aya::maps::{HashMap, LpmTrie, Map, MapData, PerCpuArray, SockHash, lpm_trie::Key};
 use ipnet::IpNet;
 use sidecar_common::{
     Addr, Endpoint, Reason,
@@ -40,7 +37,13 @@ pub struct Capacity {
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { workloads: 1024, plans: 4096, rules: 262_144, sockets: 16_384, original_dst: 65_536 }
+        Self {
+            workloads: 1024,
+            plans: 4096,
+            rules: 262_144,
+            sockets: 16_384,
+            original_dst: 65_536,
+        }
     }
 }
 
@@ -192,7 +195,14 @@ impl Maps {
     fn write_plan(&mut self, id: PlanId, plan: &Plan) -> Result<()> {
         for (dst, rule) in &plan.outbound {
             self.outbound
-                .insert(RuleKey { plan: id, dst: *dst }, rule, 0)
+                .insert(
+                    RuleKey {
+                        plan: id,
+                        dst: *dst,
+                    },
+                    rule,
+                    0,
+                )
                 .context("writing map OUTBOUND")?;
         }
         for ((port, net), rule) in &plan.outbound_prefixes {
@@ -202,27 +212,44 @@ impl Maps {
         }
         for (dst, rule) in &plan.inbound {
             self.inbound
-                .insert(RuleKey { plan: id, dst: *dst }, rule, 0)
+                .insert(
+                    RuleKey {
+                        plan: id,
+                        dst: *dst,
+                    },
+                    rule,
+                    0,
+                )
                 .context("writing map INBOUND")?;
         }
         for (key, backend) in backends(id, plan) {
-            self.backends.insert(key, backend, 0).context("writing map BACKENDS")?;
+            self.backends
+                .insert(key, backend, 0)
+                .context("writing map BACKENDS")?;
         }
         // Last: a plan with a header is complete.
-        self.plans.insert(id, plan.header, 0).context("writing map PLANS")
+        self.plans
+            .insert(id, plan.header, 0)
+            .context("writing map PLANS")
     }
 
     /// Removes all entries of a plan. Entries that are not there do not matter.
     pub fn remove_plan(&mut self, id: PlanId, plan: &Plan) {
         let _ = self.plans.remove(&id);
         for dst in plan.outbound.keys() {
-            let _ = self.outbound.remove(&RuleKey { plan: id, dst: *dst });
+            let _ = self.outbound.remove(&RuleKey {
+                plan: id,
+                dst: *dst,
+            });
         }
         for (port, net) in plan.outbound_prefixes.keys() {
             let _ = self.prefixes.remove(&prefix_key(id, *port, net));
         }
         for dst in plan.inbound.keys() {
-            let _ = self.inbound.remove(&RuleKey { plan: id, dst: *dst });
+            let _ = self.inbound.remove(&RuleKey {
+                plan: id,
+                dst: *dst,
+            });
         }
         for (key, _) in backends(id, plan) {
             let _ = self.backends.remove(&key);
@@ -263,7 +290,15 @@ impl Maps {
     ) -> Result<()> {
         for &port in new.difference(old) {
             self.listen_interest
-                .insert(WorkloadPort { workload, port, pad: 0 }, 1, 0)
+                .insert(
+                    WorkloadPort {
+                        workload,
+                        port,
+                        pad: 0,
+                    },
+                    1,
+                    0,
+                )
                 .context("map LISTEN_INTEREST is full; raise --max-sockets")?;
         }
         Ok(())
@@ -278,7 +313,11 @@ impl Maps {
     ) {
         let gone: BTreeSet<u16> = old.difference(new).copied().collect();
         for &port in &gone {
-            let _ = self.listen_interest.remove(&WorkloadPort { workload, port, pad: 0 });
+            let _ = self.listen_interest.remove(&WorkloadPort {
+                workload,
+                port,
+                pad: 0,
+            });
         }
         self.remove_sockets(|key| key.workload == workload && gone.contains(&key.endpoint.port));
     }
@@ -301,8 +340,14 @@ impl Maps {
         socket: &OwnedFd,
     ) -> Result<()> {
         self.sockets
-            .insert(WorkloadEndpoint { workload, endpoint }, socket.as_raw_fd(), 0)
-            .with_context(|| format!("entering the socket on {endpoint} into map SOCKETS; raise --max-sockets"))
+            .insert(
+                WorkloadEndpoint { workload, endpoint },
+                socket.as_raw_fd(),
+                0,
+            )
+            .with_context(|| {
+                format!("entering the socket on {endpoint} into map SOCKETS; raise --max-sockets")
+            })
     }
 
     /// Enters the relay's listener for one address family (given by its wildcard address).
@@ -314,7 +359,11 @@ impl Maps {
     ) -> Result<()> {
         let endpoint = Endpoint::new(family, 0);
         self.sockets
-            .insert(WorkloadEndpoint { workload, endpoint }, socket.as_raw_fd(), 0)
+            .insert(
+                WorkloadEndpoint { workload, endpoint },
+                socket.as_raw_fd(),
+                0,
+            )
             .context("entering the relay's listener into map SOCKETS; raise --max-sockets")
     }
 
@@ -343,10 +392,18 @@ impl Maps {
     pub fn counters(&self, workload: WorkloadId) -> Result<Vec<(Direction, Reason, u64)>> {
         let mut found = Vec::new();
         for (reason, direction, index) in Reason::ALL.iter().flat_map(|reason| {
-            [Direction::Outbound, Direction::Inbound]
-                .map(|direction| (*reason, direction, counter_index(workload, *reason, direction)))
+            [Direction::Outbound, Direction::Inbound].map(|direction| {
+                (
+                    *reason,
+                    direction,
+                    counter_index(workload, *reason, direction),
+                )
+            })
         }) {
-            let values = self.counters.get(&index, 0).context("reading map COUNTERS")?;
+            let values = self
+                .counters
+                .get(&index, 0)
+                .context("reading map COUNTERS")?;
             let total: u64 = values.iter().sum();
             if total != 0 {
                 found.push((direction, reason, total));
@@ -368,7 +425,10 @@ impl Originals {
     /// whoever gets that source port next must not inherit the answer.
     #[must_use]
     pub fn take(&self, workload: WorkloadId, client: Endpoint) -> Option<Original> {
-        let key = WorkloadEndpoint { workload, endpoint: client };
+        let key = WorkloadEndpoint {
+            workload,
+            endpoint: client,
+        };
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let original = map.get(&key, 0).ok()?;
         let _ = map.remove(&key);
@@ -382,19 +442,30 @@ fn prefix_key(plan: PlanId, port: u16, net: &IpNet) -> Key<PrefixKey> {
         IpNet::V6(net) => u32::from(net.prefix_len()),
     };
     let addr = net.network().into();
-    Key::new(PrefixKey::HEAD_BITS + bits, PrefixKey { plan, port, pad: 0, addr })
+    Key::new(
+        PrefixKey::HEAD_BITS + bits,
+        PrefixKey {
+            plan,
+            port,
+            pad: 0,
+            addr,
+        },
+    )
 }
 
 fn backends(plan: PlanId, of: &Plan) -> impl Iterator<Item = (BackendKey, Endpoint)> {
     (0..).zip(&of.backends).flat_map(move |(group, backends)| {
-        (0..).zip(backends).map(move |(index, backend)| {
-            (BackendKey { plan, group, index }, *backend)
-        })
+        (0..)
+            .zip(backends)
+            .map(move |(index, backend)| (BackendKey { plan, group, index }, *backend))
     })
 }
 
 fn local_addr_key(workload: WorkloadId, addr: Addr) -> WorkloadEndpoint {
-    WorkloadEndpoint { workload, endpoint: Endpoint::new(addr, 0) }
+    WorkloadEndpoint {
+        workload,
+        endpoint: Endpoint::new(addr, 0),
+    }
 }
 
 fn counter_index(workload: WorkloadId, reason: Reason, direction: Direction) -> u32 {

@@ -9,7 +9,10 @@ mod listeners;
 mod maps;
 pub mod netns;
 mod object;
-#[allow(unsafe_code, reason = "the one module with system calls that rustix does not have")]
+#[allow(
+    unsafe_code,
+    reason = "the one module with system calls that rustix does not have"
+)]
 mod sys;
 
 use std::{
@@ -112,12 +115,17 @@ impl Dataplane {
             workload,
             proxy_uid: binding.proxy_uid.unwrap_or(0),
             proxy_cgroup: binding.proxy_cgroup.map_or(0, |cgroup| cgroup.id),
-            flags: if binding.proxy_uid.is_some() { Identity::HAS_PROXY } else { 0 },
+            flags: if binding.proxy_uid.is_some() {
+                Identity::HAS_PROXY
+            } else {
+                0
+            },
             ..Identity::default()
         };
         let attachment = Attachment::new(&self.objects, workload, identity, binding)?;
         attachment.publish_identity(&self.maps)?;
-        self.maps.set_local_addrs(workload, &attachment.netns.local_addrs()?)?;
+        self.maps
+            .set_local_addrs(workload, &attachment.netns.local_addrs()?)?;
         self.attachments.insert(workload, attachment);
         Ok(workload)
     }
@@ -151,10 +159,17 @@ impl Dataplane {
         }
         let id = self.next_plan;
         self.maps.insert_plan(id, plan)?;
-        self.next_plan = self.next_plan.checked_add(1).context("plan ids are used up")?;
+        self.next_plan = self
+            .next_plan
+            .checked_add(1)
+            .context("plan ids are used up")?;
         self.plans.insert(
             digest.to_owned(),
-            InstalledPlan { id, plan: plan.clone(), unused_since: Some(Instant::now()) },
+            InstalledPlan {
+                id,
+                plan: plan.clone(),
+                unused_since: Some(Instant::now()),
+            },
         );
         Ok(id)
     }
@@ -167,10 +182,12 @@ impl Dataplane {
     pub fn switch(&mut self, workload: WorkloadId, id: PlanId, plan: &Plan) -> Result<()> {
         let attachment = attachment(&mut self.attachments, workload)?;
         // Sockets that already listen must be known before the plan can hand them connections.
-        self.maps.set_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports)?;
+        self.maps
+            .set_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports)?;
         listeners::enter_existing(&mut self.maps, workload, attachment, &plan.listen_ports);
         self.maps.switch(workload, id);
-        self.maps.drop_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports);
+        self.maps
+            .drop_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports);
         attachment.listen_ports.clone_from(&plan.listen_ports);
         attachment.plan = id;
         self.retire_plans();
@@ -194,11 +211,8 @@ impl Dataplane {
         self.maps.switch(workload, 0);
         if let Some(attachment) = self.attachments.remove(&workload) {
             attachment.withdraw_identity(&self.maps);
-            self.maps.drop_listen_interest(
-                workload,
-                &attachment.listen_ports,
-                &BTreeSet::new(),
-            );
+            self.maps
+                .drop_listen_interest(workload, &attachment.listen_ports, &BTreeSet::new());
             self.maps.forget_workload(workload);
         }
         self.retire_plans();
@@ -221,7 +235,9 @@ impl Dataplane {
         }
         let now = Instant::now();
         let expired = |installed: &InstalledPlan| {
-            installed.unused_since.is_some_and(|since| now - since > RETIRED_PLAN_GRACE)
+            installed
+                .unused_since
+                .is_some_and(|since| now - since > RETIRED_PLAN_GRACE)
         };
         for (_, installed) in self.plans.extract_if(.., |_, installed| expired(installed)) {
             self.maps.remove_plan(installed.id, &installed.plan);
@@ -258,14 +274,19 @@ impl Dataplane {
 
     fn free_slot(&self) -> Result<WorkloadId> {
         let slots = self.maps.capacity().workloads;
-        (1..slots).find(|slot| !self.attachments.contains_key(slot)).with_context(|| {
-            format!("all {slots} workload slots are in use; raise --max-workloads")
-        })
+        (1..slots)
+            .find(|slot| !self.attachments.contains_key(slot))
+            .with_context(|| {
+                format!("all {slots} workload slots are in use; raise --max-workloads")
+            })
     }
 
     fn retire_plans(&mut self) {
-        let in_use: BTreeSet<PlanId> =
-            self.attachments.values().map(|attachment| attachment.plan).collect();
+        let in_use: BTreeSet<PlanId> = self
+            .attachments
+            .values()
+            .map(|attachment| attachment.plan)
+            .collect();
         for installed in self.plans.values_mut() {
             if in_use.contains(&installed.id) {
                 installed.unused_since = None;
@@ -288,7 +309,9 @@ fn attachment(
     attachments: &mut BTreeMap<WorkloadId, Attachment>,
     workload: WorkloadId,
 ) -> Result<&mut Attachment> {
-    attachments.get_mut(&workload).with_context(|| format!("workload slot {workload} is not attached"))
+    attachments
+        .get_mut(&workload)
+        .with_context(|| format!("workload slot {workload} is not attached"))
 }
 
 /// The directory for an agent's pins below the bpffs mount at `bpffs`.

@@ -35,9 +35,14 @@ impl Netns {
     pub fn open(path: Option<&str>) -> Result<Self> {
         let path = Path::new(path.unwrap_or(HOST));
         let file = File::open(path).with_context(|| {
-            format!("opening network namespace {}: is the workload running?", path.display())
+            format!(
+                "opening network namespace {}: is the workload running?",
+                path.display()
+            )
         })?;
-        let found = file.metadata().with_context(|| format!("reading {}", path.display()))?;
+        let found = file
+            .metadata()
+            .with_context(|| format!("reading {}", path.display()))?;
         Ok(Self {
             id: (found.dev(), found.ino()),
             file: Arc::new(file),

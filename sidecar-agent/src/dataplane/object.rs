@@ -68,16 +68,23 @@ impl Objects {
             pin_dir: config.pin_dir.clone(),
             capacity: config.capacity,
         };
-        let mut cgroup = objects.loader().load(CGROUP_OBJECT).context("loading BPF maps")?;
+        let mut cgroup = objects
+            .loader()
+            .load(CGROUP_OBJECT)
+            .context("loading BPF maps")?;
         for (name, attach_type) in CGROUP_PROGRAMS {
-            objects.cgroup_programs.push((attach_type, load_program(&mut cgroup, name)?));
+            objects
+                .cgroup_programs
+                .push((attach_type, load_program(&mut cgroup, name)?));
         }
         Ok(objects)
     }
 
     /// The programs for cgroups and where each is attached.
     pub fn cgroup_programs(&self) -> impl Iterator<Item = (AttachType, BorrowedFd<'_>)> {
-        self.cgroup_programs.iter().map(|(attach_type, program)| (*attach_type, program.as_fd()))
+        self.cgroup_programs
+            .iter()
+            .map(|(attach_type, program)| (*attach_type, program.as_fd()))
     }
 
     /// Loads the copy of the sk_lookup program that serves `workload`.
@@ -122,7 +129,9 @@ impl Drop for Objects {
 }
 
 fn load_program(object: &mut Ebpf, name: &str) -> Result<OwnedFd> {
-    let program = object.program_mut(name).with_context(|| format!("no BPF program `{name}`"))?;
+    let program = object
+        .program_mut(name)
+        .with_context(|| format!("no BPF program `{name}`"))?;
     match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
@@ -131,15 +140,25 @@ fn load_program(object: &mut Ebpf, name: &str) -> Result<OwnedFd> {
         _ => bail!("BPF program `{name}` is of an unexpected type"),
     }
     .map_err(|error| explain_load_error(name, &error))?;
-    let fd = program.fd().with_context(|| format!("BPF program `{name}`"))?;
-    fd.as_fd().try_clone_to_owned().context("duplicating a program descriptor")
+    let fd = program
+        .fd()
+        .with_context(|| format!("BPF program `{name}`"))?;
+    fd.as_fd()
+        .try_clone_to_owned()
+        .context("duplicating a program descriptor")
 }
 
 /// The verifier's log is what a kernel engineer needs; its end tells the cause.
 fn explain_load_error(name: &str, error: &ProgramError) -> anyhow::Error {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
     let detail = match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
             format!("{io_error}\n{verifier_log}")
         }
         other => other.to_string(),
@@ -153,7 +172,9 @@ fn explain_load_error(name: &str, error: &ProgramError) -> anyhow::Error {
 /// Makes an empty directory for our pins. What a killed agent has left there is removed; anything
 /// that is not ours is left alone and refused.
 fn prepare_pin_dir(dir: &Path) -> Result<()> {
-    let parent = dir.parent().context("the pin directory must be below a bpffs mount")?;
+    let parent = dir
+        .parent()
+        .context("the pin directory must be below a bpffs mount")?;
     mount_bpffs(parent)?;
     remove_pins(dir)?;
     fs::create_dir(dir).with_context(|| format!("creating {}", dir.display()))
@@ -171,8 +192,14 @@ fn mount_bpffs(at: &Path) -> Result<()> {
     if is_bpffs() {
         return Ok(());
     }
-    rustix::mount::mount("bpf", at, "bpf", rustix::mount::MountFlags::empty(), None)
-        .with_context(|| format!("mounting bpffs at {0}; mount it with `mount -t bpf bpf {0}`", at.display()))
+    rustix::mount::mount("bpf", at, "bpf", rustix::mount::MountFlags::empty(), None).with_context(
+        || {
+            format!(
+                "mounting bpffs at {0}; mount it with `mount -t bpf bpf {0}`",
+                at.display()
+            )
+        },
+    )
 }
 
 fn remove_pins(dir: &Path) -> Result<()> {
@@ -186,6 +213,9 @@ fn remove_pins(dir: &Path) -> Result<()> {
         }
     }
     fs::remove_dir(dir).with_context(|| {
-        format!("removing {}: it holds pins that are not this agent's", dir.display())
+        format!(
+            "removing {}: it holds pins that are not this agent's",
+            dir.display()
+        )
     })
 }

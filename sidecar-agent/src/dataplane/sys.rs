@@ -94,7 +94,11 @@ fn bpf<T>(command: u32, attr: &T) -> io::Result<c_long> {
     // SAFETY: `attr` is the attribute structure of `command`, zero beyond what is set, and its
     // size is given; pointers inside it are valid for the duration of the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// The `WORKLOADS` array, mapped: a switch of plan is one aligned store that programs see whole.
@@ -136,7 +140,8 @@ impl WorkloadSlots {
 
     /// The plan of a workload; 0 for a slot out of range.
     pub fn load(&self, slot: u32) -> u64 {
-        self.word(slot).map_or(0, |word| word.load(Ordering::Acquire))
+        self.word(slot)
+            .map_or(0, |word| word.load(Ordering::Acquire))
     }
 
     fn word(&self, slot: u32) -> Option<&AtomicU64> {
@@ -149,6 +154,7 @@ impl WorkloadSlots {
 impl Drop for WorkloadSlots {
     fn drop(&mut self) {
         // SAFETY: the mapping made in `map`; no reference into it outlives self.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len * size_of::<u64>()) };
+        let _ =
+            unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len * size_of::<u64>()) };
     }
 }

@@ -70,7 +70,10 @@ impl Diagnostic {
 impl fmt::Display for Diagnostic {
     /// In one line, for logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(Location { file, line, column, .. }) = &self.location {
+        if let Some(Location {
+            file, line, column, ..
+        }) = &self.location
+        {
             write!(f, "{file}:{line}:{column}: ")?;
         } else if let Some(resource) = &self.resource {
             write!(f, "{resource}: ")?;

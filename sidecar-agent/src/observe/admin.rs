@@ -58,7 +58,10 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
 pub fn serve(run_dir: &Path) -> Result<mpsc::Receiver<Call>> {
     std::fs::create_dir_all(run_dir).with_context(|| format!("creating {}", run_dir.display()))?;
     let path = socket_path(run_dir);
-    let name = path.to_str().context("the run directory's path is not UTF-8")?.to_owned();
+    let name = path
+        .to_str()
+        .context("the run directory's path is not UTF-8")?
+        .to_owned();
     let socket = listen::unix(None, &UnixAddr::Path(name), Mode::RUSR | Mode::WUSR)
         .context("opening the admin socket: is another agent running?")?;
     let (calls, receiver) = mpsc::channel(16);
@@ -84,7 +87,9 @@ pub fn serve(run_dir: &Path) -> Result<mpsc::Receiver<Call>> {
 async fn answer(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) -> Result<()> {
     let (reader, mut writer) = stream.split();
     let mut line = String::new();
-    tokio::io::BufReader::new(reader.take(REQUEST_BYTES)).read_line(&mut line).await?;
+    tokio::io::BufReader::new(reader.take(REQUEST_BYTES))
+        .read_line(&mut line)
+        .await?;
     let answer = match serde_json::from_str(&line) {
         Ok(request) => {
             let (reply, answer) = oneshot::channel();
@@ -115,9 +120,15 @@ pub fn ask(run_dir: &Path, request: &Request) -> Result<Answer> {
     serde_json::to_writer(&stream, request)?;
     stream.write_all(b"\n")?;
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).context("reading the agent's answer")?;
+    BufReader::new(stream)
+        .read_line(&mut line)
+        .context("reading the agent's answer")?;
     if line.is_empty() {
-        bail!("the agent at {} closed the connection without an answer", path.display());
+        bail!(
+            "the agent at {} closed the connection without an answer",
+            path.display()
+        );
     }
-    serde_json::from_str(&line).context("the agent's answer is not understood: is it of another version?")
+    serde_json::from_str(&line)
+        .context("the agent's answer is not understood: is it of another version?")
 }

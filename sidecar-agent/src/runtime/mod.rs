@@ -58,7 +58,10 @@ pub async fn run(options: Options) -> Result<()> {
         pin_dir: dataplane::default_pin_dir(&options.bpffs),
         capacity: options.capacity,
     })?;
-    let paths: Vec<PathBuf> = [options.config].into_iter().chain(options.mesh_config).collect();
+    let paths: Vec<PathBuf> = [options.config]
+        .into_iter()
+        .chain(options.mesh_config)
+        .collect();
     let mut changes = files::watch(&paths);
     let mut store = files::Store::default();
     let resolver = Resolver::new(&options.dns_servers).context("starting the resolver")?;
@@ -73,7 +76,10 @@ pub async fn run(options: Options) -> Result<()> {
     let mut generation = 0_u64;
     loop {
         generation += 1;
-        input.snapshot.dns.clone_from(&resolved.borrow_and_update().addresses);
+        input
+            .snapshot
+            .dns
+            .clone_from(&resolved.borrow_and_update().addresses);
         apply(&mut node, &input, &dns, generation);
         // What follows changes nothing that is wanted; `break` leads to the next application.
         loop {

@@ -12,9 +12,7 @@ use crate::{
     compile::{Plan, WorkloadPlan},
     dataplane::{self, Binding, Dataplane, Originals, cgroup, netns::Netns},
     model::diagnostic::Diagnostic,
-    observe::status::{
-        DecisionCount, MapStatus, RelayStatus, State, Status, WorkloadStatus,
-    },
+    observe::status::{DecisionCount, MapStatus, RelayStatus, State, Status, WorkloadStatus},
     relay::{Engine, EngineConfig},
     resolve::workload::{Proxy, ResolvedWorkload},
 };
@@ -60,7 +58,9 @@ struct Place {
 impl Place {
     fn find(root: &std::path::Path, workload: &ResolvedWorkload) -> Result<Self> {
         let proxy_cgroup = match &workload.proxy {
-            Proxy::External { cgroup: Some(path), .. } => Some(cgroup::Cgroup::open(root, path)?),
+            Proxy::External {
+                cgroup: Some(path), ..
+            } => Some(cgroup::Cgroup::open(root, path)?),
             _ => None,
         };
         Ok(Self {
@@ -68,7 +68,12 @@ impl Place {
             proxy_cgroup,
             netns: Netns::open(workload.netns.as_deref())?,
             proxy: workload.proxy.clone(),
-            root: workload.root.as_deref().map(open_root).transpose()?.map(Arc::new),
+            root: workload
+                .root
+                .as_deref()
+                .map(open_root)
+                .transpose()?
+                .map(Arc::new),
             root_path: workload.root.clone(),
         })
     }
@@ -79,7 +84,10 @@ impl Place {
             && self.root_path == workload.root
             && self.cgroup.path == root.join(&workload.cgroup)
             && self.cgroup.is_alive()
-            && self.proxy_cgroup.as_ref().is_none_or(cgroup::Cgroup::is_alive)
+            && self
+                .proxy_cgroup
+                .as_ref()
+                .is_none_or(cgroup::Cgroup::is_alive)
             && self.netns.is_at(workload.netns.as_deref())
     }
 
@@ -97,8 +105,13 @@ impl Place {
 }
 
 fn open_root(path: &str) -> Result<OwnedFd> {
-    openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .with_context(|| format!("opening the workload's root directory {path}"))
+    openat(
+        CWD,
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .with_context(|| format!("opening the workload's root directory {path}"))
 }
 
 impl Node {
@@ -127,9 +140,18 @@ impl Node {
         for wanted in wanted {
             let name = wanted.workload.to_string();
             let digest = wanted.digest.to_hex().to_string();
-            let (live, problem) =
-                before.remove(&name).map_or((None, None), |known| (known.live, known.problem));
-            self.workloads.insert(name, Workload { wanted, digest, live, problem });
+            let (live, problem) = before
+                .remove(&name)
+                .map_or((None, None), |known| (known.live, known.problem));
+            self.workloads.insert(
+                name,
+                Workload {
+                    wanted,
+                    digest,
+                    live,
+                    problem,
+                },
+            );
         }
         // Those that are gone first: their cgroup may now be another's.
         for (name, workload) in before {
@@ -152,7 +174,10 @@ impl Node {
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            kernel: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
             generation,
             workloads: self
                 .workloads
@@ -168,7 +193,11 @@ impl Node {
                 .dataplane
                 .usage()
                 .into_iter()
-                .map(|(map, entries, capacity)| MapStatus { map: map.into(), entries, capacity })
+                .map(|(map, entries, capacity)| MapStatus {
+                    map: map.into(),
+                    entries,
+                    capacity,
+                })
                 .collect(),
             relay: RelayStatus {
                 active: relay.active,
@@ -216,7 +245,9 @@ impl Node {
     fn reconcile(&mut self) {
         for name in self.workloads.keys().cloned().collect::<Vec<_>>() {
             // Taken out while it is worked on: the rest of the node is needed for that.
-            let Some(mut workload) = self.workloads.remove(&name) else { continue };
+            let Some(mut workload) = self.workloads.remove(&name) else {
+                continue;
+            };
             let before = workload.problem.take();
             workload.problem = match self.reconcile_one(&name, &mut workload, before.is_some()) {
                 Ok(problems) if problems.is_empty() => None,
@@ -241,25 +272,27 @@ impl Node {
         workload: &mut Workload,
         again: bool,
     ) -> Result<Vec<String>> {
-        if let Some(live) = workload
-            .live
-            .take_if(|live| !live.place.is_current(&self.cgroup_root, &workload.wanted.workload))
-        {
+        if let Some(live) = workload.live.take_if(|live| {
+            !live
+                .place
+                .is_current(&self.cgroup_root, &workload.wanted.workload)
+        }) {
             self.detach(name, live);
         }
         if workload.live.is_none() {
             workload.live = Some(self.attach(name, &workload.wanted.workload)?);
         }
-        let Some(live) = &mut workload.live else { return Ok(Vec::new()) };
+        let Some(live) = &mut workload.live else {
+            return Ok(Vec::new());
+        };
         if live.digest.as_ref() == Some(&workload.digest) && !again {
             return Ok(Vec::new());
         }
-        let problems =
-            self.bring_to(live, &workload.digest, &workload.wanted.plan).with_context(|| {
-                match &live.digest {
-                    Some(_) => "the last good plan stays in force".to_owned(),
-                    None => "nothing is captured".to_owned(),
-                }
+        let problems = self
+            .bring_to(live, &workload.digest, &workload.wanted.plan)
+            .with_context(|| match &live.digest {
+                Some(_) => "the last good plan stays in force".to_owned(),
+                None => "nothing is captured".to_owned(),
             })?;
         if live.digest.as_ref() != Some(&workload.digest) {
             tracing::info!(workload = name, plan = workload.digest, "plan in force");
@@ -295,7 +328,12 @@ impl Node {
         let place = Place::find(&self.cgroup_root, workload)?;
         let id = self.dataplane.attach(&place.binding())?;
         tracing::info!(workload = name, cgroup = %place.cgroup.path.display(), "attached");
-        Ok(Live { id, place, digest: None, relay: None })
+        Ok(Live {
+            id,
+            place,
+            digest: None,
+            relay: None,
+        })
     }
 
     fn detach(&mut self, name: &str, live: Live) {

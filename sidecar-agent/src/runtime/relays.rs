@@ -12,8 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use sidecar_common::{
-    Endpoint,
-    decide,
+    Endpoint, decide,
     keys::{PlanId, WorkloadId},
     values::NO_LISTENER,
 };
@@ -47,9 +46,14 @@ struct UnixListener {
 /// Whether a plan needs the relay.
 pub fn needs_relay(plan: &Plan) -> bool {
     let relays = |path: u8| path == sidecar_common::Path::Relay as u8;
-    plan.listeners.iter().any(|listener| listener.unix_bind.is_some())
+    plan.listeners
+        .iter()
+        .any(|listener| listener.unix_bind.is_some())
         || plan.outbound.values().any(|rule| relays(rule.path))
-        || plan.outbound_prefixes.values().any(|rule| relays(rule.path))
+        || plan
+            .outbound_prefixes
+            .values()
+            .any(|rule| relays(rule.path))
         || plan.inbound.values().any(|rule| relays(rule.path))
 }
 
@@ -67,7 +71,9 @@ impl WorkloadRelay {
             .run(|| listen::tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))?
             .context("opening the relay's listener")?;
         // A namespace may have no IPv6; then nothing of it can arrive either.
-        let v6 = netns.run(|| listen::tcp(SocketAddr::from((Ipv6Addr::LOCALHOST, 0))))?.ok();
+        let v6 = netns
+            .run(|| listen::tcp(SocketAddr::from((Ipv6Addr::LOCALHOST, 0))))?
+            .ok();
         let v4_name = tcp_name(&v4)?;
         let v6_name = v6.as_ref().map(tcp_name).transpose()?;
         let namespaces = Namespaces {
@@ -85,7 +91,10 @@ impl WorkloadRelay {
             workload,
             &RelaySockets {
                 v4: Some((v4.as_fd(), v4_name.port())),
-                v6: v6.as_ref().zip(v6_name).map(|(socket, name)| (socket.as_fd(), name.port())),
+                v6: v6
+                    .as_ref()
+                    .zip(v6_name)
+                    .map(|(socket, name)| (socket.as_fd(), name.port())),
             },
         )?;
         let mut relay = Self {
@@ -119,7 +128,9 @@ impl WorkloadRelay {
         self.routes.remember(id, plan);
         let mut problems = Vec::new();
         for listener in &plan.listeners {
-            let Some(bind) = &listener.unix_bind else { continue };
+            let Some(bind) = &listener.unix_bind else {
+                continue;
+            };
             let targets: Arc<[Target]> = listener.targets.clone().into();
             if let Some(open) = self.unix.get(bind) {
                 open.routes.lead_to(targets);
@@ -138,7 +149,10 @@ impl WorkloadRelay {
     /// Closes what `plan`, now in force, does not declare. Live connections go on.
     pub fn settle(&mut self, engine: &Engine, plan: &Plan) {
         let gone = |bind: &UnixAddr| {
-            !plan.listeners.iter().any(|listener| listener.unix_bind.as_ref() == Some(bind))
+            !plan
+                .listeners
+                .iter()
+                .any(|listener| listener.unix_bind.as_ref() == Some(bind))
         };
         for (_, open) in self.unix.extract_if(.., |bind, _| gone(bind)) {
             drop(engine.remove(open.id));
@@ -147,7 +161,11 @@ impl WorkloadRelay {
 
     /// Closes every listener. Live connections go on.
     pub fn stop(self, engine: &Engine) {
-        for id in self.tcp.into_iter().chain(self.unix.into_values().map(|open| open.id)) {
+        for id in self
+            .tcp
+            .into_iter()
+            .chain(self.unix.into_values().map(|open| open.id))
+        {
             drop(engine.remove(id));
         }
     }
@@ -159,9 +177,13 @@ impl WorkloadRelay {
         targets: Arc<[Target]>,
     ) -> Result<UnixListener> {
         let root = self.namespaces.root.as_deref().map(AsFd::as_fd);
-        let socket = self.netns.run(|| listen::unix(root, bind, listen::ANYBODY))??;
-        let routes =
-            Arc::new(UnixRoutes { targets: RwLock::new(targets), turn: AtomicUsize::new(0) });
+        let socket = self
+            .netns
+            .run(|| listen::unix(root, bind, listen::ANYBODY))??;
+        let routes = Arc::new(UnixRoutes {
+            targets: RwLock::new(targets),
+            turn: AtomicUsize::new(0),
+        });
         let id = engine.add(ListenerSpec {
             socket,
             namespaces: self.namespaces.clone(),
@@ -179,7 +201,10 @@ fn describe(listener: &Listener, error: &anyhow::Error) -> String {
 }
 
 fn tcp_name(socket: &listen::Listening) -> Result<SocketAddr> {
-    match socket.local().context("reading the relay listener's address")? {
+    match socket
+        .local()
+        .context("reading the relay listener's address")?
+    {
         SocketName::Tcp(name) => Ok(name),
         other => anyhow::bail!("the relay's listener has an unexpected name {other:?}"),
     }
@@ -209,7 +234,11 @@ impl TcpRoutes {
 
     fn plan(&self, which: impl Fn(PlanId) -> bool) -> Option<Arc<Plan>> {
         let plans = self.plans.read().unwrap_or_else(PoisonError::into_inner);
-        plans.iter().rev().find(|(id, _)| which(*id)).map(|(_, plan)| plan.clone())
+        plans
+            .iter()
+            .rev()
+            .find(|(id, _)| which(*id))
+            .map(|(_, plan)| plan.clone())
     }
 
     /// The kernel published where this connection was going and which listener decided. Somebody
@@ -262,7 +291,9 @@ impl Routes for TcpRoutes {
         } else {
             self.inbound(peer, local)
         };
-        targets.filter(|targets| !targets.is_empty()).map_or(Route::Refuse, Route::Dial)
+        targets
+            .filter(|targets| !targets.is_empty())
+            .map_or(Route::Refuse, Route::Dial)
     }
 }
 
@@ -280,8 +311,16 @@ impl UnixRoutes {
 
 impl Routes for UnixRoutes {
     fn route(&self, _accepted: &Accepted<'_>) -> Route {
-        let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if targets.is_empty() { Route::Refuse } else { Route::Dial(in_turn(targets.to_vec(), &self.turn)) }
+        let targets = self
+            .targets
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if targets.is_empty() {
+            Route::Refuse
+        } else {
+            Route::Dial(in_turn(targets.to_vec(), &self.turn))
+        }
     }
 }
 

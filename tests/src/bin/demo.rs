@@ -27,8 +27,10 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    if let Some(unknown) =
-        args.scenarios.iter().find(|name| SCENARIOS.iter().all(|known| known.name != **name))
+    if let Some(unknown) = args
+        .scenarios
+        .iter()
+        .find(|name| SCENARIOS.iter().all(|known| known.name != **name))
     {
         eprintln!("there is no scenario `{unknown}`; see --list");
         return ExitCode::from(2);
@@ -51,14 +53,30 @@ fn main() -> ExitCode {
     }
     println!("{}", table(&rows));
     let good = rows.iter().filter(|(_, row)| row.ok).count();
-    println!("{good} of {} as expected, {:.1} s", rows.len(), started.elapsed().as_secs_f32());
-    if failed || good != rows.len() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    println!(
+        "{good} of {} as expected, {:.1} s",
+        rows.len(),
+        started.elapsed().as_secs_f32()
+    );
+    if failed || good != rows.len() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 fn table(rows: &[(&str, Row)]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["scenario", "asked for", "the kernel did", "path", "reason", "expected", "ok"]);
+    table.set_header([
+        "scenario",
+        "asked for",
+        "the kernel did",
+        "path",
+        "reason",
+        "expected",
+        "ok",
+    ]);
     for (scenario, row) in rows {
         let ok = if row.ok { "ok" } else { "FAILED" };
         table.add_row([

@@ -24,7 +24,11 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
         &lab,
         &[
             exposed("prod-us1/*: details", "10.96.0.1:9080", "details"),
-            exposed("prod-us1/*: reviews, by its endpoint", "10.96.1.1:9080", "reviews-1"),
+            exposed(
+                "prod-us1/*: reviews, by its endpoint",
+                "10.96.1.1:9080",
+                "reviews-1",
+            ),
             exposed("prod-apis/*: api", "10.96.0.2:80", "api"),
             exposed("istio-system/*: istiod", "10.96.0.3:15012", "istiod"),
             Check {
@@ -47,14 +51,24 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
                 path: "deny",
                 reason: "registry-only",
             },
-            exposed("prod-us1/* with REGISTRY_ONLY: details", "10.96.0.1:9080", "details"),
+            exposed(
+                "prod-us1/* with REGISTRY_ONLY: details",
+                "10.96.0.1:9080",
+                "details",
+            ),
         ],
     )?);
     Ok(rows)
 }
 
 fn exposed<'a>(asked: &'a str, destination: &'a str, name: &'a str) -> Check<'a> {
-    Check { asked, destination, reaches: Some(name), path: "direct", reason: "egress-service" }
+    Check {
+        asked,
+        destination,
+        reaches: Some(name),
+        path: "direct",
+        reason: "egress-service",
+    }
 }
 
 fn services(endpoint: &str) -> anyhow::Result<String> {

@@ -99,15 +99,20 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
 
 /// Changes 9080 from IPTABLES to NONE in the file, with a connection open.
 fn flip(lab: &mut Lab, destination: &str) -> anyhow::Result<Vec<Row>> {
-    let echo =
-        Server::tcp("127.0.0.1:8090".parse()?).place(lab.inside()).mode(Mode::Echo).start()?;
+    let echo = Server::tcp("127.0.0.1:8090".parse()?)
+        .place(lab.inside())
+        .mode(Mode::Echo)
+        .start()?;
     lab.keep(echo);
     let to_echo = sidecar("IPTABLES").replace("127.0.0.1:8080", "127.0.0.1:8090");
     lab.write("sidecar.yaml", &to_echo)?;
     lab.wait_captured()?;
     let address = (lab.workload().v4, 9080).into();
     let mut held = Client::tcp(address).place(lab.outside()).hold()?;
-    ensure!(held.exchange("before")? == "before", "the held connection does not echo");
+    ensure!(
+        held.exchange("before")? == "before",
+        "the held connection does not echo"
+    );
     lab.write("sidecar.yaml", &sidecar("IPTABLES"))?;
     lab.wait_captured()?;
 
@@ -119,7 +124,9 @@ fn flip(lab: &mut Lab, destination: &str) -> anyhow::Result<Vec<Row>> {
         Ok(())
     })?;
     let elapsed = written.elapsed();
-    let established = held.exchange("after").unwrap_or_else(|error| format!("{error:#}"));
+    let established = held
+        .exchange("after")
+        .unwrap_or_else(|error| format!("{error:#}"));
 
     let mut flipped = Check {
         asked: "9080 changed to NONE bound to 127.0.0.1: podIP untouched",
@@ -134,7 +141,11 @@ fn flip(lab: &mut Lab, destination: &str) -> anyhow::Result<Vec<Row>> {
         flipped,
         row(
             "the connection made before the change",
-            (format!("answers {established:?}"), "direct".into(), "ingress-listener".into()),
+            (
+                format!("answers {established:?}"),
+                "direct".into(),
+                "ingress-listener".into(),
+            ),
             ("answers \"after\"", "direct", "ingress-listener"),
         ),
     ])

@@ -116,12 +116,7 @@ impl Check<'_> {
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    pub fn run_with(
-        &self,
-        lab: &Lab,
-        direction: &str,
-        client: Client<'_>,
-    ) -> anyhow::Result<Row> {
+    pub fn run_with(&self, lab: &Lab, direction: &str, client: Client<'_>) -> anyhow::Result<Row> {
         let before = lab.decisions(direction)?;
         let outcome = client.banner()?;
         let counted = increased(&before, &lab.decisions(direction)?);
@@ -132,14 +127,17 @@ impl Check<'_> {
         } else {
             format!("{counted} (explain says {})", text("reason"))
         };
-        let address: SocketAddr =
-            self.destination.trim_start_matches("inbound:").parse()?;
+        let address: SocketAddr = self.destination.trim_start_matches("inbound:").parse()?;
         let did = describe(&outcome, address);
         let expected_did = match self.reaches {
             Some(name) => format!("reached {name}"),
             None => REFUSED.to_owned(),
         };
-        Ok(row(self.asked, (did, text("path"), reason), (&expected_did, self.path, self.reason)))
+        Ok(row(
+            self.asked,
+            (did, text("path"), reason),
+            (&expected_did, self.path, self.reason),
+        ))
     }
 }
 
@@ -185,14 +183,20 @@ fn describe(outcome: &Outcome, asked_for: SocketAddr) -> String {
 /// The reason counted more often than before; all of them if there are several.
 fn increased(before: &[(String, u64)], after: &[(String, u64)]) -> String {
     let count = |of: &[(String, u64)], reason: &str| {
-        of.iter().find(|(known, _)| known == reason).map_or(0, |(_, count)| *count)
+        of.iter()
+            .find(|(known, _)| known == reason)
+            .map_or(0, |(_, count)| *count)
     };
     let more: Vec<&str> = after
         .iter()
         .filter(|(reason, now)| *now > count(before, reason))
         .map(|(reason, _)| reason.as_str())
         .collect();
-    if more.is_empty() { "(nothing counted)".to_owned() } else { more.join("+") }
+    if more.is_empty() {
+        "(nothing counted)".to_owned()
+    } else {
+        more.join("+")
+    }
 }
 
 /// Runs checks one after the other.

@@ -20,7 +20,10 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
     lab.serve_inside("0.0.0.0:7777", "other application")?;
     lab.write("sidecar.yaml", SIDECAR)?;
     lab.write("mysql.yaml", MYSQL)?;
-    lab.write("services.yaml", &service("other", "secret", "10.96.0.4".parse()?, 9080))?;
+    lab.write(
+        "services.yaml",
+        &service("other", "secret", "10.96.0.4".parse()?, 9080),
+    )?;
     lab.write_workload(&["sidecar.istio.io/interceptionMode: NONE"])?;
     lab.write_mesh("outboundTrafficPolicy:\n  mode: REGISTRY_ONLY\n")?;
     lab.start_agent()?;
@@ -45,7 +48,11 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
     };
     let mut rows = vec![mysql.run(&lab)?, ingress.run(&lab)?];
     rows.push(
-        Check { asked: "9080 called by the workload itself", ..ingress }.run_with(
+        Check {
+            asked: "9080 called by the workload itself",
+            ..ingress
+        }
+        .run_with(
             &lab,
             "inbound",
             Client::tcp(own.parse()?).place(lab.inside()),

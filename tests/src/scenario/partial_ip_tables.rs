@@ -20,7 +20,10 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
     lab.serve_inside("172.16.1.33:80", "own web server")?;
     lab.serve_inside("0.0.0.0:8081", "own admin server")?;
     lab.write("sidecar.yaml", SIDECAR)?;
-    lab.write("services.yaml", &service("shop", "internal", "192.168.5.5".parse()?, 80))?;
+    lab.write(
+        "services.yaml",
+        &service("shop", "internal", "192.168.5.5".parse()?, 80),
+    )?;
     lab.write_workload(&["traffic.sidecar.istio.io/includeOutboundIPRanges: 192.168.0.0/16"])?;
     lab.write_mesh("outboundTrafficPolicy:\n  mode: REGISTRY_ONLY\n")?;
     lab.start_agent()?;
@@ -66,8 +69,16 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
             path: "direct",
             reason: "ingress-listener",
         },
-        untouched("port 80 of another address", "inbound:172.16.1.33:80", "own web server"),
-        untouched("another port of 172.16.1.32", "inbound:172.16.1.32:8081", "own admin server"),
+        untouched(
+            "port 80 of another address",
+            "inbound:172.16.1.33:80",
+            "own web server",
+        ),
+        untouched(
+            "another port of 172.16.1.32",
+            "inbound:172.16.1.32:8081",
+            "own admin server",
+        ),
     ] {
         let address = check.destination.trim_start_matches("inbound:").parse()?;
         let client = Client::tcp(address).place(Place::here().netns(&lan));
@@ -80,7 +91,10 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
 fn second_interface(lab: &Lab) -> anyhow::Result<Namespace> {
     let lan = Namespace::new("lan")?;
     let workload = &lab.workload().netns;
-    lan.ip(&format!("link add eth0 type veth peer name eth1 netns {}", workload.name()))?;
+    lan.ip(&format!(
+        "link add eth0 type veth peer name eth1 netns {}",
+        workload.name()
+    ))?;
     lan.add_address("eth0", "172.16.0.1/16".parse()?)?;
     workload.add_address("eth1", "172.16.1.32/16".parse()?)?;
     workload.add_address("eth1", "172.16.1.33/16".parse()?)?;

@@ -49,7 +49,10 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
         lab.keep(server);
     }
     lab.serve_inside("0.0.0.0:15021", "health")?;
-    lab.write("services.yaml", &service("prod-us1", "details", "10.96.0.1".parse()?, 9080))?;
+    lab.write(
+        "services.yaml",
+        &service("prod-us1", "details", "10.96.0.1".parse()?, 9080),
+    )?;
     lab.write("sidecar.yaml", SIDECAR)?;
     lab.write_workload(&["capture.sidecar-agent.io/proxy: external"])?;
     lab.write_mesh("{}\n")?;
@@ -59,14 +62,70 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
     let pod6 = lab.workload().v6;
     let (inside, outside) = (lab.inside(), lab.outside());
     Ok(vec![
-        captured(&lab, "outbound to a service", "10.96.0.1:9080", inside, "proxy outbound", "capture-all")?,
-        captured(&lab, "outbound by IPv6", "[fd96::1]:80", inside, "proxy outbound v6", "capture-all")?,
-        captured(&lab, "ingress 9080", &format!("inbound:{pod}:9080"), outside, "proxy inbound", "ingress-listener")?,
-        captured(&lab, "undeclared port inbound", &format!("inbound:{pod}:7000"), outside, "proxy inbound", "capture-all")?,
-        captured(&lab, "ingress 9080 by IPv6", &format!("inbound:[{pod6}]:9080"), outside, "proxy inbound v6", "ingress-listener")?,
-        passed(&lab, "the proxy's own call", "10.96.0.1:9080", inside.user(PROXY, PROXY), "details", "proxy-own")?,
-        passed(&lab, "ingress 9443 NONE: the proxy's real listener", &format!("inbound:{pod}:9443"), outside, "proxy on 9443", "none-listener")?,
-        passed(&lab, "always excluded: 15021", &format!("inbound:{pod}:15021"), outside, "health", "excluded-port")?,
+        captured(
+            &lab,
+            "outbound to a service",
+            "10.96.0.1:9080",
+            inside,
+            "proxy outbound",
+            "capture-all",
+        )?,
+        captured(
+            &lab,
+            "outbound by IPv6",
+            "[fd96::1]:80",
+            inside,
+            "proxy outbound v6",
+            "capture-all",
+        )?,
+        captured(
+            &lab,
+            "ingress 9080",
+            &format!("inbound:{pod}:9080"),
+            outside,
+            "proxy inbound",
+            "ingress-listener",
+        )?,
+        captured(
+            &lab,
+            "undeclared port inbound",
+            &format!("inbound:{pod}:7000"),
+            outside,
+            "proxy inbound",
+            "capture-all",
+        )?,
+        captured(
+            &lab,
+            "ingress 9080 by IPv6",
+            &format!("inbound:[{pod6}]:9080"),
+            outside,
+            "proxy inbound v6",
+            "ingress-listener",
+        )?,
+        passed(
+            &lab,
+            "the proxy's own call",
+            "10.96.0.1:9080",
+            inside.user(PROXY, PROXY),
+            "details",
+            "proxy-own",
+        )?,
+        passed(
+            &lab,
+            "ingress 9443 NONE: the proxy's real listener",
+            &format!("inbound:{pod}:9443"),
+            outside,
+            "proxy on 9443",
+            "none-listener",
+        )?,
+        passed(
+            &lab,
+            "always excluded: 15021",
+            &format!("inbound:{pod}:15021"),
+            outside,
+            "health",
+            "excluded-port",
+        )?,
     ])
 }
 
@@ -85,14 +144,19 @@ fn captured(
         Some(seen) => format!(
             "reached {}, original {}",
             seen.name,
-            seen.original_dst.map_or("unknown".into(), |dst| canonical(dst).to_string())
+            seen.original_dst
+                .map_or("unknown".into(), |dst| canonical(dst).to_string())
         ),
         None => format!("failed with errno {:?}, {:?}", outcome.errno, outcome.error),
     };
     let explained = lab.explain(destination)?;
     let text = |field: &str| explained[field].as_str().unwrap_or("?").to_owned();
     let expected = format!("reached {proxy}, original {address}");
-    Ok(row(asked, (did, text("path"), text("reason")), (&expected, "proxy", reason)))
+    Ok(row(
+        asked,
+        (did, text("path"), text("reason")),
+        (&expected, "proxy", reason),
+    ))
 }
 
 /// A connection that must not be touched.
@@ -105,7 +169,11 @@ fn passed(
     reason: &str,
 ) -> anyhow::Result<Row> {
     let address: SocketAddr = destination.trim_start_matches("inbound:").parse()?;
-    let direction = if destination.starts_with("inbound:") { "inbound" } else { "outbound" };
+    let direction = if destination.starts_with("inbound:") {
+        "inbound"
+    } else {
+        "outbound"
+    };
     let before = lab.decisions(direction)?;
     let outcome = Client::tcp(address).place(place).banner()?;
     let did = match &outcome.banner {
@@ -114,5 +182,9 @@ fn passed(
     };
     let counted = super::increased(&before, &lab.decisions(direction)?);
     let expected = format!("reached {name}");
-    Ok(row(asked, (did, "pass".into(), counted), (&expected, "pass", reason)))
+    Ok(row(
+        asked,
+        (did, "pass".into(), counted),
+        (&expected, "pass", reason),
+    ))
 }

@@ -39,7 +39,12 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
     lab.start_agent()?;
     let by_path = lab.in_root("/run/details.sock");
     Ok(vec![
-        check(&lab, "egress bind unix:///run/details.sock", &by_path, "details")?,
+        check(
+            &lab,
+            "egress bind unix:///run/details.sock",
+            &by_path,
+            "details",
+        )?,
         check(&lab, "egress bind unix://@db", Path::new("@db"), "db")?,
     ])
 }
@@ -48,12 +53,18 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
 fn check(lab: &Lab, asked: &str, socket: &Path, name: &str) -> anyhow::Result<Row> {
     const NOBODY: u32 = 65534;
     let before = lab.relayed()?;
-    let outcome = Client::unix(socket).place(lab.inside().user(NOBODY, NOBODY)).banner()?;
+    let outcome = Client::unix(socket)
+        .place(lab.inside().user(NOBODY, NOBODY))
+        .banner()?;
     let did = match (&outcome.banner, outcome.errno) {
         (Some(banner), _) => format!("reached {}", banner.name),
         (None, errno) => format!("failed with errno {errno:?}, {:?}", outcome.error),
     };
-    let path = if lab.relayed()? > before { "relay" } else { "not relayed" };
+    let path = if lab.relayed()? > before {
+        "relay"
+    } else {
+        "not relayed"
+    };
     let reason = "egress-listener";
     Ok(row(
         asked,

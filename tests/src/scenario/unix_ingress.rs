@@ -18,7 +18,10 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
     lab.serve("10.96.0.1:8000", "details-admin")?;
     lab.serve("10.96.0.3:15012", "istiod")?;
     let socket = lab.in_root("/var/run/someuds.sock");
-    let application = Server::unix(&socket).place(lab.inside()).name("unix application").start()?;
+    let application = Server::unix(&socket)
+        .place(lab.inside())
+        .name("unix application")
+        .start()?;
     let mut services = service("prod-us1", "details", "10.96.0.1".parse()?, 9080);
     services += &service("prod-us1", "details-admin", "10.96.0.1".parse()?, 8000);
     services += &service("istio-system", "istiod", "10.96.0.3".parse()?, 15012);
@@ -40,7 +43,10 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
     let mut rows = run_all(
         &lab,
         &[
-            ingress("ingress 9080 to unix:///var/run/someuds.sock", inbound.as_str()),
+            ingress(
+                "ingress 9080 to unix:///var/run/someuds.sock",
+                inbound.as_str(),
+            ),
             ingress("the same by IPv6", inbound_v6.as_str()),
             Check {
                 asked: "egress port 9080: prod-us1",
@@ -78,7 +84,10 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
         .run(&lab)
         .map(reset_counts_as_refused)?,
     );
-    let echo = Server::unix(&socket).place(lab.inside()).mode(Mode::Echo).start()?;
+    let echo = Server::unix(&socket)
+        .place(lab.inside())
+        .mode(Mode::Echo)
+        .start()?;
     lab.keep(echo);
     rows.push(transfer(&lab)?);
     Ok(rows)
@@ -87,14 +96,20 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
 /// The relay accepts before it dials: the client sees a connection that is reset at once.
 fn reset_counts_as_refused(row: Row) -> Row {
     let ok = row.did.starts_with("no answer") && row.path == "relay";
-    Row { ok, expected: "no answer (reset), relay, ingress-listener".into(), ..row }
+    Row {
+        ok,
+        expected: "no answer (reset), relay, ingress-listener".into(),
+        ..row
+    }
 }
 
 fn transfer(lab: &Lab) -> anyhow::Result<Row> {
     let address = (lab.workload().v4, 9080).into();
     let outcome = Client::tcp(address).place(lab.outside()).echo(BYTES)?;
     let did = match outcome.transfer {
-        Some(transfer) if transfer.intact && transfer.received == BYTES => "1 GiB each way, intact".to_owned(),
+        Some(transfer) if transfer.intact && transfer.received == BYTES => {
+            "1 GiB each way, intact".to_owned()
+        }
         other => format!("{other:?}, {:?}", outcome.error),
     };
     let expected = ("1 GiB each way, intact", "relay", "ingress-listener");

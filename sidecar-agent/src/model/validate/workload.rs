@@ -10,8 +10,8 @@ use crate::model::{
     schema::nearest,
     tree::{Node, join},
     workload::{
-        ADDRESSES_ANNOTATION, ANNOTATION_PREFIX, CGROUP_ANNOTATION, NETNS_ANNOTATION, PROXY_ANNOTATION,
-        PROXY_CGROUP_ANNOTATION, PROXY_UID_ANNOTATION, ROOT_ANNOTATION,
+        ADDRESSES_ANNOTATION, ANNOTATION_PREFIX, CGROUP_ANNOTATION, NETNS_ANNOTATION,
+        PROXY_ANNOTATION, PROXY_CGROUP_ANNOTATION, PROXY_UID_ANNOTATION, ROOT_ANNOTATION,
     },
 };
 
@@ -142,7 +142,10 @@ fn annotation(key: &str, name: &str, value: &str, findings: &mut Vec<Finding>) {
             .map(str::trim)
             .any(|address| !address.is_empty() && address.parse::<std::net::IpAddr>().is_err())
             .then_some("it is not a list of IP addresses separated by commas"),
-        PROXY_UID_ANNOTATION => value.parse::<u32>().is_err().then_some("it is not a user id"),
+        PROXY_UID_ANNOTATION => value
+            .parse::<u32>()
+            .is_err()
+            .then_some("it is not a user id"),
         PROXY_ANNOTATION => {
             (!matches!(value, "none" | "external")).then_some("it is neither `none` nor `external`")
         }

@@ -14,10 +14,7 @@ use clap::{Subcommand, ValueEnum};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, ioctl_fionbio},
-    net::{
-        self, AddressFamily, Shutdown, SocketFlags, SocketType, ipproto,
-        sockopt::socket_error,
-    },
+    net::{self, AddressFamily, Shutdown, SocketFlags, SocketType, ipproto, sockopt::socket_error},
 };
 use sidecar_tests::apps::{
     stream::{self, Stream},

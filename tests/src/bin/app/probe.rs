@@ -84,7 +84,11 @@ fn open(kind: Kind) -> rustix::io::Result<OwnedFd> {
     let (family, kind, protocol) = match kind {
         Kind::Tcp4 => (AddressFamily::INET, SocketType::STREAM, None),
         Kind::Tcp6 => (AddressFamily::INET6, SocketType::STREAM, None),
-        Kind::Mptcp4 => (AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP)),
+        Kind::Mptcp4 => (
+            AddressFamily::INET,
+            SocketType::STREAM,
+            Some(ipproto::MPTCP),
+        ),
         Kind::Udp4 => (AddressFamily::INET, SocketType::DGRAM, None),
     };
     let socket = net::socket_with(family, kind, SocketFlags::CLOEXEC, protocol)?;
