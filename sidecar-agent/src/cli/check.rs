@@ -33,7 +33,7 @@ pub struct Args {
 }
 
 /// Reads, validates and analyses; prints what was found.
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let (standard_input, paths): (Vec<&PathBuf>, Vec<&PathBuf>) =
         args.paths.iter().partition(|path| *path == Path::new("-"));
     let mut read = files::read(&paths.into_iter().cloned().collect::<Vec<_>>());
@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .diagnostics
         .extend(node.findings.iter().map(Diagnostic::from));
     let report = json(&found.snapshot, &found.diagnostics);
-    print(&args.format, &report, || {
+    print(args.format, &report, || {
         text(&found.snapshot, &found.diagnostics, stdout().is_terminal())
     })?;
     let summary = Summary::of(&found.snapshot, &found.diagnostics);

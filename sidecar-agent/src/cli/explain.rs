@@ -116,7 +116,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         },
     );
     let answer = answer(args, direction, address, &explanation);
-    print(&args.format, &answer, || human(&answer)).context("printing the explanation")?;
+    print(args.format, &answer, || human(&answer)).context("printing the explanation")?;
     Ok(ExitCode::SUCCESS)
 }
 

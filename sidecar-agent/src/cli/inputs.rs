@@ -24,7 +24,7 @@ pub struct Inputs {
     /// Directory of resources.
     #[arg(long, env = "SIDECAR_AGENT_CONFIG", value_name = "DIR")]
     config: PathBuf,
-    /// File with Istio's MeshConfig.
+    /// File with Istio's `MeshConfig`.
     #[arg(long, env = "SIDECAR_AGENT_MESH_CONFIG", value_name = "FILE")]
     mesh_config: Option<PathBuf>,
     /// Name server for host names in resources; may be repeated. The system's if none is given.
@@ -54,13 +54,13 @@ impl Inputs {
         if !node.dns.is_empty() {
             let resolver =
                 dns::Resolver::new(&self.dns_servers).context("starting the resolver")?;
-            let resolved = tokio::runtime::Builder::new_current_thread()
+            let answers = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .context("starting the runtime")?
                 .block_on(dns::resolve(node.dns, &resolver));
-            input.diagnostics.extend(resolved.diagnostics());
-            input.snapshot.dns = resolved.addresses;
+            input.diagnostics.extend(answers.diagnostics());
+            input.snapshot.dns = answers.addresses;
             node = compile::plans(&input.snapshot);
         }
         let mut diagnostics = input.diagnostics;

@@ -27,7 +27,7 @@ pub enum Kind {
 
 /// Prints `value` in the format asked for; `human` makes the table.
 pub fn print<T: Serialize>(
-    format: &Format,
+    format: Format,
     value: &T,
     human: impl FnOnce() -> String,
 ) -> Result<()> {

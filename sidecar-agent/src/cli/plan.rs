@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 .is_none_or(|wanted| *wanted == plan.workload)
         })
         .collect();
-    print(&args.format, &printed, || {
+    print(args.format, &printed, || {
         printed.iter().map(human).collect::<Vec<_>>().join("\n\n")
     })?;
     Ok(ExitCode::SUCCESS)

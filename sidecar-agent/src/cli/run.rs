@@ -12,7 +12,7 @@ pub struct Args {
     /// Directory of resources; every change in it takes effect.
     #[arg(long, env = "SIDECAR_AGENT_CONFIG", value_name = "DIR")]
     config: PathBuf,
-    /// File with Istio's MeshConfig.
+    /// File with Istio's `MeshConfig`.
     #[arg(long, env = "SIDECAR_AGENT_MESH_CONFIG", value_name = "FILE")]
     mesh_config: Option<PathBuf>,
     /// Directory of the admin socket.

@@ -23,7 +23,7 @@ pub struct Args {
 /// Asks the running agent and prints its answer.
 pub fn run(args: &Args) -> Result<ExitCode> {
     match admin::ask(&args.run_dir, &Request::Status)? {
-        Answer::Status(status) => print(&args.format, &*status, || human(&status))?,
+        Answer::Status(status) => print(args.format, &*status, || human(&status))?,
         Answer::Error(message) => bail!(message),
     }
     Ok(ExitCode::SUCCESS)
@@ -52,25 +52,26 @@ fn human(status: &Status) -> String {
             workload.problem.clone().unwrap_or_default(),
         ]
     });
-    let mut text = format!(
-        "sidecar-agent {}, pid {}, kernel {}, configuration applied {} times\n{}\n",
-        status.version,
-        status.pid,
-        status.kernel,
-        status.generation,
-        table(
-            &["WORKLOAD", "STATE", "SIDECAR", "DECISIONS", "PROBLEM"],
-            workloads
-        )
-    );
-    for diagnostic in &status.diagnostics {
+    let diagnostics = status.diagnostics.iter().map(|diagnostic| {
         let field = |name: &str| diagnostic[name].as_str().unwrap_or_default();
-        text.push_str(&format!(
-            "{} {}: {}\n",
+        format!(
+            "{} {}: {}",
             field("severity"),
             field("code"),
             field("message")
-        ));
-    }
-    text
+        )
+    });
+    let head = format!(
+        "sidecar-agent {}, pid {}, kernel {}, configuration applied {} times",
+        status.version, status.pid, status.kernel, status.generation
+    );
+    let table = table(
+        &["WORKLOAD", "STATE", "SIDECAR", "DECISIONS", "PROBLEM"],
+        workloads,
+    );
+    [head, table]
+        .into_iter()
+        .chain(diagnostics)
+        .collect::<Vec<_>>()
+        .join("\n")
 }

@@ -12,7 +12,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::relay::netns::within;
 
 /// The agent's own network namespace: the host's.
 const HOST: &str = "/proc/self/ns/net";
@@ -62,18 +63,8 @@ impl Netns {
     /// # Errors
     /// If the namespace cannot be entered.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        std::thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    move_into_link_name_space(self.as_fd(), Some(LinkNameSpaceType::Network))
-                        .with_context(|| {
-                            format!("entering network namespace {}", self.path.display())
-                        })?;
-                    Ok(work())
-                })
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        within::<_, anyhow::Error>(self.as_fd(), || Ok(work()))
+            .with_context(|| format!("in the network namespace {}", self.path.display()))
     }
 
     /// Every address of every interface in the namespace.

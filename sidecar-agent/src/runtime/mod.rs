@@ -62,11 +62,11 @@ pub async fn run(options: Options) -> Result<()> {
         .into_iter()
         .chain(options.mesh_config)
         .collect();
-    let mut changes = files::watch(&paths);
+    let mut watch = files::watch(&paths);
     let mut store = files::Store::default();
     let resolver = Resolver::new(&options.dns_servers).context("starting the resolver")?;
     let dns = DnsWatcher::spawn(resolver);
-    let mut resolved = dns.state();
+    let mut names = dns.state();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut ticks = interval(REFRESH);
@@ -79,16 +79,16 @@ pub async fn run(options: Options) -> Result<()> {
         input
             .snapshot
             .dns
-            .clone_from(&resolved.borrow_and_update().addresses);
+            .clone_from(&names.borrow_and_update().addresses);
         apply(&mut node, &input, &dns, generation);
         // What follows changes nothing that is wanted; `break` leads to the next application.
         loop {
             tokio::select! {
-                () = changes.changed() => {
+                () = watch.changed() => {
                     input = store.update(files::read(&paths));
                     break;
                 }
-                changed = resolved.changed() => {
+                changed = names.changed() => {
                     changed.context("the resolver ended")?;
                     break;
                 }

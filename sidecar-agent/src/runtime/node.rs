@@ -255,9 +255,10 @@ impl Node {
                 Err(error) => Some(format!("{error:#}")),
             };
             if workload.problem != before {
-                match &workload.problem {
-                    Some(problem) => tracing::warn!(workload = name, "{problem}"),
-                    None => tracing::info!(workload = name, "in order again"),
+                if let Some(problem) = &workload.problem {
+                    tracing::warn!(workload = name, "{problem}");
+                } else {
+                    tracing::info!(workload = name, "in order again");
                 }
             }
             self.workloads.insert(name, workload);

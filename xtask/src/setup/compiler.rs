@@ -19,19 +19,18 @@ pub enum From {
 /// How long rustup may take: where its server cannot be reached it may hang.
 const RUSTUP_SECONDS: &str = "300";
 
-/// Installs one from the place asked for; from rustup, else from Debian, if none is.
+/// Installs one from the place asked for. If none is: from Debian's packages where there are any
+/// (a machine may reach package registries and nothing else), else from rustup.
 pub fn install(from: Option<From>) -> anyhow::Result<()> {
     match from {
         Some(From::Rustup) => rustup(),
         Some(From::Debian) => debian(),
-        None => {
-            let Err(why) = rustup() else { return Ok(()) };
-            if !apt::exists() {
-                return Err(why);
-            }
-            println!("      rustup cannot provide it ({why:#}); trying Debian's packages");
-            debian()
+        None if apt::exists() => {
+            let Err(why) = debian() else { return Ok(()) };
+            println!("      Debian's packages cannot provide it ({why:#}); trying rustup");
+            rustup().context(why)
         }
+        None => rustup(),
     }
 }
 
