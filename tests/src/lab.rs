@@ -206,22 +206,35 @@ impl Lab {
         Ok(())
     }
 
-    /// Writes the workload's entry, with more annotations, each as `name: value`.
+    /// Writes the workload's entry, with its addresses and more annotations, each as
+    /// `name: value`.
     ///
     /// # Errors
     /// As [`write`](Self::write).
     pub fn write_workload(&self, annotations: &[&str]) -> anyhow::Result<()> {
-        let workload = self.workload();
+        let Host { v4, v6, .. } = self.workload();
+        let addresses = format!("capture.sidecar-agent.io/addresses: '{v6}'");
+        let annotations: Vec<&str> = annotations.iter().copied().chain([&*addresses]).collect();
+        self.write_workload_at(&format!("address: {v4}"), &annotations)
+    }
+
+    /// Writes the workload's entry; `address` is the line of its `spec` that says where it is.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_workload_at(&self, address: &str, annotations: &[&str]) -> anyhow::Result<()> {
         let cgroup = self
             .cgroup
             .path()
             .strip_prefix(Cgroup::root()?)?
             .display()
             .to_string();
-        let more: String = annotations
-            .iter()
-            .map(|line| format!("    {line}\n"))
-            .collect();
+        let mut more = String::new();
+        for line in annotations {
+            more += "    ";
+            more += line;
+            more += "\n";
+        }
         self.write(
             "workload.yaml",
             &format!(
@@ -233,17 +246,14 @@ impl Lab {
                    annotations:\n    \
                      capture.sidecar-agent.io/cgroup: {cgroup}\n    \
                      capture.sidecar-agent.io/netns: {netns}\n    \
-                     capture.sidecar-agent.io/root: {root}\n    \
-                     capture.sidecar-agent.io/addresses: '{v6}'\n\
+                     capture.sidecar-agent.io/root: {root}\n\
                  {more}\
                  spec:\n  \
-                   address: {v4}\n  \
+                   {address}\n  \
                    labels:\n    \
                      app: productpage\n",
-                netns = workload.netns.path().display(),
+                netns = self.workload().netns.path().display(),
                 root = self.in_root("").display(),
-                v4 = workload.v4,
-                v6 = workload.v6,
             ),
         )
     }

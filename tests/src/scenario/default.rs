@@ -1,5 +1,7 @@
 //! The reference's first Sidecar: three egress hosts.
 
+use std::fmt::Write as _;
+
 use super::{Check, Row, run_all};
 use crate::lab::{Lab, service};
 
@@ -82,7 +84,8 @@ fn services(endpoint: &str) -> anyhow::Result<String> {
     for (namespace, name, ip, port) in plain {
         text += &service(namespace, name, ip.parse()?, port);
     }
-    text += &format!(
+    write!(
+        text,
         "apiVersion: v1\n\
          kind: Service\n\
          metadata:\n  name: reviews\n  namespace: prod-us1\n\
@@ -93,6 +96,6 @@ fn services(endpoint: &str) -> anyhow::Result<String> {
          kind: WorkloadEntry\n\
          metadata:\n  name: reviews-1\n  namespace: prod-us1\n\
          spec:\n  address: {endpoint}\n  labels:\n    app: reviews\n"
-    );
+    )?;
     Ok(text)
 }

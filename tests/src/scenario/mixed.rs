@@ -1,6 +1,7 @@
 //! Capture modes mixed in one workload, and one of them changed while connections live.
 
 use std::{
+    fmt::Write as _,
     io::Read as _,
     net::{SocketAddr, TcpStream},
     time::Instant,
@@ -136,7 +137,7 @@ fn flip(lab: &mut Lab, destination: &str) -> anyhow::Result<Vec<Row>> {
         reason: "undeclared-port",
     }
     .run(lab)?;
-    flipped.did += &format!(", {} ms after the write", elapsed.as_millis());
+    write!(flipped.did, ", {} ms after the write", elapsed.as_millis())?;
     Ok(vec![
         flipped,
         row(

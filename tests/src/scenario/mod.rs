@@ -85,7 +85,7 @@ pub struct Row {
 }
 
 /// A connection and what is expected of it.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Check<'a> {
     /// What was asked for, for the table.
     pub asked: &'a str,

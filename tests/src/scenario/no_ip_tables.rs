@@ -24,14 +24,19 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
         "services.yaml",
         &service("other", "secret", "10.96.0.4".parse()?, 9080),
     )?;
-    lab.write_workload(&["sidecar.istio.io/interceptionMode: NONE"])?;
+    // Without a declared address (then Istio wants a network) a real ingress listener is on
+    // 0.0.0.0, with one on that address.
+    lab.write_workload_at("network: vms", &["sidecar.istio.io/interceptionMode: NONE"])?;
     lab.write_mesh("outboundTrafficPolicy:\n  mode: REGISTRY_ONLY\n")?;
     lab.start_agent()?;
+    lab.agent()?
+        .wait_until("mysql.foo.com to be resolved", |status| {
+            !status["diagnostics"].to_string().contains("mysql.foo.com")
+        })?;
 
     let workload = lab.workload().v4;
     let listener = format!("inbound:{workload}:9080");
     let other = format!("inbound:{workload}:7777");
-    let own = format!("{workload}:9080");
     let mysql = Check {
         asked: "127.0.0.1:3306 leads to mysql.foo.com:3306",
         destination: "127.0.0.1:3306",
@@ -47,17 +52,19 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
         reason: "ingress-listener",
     };
     let mut rows = vec![mysql.run(&lab)?, ingress.run(&lab)?];
-    rows.push(
-        Check {
-            asked: "9080 called by the workload itself",
+    for (asked, destination) in [
+        ("9080 called by the workload itself", listener.as_str()),
+        ("the same on 127.0.0.1", "inbound:127.0.0.1:9080"),
+    ] {
+        let address = destination.trim_start_matches("inbound:").parse()?;
+        let client = Client::tcp(address).place(lab.inside());
+        let check = Check {
+            asked,
+            destination,
             ..ingress
-        }
-        .run_with(
-            &lab,
-            "inbound",
-            Client::tcp(own.parse()?).place(lab.inside()),
-        )?,
-    );
+        };
+        rows.push(check.run_with(&lab, "inbound", client)?);
+    }
     rows.extend(run_all(
         &lab,
         &[

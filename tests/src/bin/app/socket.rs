@@ -57,7 +57,7 @@ pub fn stream(socket: impl Into<OwnedFd>) -> File {
 }
 
 /// The address of a unix socket; `@name` is one in the abstract namespace.
-pub fn unix_address(path: &Path) -> rustix::io::Result<SocketAddrUnix> {
+pub fn unix_address(path: &Path) -> io::Result<SocketAddrUnix> {
     match path.as_os_str().as_bytes() {
         [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name),
         _ => SocketAddrUnix::new(path),
