@@ -13,8 +13,9 @@ use sidecar_common::{
 };
 
 use crate::{
-    compile::{MemTables, Plan, Target},
+    compile::{MemTables, Plan, Target, WorkloadPlan},
     model::ResourceRef,
+    resolve::declared,
 };
 
 /// A connection, as far as it decides anything.
@@ -50,6 +51,37 @@ pub struct Explanation {
     /// The resource that says so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resource: Option<ResourceRef>,
+    /// The field of it that does; empty: the resource as a whole.
+    pub field: String,
+}
+
+/// Explains a connection of a workload; `mesh` is the `MeshConfig`, if there is one.
+#[must_use]
+pub fn of_workload(
+    workload: &WorkloadPlan,
+    mesh: Option<&ResourceRef>,
+    connection: &Connection,
+) -> Explanation {
+    let WorkloadPlan { workload, plan, .. } = workload;
+    let explained = explain(plan, &workload.addresses, connection);
+    let tables = MemTables::new(plan, &workload.addresses);
+    let listener = plan.listener(decide(plan, &tables, connection).listener);
+    let declared = declared::declared(
+        workload,
+        mesh,
+        connection.direction,
+        explained.reason,
+        listener,
+        connection.dst.port(),
+    );
+    let (resource, field) = declared.map_or((None, String::new()), |declared| {
+        (Some(declared.resource), declared.field)
+    });
+    Explanation {
+        resource,
+        field,
+        ..explained
+    }
 }
 
 /// Explains a connection of a workload with this plan and these addresses.
@@ -59,9 +91,7 @@ pub fn explain(plan: &Plan, addresses: &[IpAddr], connection: &Connection) -> Ex
     let decision = decide(plan, &tables, connection);
     let path = decision.path;
     let reason = Reason::from_number(decision.reason).unwrap_or(Reason::PlanIncomplete);
-    let listener = usize::try_from(decision.listener)
-        .ok()
-        .and_then(|index| plan.listeners.get(index));
+    let listener = plan.listener(decision.listener);
     let targets = match path {
         Path::Pass => vec![Target::Original],
         Path::Direct => backends(plan, &tables, connection),
@@ -77,6 +107,7 @@ pub fn explain(plan: &Plan, addresses: &[IpAddr], connection: &Connection) -> Ex
         service: listener.and_then(|l| l.service.clone()),
         targets,
         resource: listener.and_then(|l| l.resource.clone()),
+        field: listener.map(|l| l.field.clone()).unwrap_or_default(),
     }
 }
 

@@ -294,10 +294,9 @@ spec:
         "spec.ingress[0].tls",
         "spec.ingress[0].connectionPool",
         "spec.inboundConnectionPool",
-        "spec.outboundTrafficPolicy.egressProxy",
     ];
     assert_eq!(sidecars(decoded.resources)[0].spec.left_to_proxy, fields);
-    let expected = [(7, 5), (8, 5), (9, 3), (12, 5)];
+    let expected = [(7, 5), (8, 5), (9, 3)];
     let expected: Vec<_> = fields
         .into_iter()
         .zip(expected)
@@ -369,7 +368,7 @@ impl Line for sidecar_agent::model::diagnostic::Diagnostic {
 fn kinds_and_versions() {
     let codes = |text: &str| -> Vec<_> { found(text).into_iter().map(|f| f.0).collect() };
     for (api_version, kind, expected) in [
-        ("networking.istio.io/v1alpha3", "VirtualService", "SCA0007"),
+        ("networking.istio.io/v1alpha3", "DestinationRule", "SCA0007"),
         ("apps/v1", "Deployment", "SCA0007"),
         ("v1", "Pod", "SCA0007"),
         ("serving.knative.dev/v1", "Service", "SCA0007"),

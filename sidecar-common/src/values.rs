@@ -99,7 +99,7 @@ pub struct Identity {
     pub proxy_cgroup: u64,
     /// The relay's port on 127.0.0.1 in the workload's network namespace, or 0.
     pub relay_port_v4: u16,
-    /// The relay's port on ::1 in the workload's network namespace, or 0.
+    /// The relay's port on `::1` in the workload's network namespace, or 0.
     pub relay_port_v6: u16,
     /// `Identity::HAS_PROXY`.
     pub flags: u32,
@@ -122,7 +122,8 @@ pub struct Original {
     pub plan: PlanId,
     /// `Rule::listener` of the rule that decided.
     pub listener: u32,
-    /// 1: it went to a listener of the proxy or the relay, which will ask for `dst`.
+    /// The port of the proxy's or the relay's listener that it was led to, which will ask for
+    /// `dst`; 0: it went to none.
     pub via_local: u32,
 }
 

@@ -129,7 +129,11 @@ fn act(
             dst: *asked_for,
             plan,
             listener: decision.listener,
-            via_local: u32::from(decision.path != Path::Direct),
+            via_local: if decision.path == Path::Direct {
+                0
+            } else {
+                u32::from(target.port)
+            },
         };
         // SAFETY: the context's own socket.
         if !unsafe { maps::cgroup::remember(socket(ctx), &mut original) } {

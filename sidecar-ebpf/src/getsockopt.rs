@@ -70,7 +70,10 @@ fn original(sk: *mut bpf_sock, workload: WorkloadId) -> Option<Endpoint> {
     if let Some(original) = maps::cgroup::original(&WorkloadEndpoint {
         workload,
         endpoint: peer,
-    }) {
+    })
+        // Else an earlier connection from the same client end has left it.
+        && original.via_local == u32::from(local.port)
+    {
         return Some(original.dst);
     }
     let (_, header) = maps::plan_of(workload).ok()??;

@@ -49,14 +49,16 @@ fn connecting(ctx: &SockOpsContext) {
         }
         Some(_) => {}
         // A connection straight to a capture port must not inherit the original destination of
-        // an earlier one from the same source port.
+        // an earlier one from the same source port. One to elsewhere leaves it: connections to
+        // different places may share a source port, and the other one may not be asked for yet.
         None => {
-            let client = local(ctx);
-            if client.addr.is_loopback() {
-                maps::cgroup::retract_original(&WorkloadEndpoint {
-                    workload,
-                    endpoint: client,
-                });
+            let client = WorkloadEndpoint {
+                workload,
+                endpoint: local(ctx),
+            };
+            let port = u32::from_be(read!(ctx.ops, remote_port));
+            if maps::cgroup::original(&client).is_some_and(|left| left.via_local == port) {
+                maps::cgroup::retract_original(&client);
             }
         }
     }

@@ -5,9 +5,7 @@ use std::{collections::BTreeSet, net::UdpSocket, thread};
 use anyhow::Context as _;
 use rustix::io::Errno;
 use sidecar_common::{Reason, decide::Direction, values::Rule};
-use sidecar_tests::{
-    Cgroup, Client, DEADLINE, Kind, Place, Probe, require_root, skip,
-};
+use sidecar_tests::{Cgroup, Client, DEADLINE, Kind, Place, Probe, require_root, skip};
 
 use crate::{
     fixture::{Fixture, Loaded, namespace, reached, serve},
@@ -17,12 +15,19 @@ use crate::{
 #[test]
 fn an_exact_rule_rewrites_and_nothing_else_is_touched() -> anyhow::Result<()> {
     require_root!();
-    let fixture =
-        Fixture::new(Planner::new().outbound("10.1.0.1:80", direct("10.9.0.1:8080")))?;
+    let fixture = Fixture::new(Planner::new().outbound("10.1.0.1:80", direct("10.9.0.1:8080")))?;
     let _servers = [fixture.serve("[::]:80")?, fixture.serve("[::]:8080")?];
     let app = fixture.app()?;
-    assert_eq!(reached(&app.visit(at("10.1.0.1:80"))??)?, at("10.9.0.1:8080"));
-    for untouched in ["10.1.0.1:8080", "10.1.0.2:80", "10.9.0.1:80", "127.0.0.1:80"] {
+    assert_eq!(
+        reached(&app.visit(at("10.1.0.1:80"))??)?,
+        at("10.9.0.1:8080")
+    );
+    for untouched in [
+        "10.1.0.1:8080",
+        "10.1.0.2:80",
+        "10.9.0.1:80",
+        "127.0.0.1:80",
+    ] {
         assert_eq!(reached(&app.visit(at(untouched))??)?, at(untouched));
     }
     assert_eq!(fixture.outbound(Reason::EgressService)?, 1);
@@ -33,11 +38,21 @@ fn an_exact_rule_rewrites_and_nothing_else_is_touched() -> anyhow::Result<()> {
 #[test]
 fn a_rule_without_backends_keeps_the_destination() -> anyhow::Result<()> {
     require_root!();
-    let keep = Rule { backends: 0, target: at("0.0.0.0:0").into(), ..direct("0.0.0.0:0") };
-    let fixture =
-        Fixture::new(Planner::new().outbound("10.1.0.1:80", keep).outbound_default(deny()))?;
+    let keep = Rule {
+        backends: 0,
+        target: at("0.0.0.0:0").into(),
+        ..direct("0.0.0.0:0")
+    };
+    let fixture = Fixture::new(
+        Planner::new()
+            .outbound("10.1.0.1:80", keep)
+            .outbound_default(deny()),
+    )?;
     let _server = fixture.serve("0.0.0.0:80")?;
-    assert_eq!(reached(&fixture.app()?.visit(at("10.1.0.1:80"))??)?, at("10.1.0.1:80"));
+    assert_eq!(
+        reached(&fixture.app()?.visit(at("10.1.0.1:80"))??)?,
+        at("10.1.0.1:80")
+    );
     assert_eq!(fixture.outbound(Reason::EgressService)?, 1);
     Ok(())
 }
@@ -86,7 +101,11 @@ fn the_port_decides_before_the_longest_prefix_and_the_default_last() -> anyhow::
         assert_eq!(reached(&seen)?, at(target), "{destination}");
     }
     for destination in ["10.2.0.0:80", "10.0.255.255:81", "127.0.0.1:80"] {
-        assert_eq!(app.visit(at(destination))?, Err(Errno::CONNREFUSED), "{destination}");
+        assert_eq!(
+            app.visit(at(destination))?,
+            Err(Errno::CONNREFUSED),
+            "{destination}"
+        );
     }
     assert_eq!(fixture.outbound(Reason::RegistryOnly)?, 3);
     Ok(())
@@ -125,8 +144,7 @@ fn a_refused_socket_can_connect_elsewhere() -> anyhow::Result<()> {
 #[test]
 fn a_non_blocking_connect_is_in_progress_and_then_there() -> anyhow::Result<()> {
     require_root!();
-    let fixture =
-        Fixture::new(Planner::new().outbound("10.1.0.1:80", direct("10.9.0.1:80")))?;
+    let fixture = Fixture::new(Planner::new().outbound("10.1.0.1:80", direct("10.9.0.1:80")))?;
     let _server = fixture.serve("0.0.0.0:80")?;
     let client = Client::tcp(at("10.1.0.1:80")).place(fixture.inside());
     let outcome = client.non_blocking().banner()?;
@@ -138,8 +156,7 @@ fn a_non_blocking_connect_is_in_progress_and_then_there() -> anyhow::Result<()> 
 }
 
 #[test]
-fn without_a_relay_its_connections_are_refused_and_with_one_they_get_there() -> anyhow::Result<()>
-{
+fn without_a_relay_its_connections_are_refused_and_with_one_they_get_there() -> anyhow::Result<()> {
     require_root!();
     let mut fixture = Fixture::new(Planner::new().outbound("10.1.0.1:80", relay()))?;
     let _server = fixture.serve("0.0.0.0:80")?;
@@ -157,7 +174,9 @@ fn without_a_relay_its_connections_are_refused_and_with_one_they_get_there() -> 
 fn datagrams_are_untouched() -> anyhow::Result<()> {
     require_root!();
     let fixture = Fixture::new(
-        Planner::new().outbound("10.1.0.1:80", direct("10.9.0.1:80")).outbound_default(deny()),
+        Planner::new()
+            .outbound("10.1.0.1:80", direct("10.9.0.1:80"))
+            .outbound_default(deny()),
     )?;
     let server = fixture.netns.run(|| UdpSocket::bind("10.1.0.1:80"))??;
     server.set_read_timeout(Some(DEADLINE))?;
@@ -186,7 +205,10 @@ fn a_plan_that_is_not_in_the_map_refuses_everything() -> anyhow::Result<()> {
     let _server = fixture.serve("0.0.0.0:80")?;
     let app = fixture.app()?;
     assert_eq!(reached(&app.visit(at("10.1.0.1:80"))??)?, at("10.1.0.1:80"));
-    fixture.loaded.dataplane.switch(fixture.workload, 999, &Planner::new().build())?;
+    fixture
+        .loaded
+        .dataplane
+        .switch(fixture.workload, 999, &Planner::new().build())?;
     assert_eq!(app.visit(at("10.1.0.1:80"))?, Err(Errno::CONNREFUSED));
     assert_eq!(fixture.outbound(Reason::PlanIncomplete)?, 1);
     Ok(())
@@ -197,7 +219,10 @@ fn a_backend_that_is_not_in_the_map_is_refused() -> anyhow::Result<()> {
     require_root!();
     let fixture = Fixture::new(Planner::new().outbound("10.1.0.1:80", balanced(0, 2)))?;
     let _server = fixture.serve("0.0.0.0:80")?;
-    assert_eq!(fixture.app()?.visit(at("10.1.0.1:80"))?, Err(Errno::CONNREFUSED));
+    assert_eq!(
+        fixture.app()?.visit(at("10.1.0.1:80"))?,
+        Err(Errno::CONNREFUSED)
+    );
     assert_eq!(fixture.outbound(Reason::PlanIncomplete)?, 1);
     Ok(())
 }
@@ -205,10 +230,16 @@ fn a_backend_that_is_not_in_the_map_is_refused() -> anyhow::Result<()> {
 #[test]
 fn a_path_that_is_none_is_refused() -> anyhow::Result<()> {
     require_root!();
-    let garbled = Rule { path: 200, ..rule(sidecar_common::Path::Pass, Reason::AllowAny) };
+    let garbled = Rule {
+        path: 200,
+        ..rule(sidecar_common::Path::Pass, Reason::AllowAny)
+    };
     let fixture = Fixture::new(Planner::new().outbound("10.1.0.1:80", garbled))?;
     let _server = fixture.serve("0.0.0.0:80")?;
-    assert_eq!(fixture.app()?.visit(at("10.1.0.1:80"))?, Err(Errno::CONNREFUSED));
+    assert_eq!(
+        fixture.app()?.visit(at("10.1.0.1:80"))?,
+        Err(Errno::CONNREFUSED)
+    );
     Ok(())
 }
 
@@ -226,8 +257,16 @@ fn calls_to_oneself_pass_where_the_rule_says_so() -> anyhow::Result<()> {
     let app = fixture.app()?;
     app.visit(at("10.3.0.1:80"))??;
     app.visit(at("127.0.0.7:80"))??;
-    assert_eq!(app.visit(at("10.3.0.1:81"))?, Err(Errno::CONNREFUSED), "no exemption there");
-    assert_eq!(app.visit(at("10.3.0.2:80"))?, Err(Errno::CONNREFUSED), "not its own");
+    assert_eq!(
+        app.visit(at("10.3.0.1:81"))?,
+        Err(Errno::CONNREFUSED),
+        "no exemption there"
+    );
+    assert_eq!(
+        app.visit(at("10.3.0.2:80"))?,
+        Err(Errno::CONNREFUSED),
+        "not its own"
+    );
     assert_eq!(fixture.outbound(Reason::SelfCall)?, 1);
     assert_eq!(fixture.outbound(Reason::Loopback)?, 1);
     assert_eq!(fixture.outbound(Reason::RegistryOnly)?, 2);
@@ -247,7 +286,10 @@ fn cgroups_below_are_captured_and_others_are_not() -> anyhow::Result<()> {
     }
     let other = Cgroup::new("other")?;
     for place in [fixture.outside(), fixture.outside().cgroup(&other)] {
-        assert_eq!(reached(&Probe::start(place)?.visit(at("10.1.0.1:80"))??)?, at("10.1.0.1:80"));
+        assert_eq!(
+            reached(&Probe::start(place)?.visit(at("10.1.0.1:80"))??)?,
+            at("10.1.0.1:80")
+        );
     }
     assert_eq!(fixture.outbound(Reason::RegistryOnly)?, 2);
     Ok(())
@@ -257,13 +299,15 @@ fn cgroups_below_are_captured_and_others_are_not() -> anyhow::Result<()> {
 #[test]
 fn the_workload_is_captured_in_another_namespace_too() -> anyhow::Result<()> {
     require_root!();
-    let fixture =
-        Fixture::new(Planner::new().outbound("10.1.0.1:80", direct("10.9.0.1:80")))?;
+    let fixture = Fixture::new(Planner::new().outbound("10.1.0.1:80", direct("10.9.0.1:80")))?;
     let elsewhere = namespace()?;
     let place = Place::here().netns(&elsewhere);
     let _server = serve(place, "0.0.0.0:80", "elsewhere")?;
     let seen = Probe::start(place.cgroup(&fixture.cgroup))?.visit(at("10.1.0.1:80"))??;
-    assert_eq!((seen.name.as_str(), reached(&seen)?), ("elsewhere", at("10.9.0.1:80")));
+    assert_eq!(
+        (seen.name.as_str(), reached(&seen)?),
+        ("elsewhere", at("10.9.0.1:80"))
+    );
     Ok(())
 }
 
@@ -277,15 +321,24 @@ fn two_workloads_in_one_namespace_follow_their_own_plans() -> anyhow::Result<()>
     let _server = serve(outside, "0.0.0.0:80", "server")?;
     for (cgroup, rule) in [(&a, direct("10.9.0.1:80")), (&b, deny())] {
         let workload = loaded.attach(cgroup, &netns)?;
-        loaded.follow(workload, Planner::new().outbound("10.1.0.1:80", rule).build())?;
+        loaded.follow(
+            workload,
+            Planner::new().outbound("10.1.0.1:80", rule).build(),
+        )?;
     }
     let destination = at("10.1.0.1:80");
     let seen = Probe::start(outside.cgroup(&a))?.visit(destination)??;
     assert_eq!(reached(&seen)?, at("10.9.0.1:80"));
     let refused = Probe::start(outside.cgroup(&b))?.visit(destination)?;
     assert_eq!(refused, Err(Errno::CONNREFUSED));
-    assert_eq!(loaded.counted(1, Direction::Outbound, Reason::EgressService)?, 1);
-    assert_eq!(loaded.counted(2, Direction::Outbound, Reason::RegistryOnly)?, 1);
+    assert_eq!(
+        loaded.counted(1, Direction::Outbound, Reason::EgressService)?,
+        1
+    );
+    assert_eq!(
+        loaded.counted(2, Direction::Outbound, Reason::RegistryOnly)?,
+        1
+    );
     Ok(())
 }
 

@@ -54,7 +54,10 @@ fn a_mapped_destination_follows_the_rules_for_ipv4() -> anyhow::Result<()> {
     assert_eq!(reached(&hit)?, at("10.9.0.1:80"));
     let miss = app.visit(mapped(at("10.1.0.2:80")))??;
     assert_eq!(reached(&miss)?, at("10.1.0.2:80"));
-    assert_eq!(app.visit(mapped(at("10.2.0.1:80")))?, Err(Errno::CONNREFUSED));
+    assert_eq!(
+        app.visit(mapped(at("10.2.0.1:80")))?,
+        Err(Errno::CONNREFUSED)
+    );
     Ok(())
 }
 
@@ -83,14 +86,21 @@ fn targets_of_the_other_family() -> anyhow::Result<()> {
 fn the_proxy_is_called_at_the_loopback_address_of_the_family() -> anyhow::Result<()> {
     require_root!();
     let fixture = Fixture::new(Planner::new().outbound_default(proxy()))?;
-    let _proxies = [fixture.serve("127.0.0.1:15001")?, fixture.serve("[::1]:15001")?];
+    let _proxies = [
+        fixture.serve("127.0.0.1:15001")?,
+        fixture.serve("[::1]:15001")?,
+    ];
     let app = fixture.app()?;
     for (destination, capture) in [
         (at("[fd00:1::1]:80"), "[::1]:15001"),
         (mapped(at("10.1.0.1:80")), "127.0.0.1:15001"),
         (at("10.1.0.1:80"), "127.0.0.1:15001"),
     ] {
-        assert_eq!(reached(&app.visit(destination)??)?, at(capture), "{destination}");
+        assert_eq!(
+            reached(&app.visit(destination)??)?,
+            at(capture),
+            "{destination}"
+        );
     }
     Ok(())
 }
@@ -116,7 +126,10 @@ fn a_plan_that_is_not_in_the_map_refuses_everything() -> anyhow::Result<()> {
     let app = fixture.app()?;
     let destination = at("[fd00:1::1]:80");
     assert_eq!(reached(&app.visit(destination)??)?, destination);
-    fixture.loaded.dataplane.switch(fixture.workload, 999, &Planner::new().build())?;
+    fixture
+        .loaded
+        .dataplane
+        .switch(fixture.workload, 999, &Planner::new().build())?;
     let socket = app.socket(Kind::Tcp6)??;
     assert_eq!(socket.connect(destination)?, Err(Errno::CONNREFUSED));
     assert_eq!(fixture.outbound(Reason::PlanIncomplete)?, 1);

@@ -12,8 +12,7 @@ use anyhow::Context as _;
 use sidecar_agent::{
     compile::Plan,
     dataplane::{
-        Binding, Capacity, Config, Dataplane, RelaySockets, cgroup, default_pin_dir,
-        netns::Netns,
+        Binding, Capacity, Config, Dataplane, RelaySockets, cgroup, default_pin_dir, netns::Netns,
     },
 };
 use sidecar_common::{
@@ -33,8 +32,13 @@ use crate::plan::{Planner, at};
 pub const PROXY_UID: u32 = 1337;
 
 /// Small, so that the maps of many tests at a time are, and one can be filled.
-pub const CAPACITY: Capacity =
-    Capacity { workloads: 4, plans: 8, rules: 512, sockets: 32, original_dst: 256 };
+pub const CAPACITY: Capacity = Capacity {
+    workloads: 4,
+    plans: 8,
+    rules: 512,
+    sockets: 32,
+    original_dst: 256,
+};
 
 /// The loaded dataplane, with a BPF file system of its own.
 pub struct Loaded {
@@ -47,7 +51,10 @@ impl Loaded {
     pub fn new() -> anyhow::Result<Self> {
         let bpffs = Bpffs::mount(&env::temp_dir().join(names::unique("bpf")))?;
         let pin_dir = default_pin_dir(bpffs.path());
-        let dataplane = Dataplane::load(&Config { pin_dir, capacity: CAPACITY })?;
+        let dataplane = Dataplane::load(&Config {
+            pin_dir,
+            capacity: CAPACITY,
+        })?;
         Ok(Self { dataplane, bpffs })
     }
 
@@ -81,7 +88,9 @@ impl Loaded {
     /// Installs a plan and makes it the workload's.
     pub fn follow(&mut self, workload: WorkloadId, plan: Plan) -> anyhow::Result<PlanId> {
         let plan = Arc::new(plan);
-        let id = self.dataplane.install(plan.digest().to_hex().as_str(), &plan)?;
+        let id = self
+            .dataplane
+            .install(plan.digest().to_hex().as_str(), &plan)?;
         self.dataplane.switch(workload, id, &plan)?;
         Ok(id)
     }
@@ -94,14 +103,20 @@ impl Loaded {
         reason: Reason,
     ) -> anyhow::Result<u64> {
         let counters = self.dataplane.counters(workload)?;
-        let found = counters.iter().find(|(d, r, _)| (*d, *r) == (direction, reason));
+        let found = counters
+            .iter()
+            .find(|(d, r, _)| (*d, *r) == (direction, reason));
         Ok(found.map_or(0, |(_, _, count)| *count))
     }
 }
 
 fn open_cgroup(cgroup: &Cgroup) -> anyhow::Result<cgroup::Cgroup> {
     let root = cgroup::root()?;
-    let path = cgroup.path().strip_prefix(&root)?.to_str().context("not UTF-8")?;
+    let path = cgroup
+        .path()
+        .strip_prefix(&root)?
+        .to_str()
+        .context("not UTF-8")?;
     cgroup::Cgroup::open(&root, path)
 }
 
@@ -127,7 +142,12 @@ impl Fixture {
         let (cgroup, netns) = (Cgroup::new("workload")?, namespace()?);
         let mut loaded = Loaded::new()?;
         let workload = loaded.attach(&cgroup, &netns)?;
-        Ok(Self { loaded, workload, cgroup, netns })
+        Ok(Self {
+            loaded,
+            workload,
+            cgroup,
+            netns,
+        })
     }
 
     /// Makes a plan the workload's.
@@ -169,17 +189,22 @@ impl Fixture {
     pub fn relay(&mut self) -> anyhow::Result<TcpListener> {
         let listener = self.netns.run(|| TcpListener::bind("127.0.0.1:0"))??;
         let port = listener.local_addr()?.port();
-        let sockets = RelaySockets { v4: Some((listener.as_fd(), port)), v6: None };
+        let sockets = RelaySockets {
+            v4: Some((listener.as_fd(), port)),
+            v6: None,
+        };
         self.loaded.dataplane.set_relay(self.workload, &sockets)?;
         Ok(listener)
     }
 
     pub fn outbound(&self, reason: Reason) -> anyhow::Result<u64> {
-        self.loaded.counted(self.workload, Direction::Outbound, reason)
+        self.loaded
+            .counted(self.workload, Direction::Outbound, reason)
     }
 
     pub fn inbound(&self, reason: Reason) -> anyhow::Result<u64> {
-        self.loaded.counted(self.workload, Direction::Inbound, reason)
+        self.loaded
+            .counted(self.workload, Direction::Inbound, reason)
     }
 }
 
@@ -199,5 +224,7 @@ pub fn serve(place: Place<'_>, address: &str, name: &str) -> anyhow::Result<Serv
 
 /// The address at which a server saw a connection arrive.
 pub fn reached(seen: &Seen) -> anyhow::Result<SocketAddr> {
-    seen.local.map(canonical).context("the server saw no address")
+    seen.local
+        .map(canonical)
+        .context("the server saw no address")
 }

@@ -41,11 +41,14 @@ fn the_peer_is_who_was_asked_for_whatever_the_path() -> anyhow::Result<()> {
 #[test]
 fn an_untouched_socket_sees_its_peer() -> anyhow::Result<()> {
     require_root!();
-    let fixture =
-        Fixture::new(Planner::new().outbound("10.1.0.1:80", direct("10.9.0.1:80")))?;
+    let fixture = Fixture::new(Planner::new().outbound("10.1.0.1:80", direct("10.9.0.1:80")))?;
     let _server = fixture.serve("[::]:80")?;
     let app = fixture.app()?;
-    for asked in [at("10.1.0.2:80"), at("[fd00:1::1]:80"), mapped(at("10.1.0.2:80"))] {
+    for asked in [
+        at("10.1.0.2:80"),
+        at("[fd00:1::1]:80"),
+        mapped(at("10.1.0.2:80")),
+    ] {
         assert_eq!(app.connect(asked)??.peer()??, asked);
     }
     assert_eq!(app.socket(Kind::Tcp4)??.peer()?, Err(Errno::NOTCONN));
@@ -57,8 +60,7 @@ fn an_untouched_socket_sees_its_peer() -> anyhow::Result<()> {
 #[test]
 fn a_server_of_the_workload_sees_its_client() -> anyhow::Result<()> {
     require_root!();
-    let fixture =
-        Fixture::new(Planner::new().outbound("10.1.0.1:80", direct("10.9.0.1:8080")))?;
+    let fixture = Fixture::new(Planner::new().outbound("10.1.0.1:80", direct("10.9.0.1:8080")))?;
     let _server = crate::fixture::serve(fixture.inside(), "0.0.0.0:8080", "app")?;
     let app = fixture.app()?;
     let socket = app.connect(at("10.1.0.1:80"))??;
@@ -93,7 +95,11 @@ fn a_socket_used_again_does_not_answer_for_its_first_use() -> anyhow::Result<()>
     }
 
     let socket = app.connect(at("[fd00:1::1]:80"))??;
-    for next in [at("[fd00:7::1]:80"), mapped(at("10.7.0.1:80")), mapped(at("10.1.0.1:80"))] {
+    for next in [
+        at("[fd00:7::1]:80"),
+        mapped(at("10.7.0.1:80")),
+        mapped(at("10.1.0.1:80")),
+    ] {
         socket.disconnect()??;
         socket.connect(next)??;
         assert_eq!(socket.peer()??, next);
@@ -104,7 +110,11 @@ fn a_socket_used_again_does_not_answer_for_its_first_use() -> anyhow::Result<()>
     assert_eq!(socket.connect(at("10.1.0.3:80"))?, Err(Errno::CONNREFUSED));
     fixture.loaded.dataplane.release(fixture.workload)?;
     socket.connect(at("10.1.0.3:80"))??;
-    assert_eq!(socket.peer()??, at("10.1.0.3:80"), "redirected, refused, and then let pass");
+    assert_eq!(
+        socket.peer()??,
+        at("10.1.0.3:80"),
+        "redirected, refused, and then let pass"
+    );
     Ok(())
 }
 
@@ -112,8 +122,7 @@ fn a_socket_used_again_does_not_answer_for_its_first_use() -> anyhow::Result<()>
 #[test]
 fn multipath_tcp_sees_where_it_was_led() -> anyhow::Result<()> {
     require_root!();
-    let fixture =
-        Fixture::new(Planner::new().outbound("10.1.0.1:80", direct("10.9.0.1:80")))?;
+    let fixture = Fixture::new(Planner::new().outbound("10.1.0.1:80", direct("10.9.0.1:80")))?;
     let _server = fixture.serve("0.0.0.0:80")?;
     let app = fixture.app()?;
     let socket = match app.socket(Kind::Mptcp4)? {

@@ -9,7 +9,12 @@ use std::{
 use anyhow::Context as _;
 use sidecar_common::Reason;
 use sidecar_tests::{
-    Cgroup, Kind, Place, Probe, apps::{Seen, wire::{canonical, mapped}}, require_root, skip,
+    Cgroup, Kind, Place, Probe,
+    apps::{
+        Seen,
+        wire::{canonical, mapped},
+    },
+    require_root, skip,
 };
 
 use crate::{
@@ -42,15 +47,29 @@ fn the_proxy_is_told_where_a_connection_was_going() -> anyhow::Result<()> {
     let fixture = captured()?;
     let app = fixture.app()?;
     for (listen, destinations) in [
-        ("127.0.0.1:15001", vec![at("10.1.0.1:80"), mapped(at("10.1.0.2:81"))]),
+        (
+            "127.0.0.1:15001",
+            vec![at("10.1.0.1:80"), mapped(at("10.1.0.2:81"))],
+        ),
         ("[::1]:15001", vec![at("[fd00:1::1]:443")]),
-        ("[::]:15001", vec![at("10.1.0.1:80"), mapped(at("10.1.0.2:81")), at("[fd00:1::1]:80")]),
+        (
+            "[::]:15001",
+            vec![
+                at("10.1.0.1:80"),
+                mapped(at("10.1.0.2:81")),
+                at("[fd00:1::1]:80"),
+            ],
+        ),
     ] {
         let _proxy = serve(fixture.as_proxy(), listen, "proxy")?;
         for destination in destinations {
             let seen = app.visit(destination)??;
             assert_eq!(seen.name, "proxy");
-            assert_eq!(seen.original_dst, Some(canonical(destination)), "{listen}: {seen:?}");
+            assert_eq!(
+                seen.original_dst,
+                Some(canonical(destination)),
+                "{listen}: {seen:?}"
+            );
         }
     }
     Ok(())
@@ -71,7 +90,11 @@ fn a_process_that_is_not_the_proxy_is_not_told() -> anyhow::Result<()> {
     ] {
         let _server = serve(place, "127.0.0.1:15001", "other")?;
         let seen = app.visit(at("10.1.0.1:80"))??;
-        assert_eq!((seen.original_dst, seen.original_dst_errno), (None, own), "{place:?}");
+        assert_eq!(
+            (seen.original_dst, seen.original_dst_errno),
+            (None, own),
+            "{place:?}"
+        );
     }
     Ok(())
 }
@@ -94,7 +117,11 @@ fn a_straight_call_to_a_capture_port_gets_the_kernels_own_error() -> anyhow::Res
         ("[::1]:15001", own6),
     ] {
         let seen = app.visit(at(straight))??;
-        assert_eq!((seen.original_dst, seen.original_dst_errno), (None, own), "{straight}");
+        assert_eq!(
+            (seen.original_dst, seen.original_dst_errno),
+            (None, own),
+            "{straight}"
+        );
     }
     Ok(())
 }
@@ -186,11 +213,20 @@ fn ask(place: Place<'_>, port: u16, app: &Probe, destination: &str) -> anyhow::R
 #[test]
 fn a_buffer_too_small_keeps_the_kernels_own_error() -> anyhow::Result<()> {
     require_root!();
-    if !Command::new("python3").arg("-V").output().is_ok_and(|python| python.status.success()) {
+    if !Command::new("python3")
+        .arg("-V")
+        .output()
+        .is_ok_and(|python| python.status.success())
+    {
         skip!("python3");
     }
     let fixture = captured()?;
-    let own = ask(fixture.outside(), 9999, &fixture.stranger()?, "127.0.0.1:9999")?;
+    let own = ask(
+        fixture.outside(),
+        9999,
+        &fixture.stranger()?,
+        "127.0.0.1:9999",
+    )?;
     let told = ask(fixture.inside(), 15001, &fixture.app()?, "10.1.0.1:80")?;
     let v4 = "020000500a0100010000000000000000";
     let v6 = "0a0000500000000000000000000000000000ffff0a01000100000000";
@@ -205,7 +241,11 @@ fn the_proxys_own_connections_pass() -> anyhow::Result<()> {
     let fixture = captured()?;
     let _server = fixture.serve("[::]:80")?;
     let own = Probe::start(fixture.as_proxy())?;
-    for destination in [at("10.1.0.1:80"), at("[fd00:1::1]:80"), mapped(at("10.1.0.1:80"))] {
+    for destination in [
+        at("10.1.0.1:80"),
+        at("[fd00:1::1]:80"),
+        mapped(at("10.1.0.1:80")),
+    ] {
         assert_eq!(reached(&own.visit(destination)??)?, canonical(destination));
     }
     assert_eq!(fixture.outbound(Reason::ProxyOwn)?, 3);
@@ -219,7 +259,11 @@ fn a_proxy_is_known_by_its_cgroup() -> anyhow::Result<()> {
     require_root!();
     for below in [true, false] {
         let (cgroup, netns) = (Cgroup::new("workload")?, namespace()?);
-        let apart = if below { cgroup.child("proxy")? } else { Cgroup::new("proxy")? };
+        let apart = if below {
+            cgroup.child("proxy")?
+        } else {
+            Cgroup::new("proxy")?
+        };
         let as_proxy = Place::here().netns(&netns).cgroup(&apart).user(4242, 4242);
         let _proxies = [
             serve(as_proxy, "[::]:15001", "proxy")?,
@@ -239,11 +283,22 @@ fn a_proxy_is_known_by_its_cgroup() -> anyhow::Result<()> {
         let seen = Probe::start(outside.cgroup(&cgroup))?.visit(at("10.1.0.1:80"))??;
         assert_eq!(seen.original_dst, Some(at("10.1.0.1:80")), "below: {below}");
         let seen = Probe::start(as_proxy)?.visit(at("10.1.0.1:80"))??;
-        assert_eq!((seen.name.as_str(), reached(&seen)?), ("server", at("10.1.0.1:80")));
-        let own = loaded.counted(workload, sidecar_common::decide::Direction::Outbound, Reason::ProxyOwn)?;
+        assert_eq!(
+            (seen.name.as_str(), reached(&seen)?),
+            ("server", at("10.1.0.1:80"))
+        );
+        let own = loaded.counted(
+            workload,
+            sidecar_common::decide::Direction::Outbound,
+            Reason::ProxyOwn,
+        )?;
         assert_eq!(own, 1, "below: {below}");
         let seen = Probe::start(outside)?.visit(at("10.3.0.1:9080"))??;
-        assert_eq!(seen.original_dst, Some(at("10.3.0.1:9080")), "below: {below}");
+        assert_eq!(
+            seen.original_dst,
+            Some(at("10.3.0.1:9080")),
+            "below: {below}"
+        );
     }
     Ok(())
 }

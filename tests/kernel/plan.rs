@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
 };
 
+use ipnet::IpNet;
 use sidecar_agent::compile::Plan;
 use sidecar_common::{
     Endpoint, Path, Reason,
@@ -17,12 +18,17 @@ pub const INBOUND_PORT: u16 = 15006;
 
 /// An address and port from its text.
 pub fn at(text: &str) -> SocketAddr {
-    text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    text.parse()
+        .unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
 /// A rule that sends connections to one target.
 pub fn direct(target: &str) -> Rule {
-    Rule { backends: 1, target: at(target).into(), ..rule(Path::Direct, Reason::EgressService) }
+    Rule {
+        backends: 1,
+        target: at(target).into(),
+        ..rule(Path::Direct, Reason::EgressService)
+    }
 }
 
 /// A rule that refuses connections.
@@ -42,12 +48,18 @@ pub fn proxy() -> Rule {
 
 /// A rule that sends connections to the relay.
 pub fn relay() -> Rule {
-    Rule { listener: 7, ..rule(Path::Relay, Reason::EgressListener) }
+    Rule {
+        listener: 7,
+        ..rule(Path::Relay, Reason::EgressListener)
+    }
 }
 
 /// The same rule for all but the workload's calls to itself.
 pub fn exempting_self(rule: Rule) -> Rule {
-    Rule { flags: rule.flags | Rule::EXEMPT_SELF, ..rule }
+    Rule {
+        flags: rule.flags | Rule::EXEMPT_SELF,
+        ..rule
+    }
 }
 
 pub fn rule(path: Path, reason: Reason) -> Rule {
@@ -92,8 +104,8 @@ impl Planner {
         } else {
             PlanHeader::HAS_OUTBOUND_PORT_PREFIX
         };
-        let net = net.parse().unwrap_or_else(|error| panic!("{net}: {error}"));
-        self.0.outbound_prefixes.insert((port, net), rule);
+        let net: IpNet = net.parse().unwrap_or_else(|error| panic!("{net}: {error}"));
+        self.0.outbound_prefixes.insert((port, net.trunc()), rule);
         self
     }
 
@@ -123,7 +135,9 @@ impl Planner {
 
     /// A group of backends, for [`balanced`].
     pub fn group(mut self, backends: &[&str]) -> Self {
-        self.0.backends.push(backends.iter().map(|backend| at(backend).into()).collect());
+        self.0
+            .backends
+            .push(backends.iter().map(|backend| at(backend).into()).collect());
         self
     }
 
@@ -140,5 +154,9 @@ impl Planner {
 
 /// A rule that sends connections to a group of so many backends.
 pub fn balanced(group: u32, backends: u32) -> Rule {
-    Rule { group, backends, ..rule(Path::Direct, Reason::EgressService) }
+    Rule {
+        group,
+        backends,
+        ..rule(Path::Direct, Reason::EgressService)
+    }
 }

@@ -21,6 +21,7 @@ use crate::{
     command::shown,
     poll::{DEADLINE, poll, poll_result},
     programs,
+    tempdir::TempDir,
 };
 
 /// How long an agent that has ended may take to be heard out.
@@ -45,8 +46,7 @@ pub struct Agent {
     process: Option<Process>,
     logs: Arc<Mutex<Vec<String>>>,
     bpffs: Bpffs,
-    dir: PathBuf,
-    _cleanup: Cleanup,
+    dir: TempDir,
 }
 
 /// The running agent. Also ends it when the test is interrupted.
@@ -232,7 +232,7 @@ impl Agent {
     /// The directory of its sockets and state.
     #[must_use]
     pub fn run_dir(&self) -> PathBuf {
-        self.dir.join("run")
+        self.dir.path().join("run")
     }
 
     /// Its BPF file system.
@@ -310,22 +310,10 @@ impl AgentBuilder {
             Some(program) => program,
             None => programs::agent()?,
         };
-        let dir = tempfile::Builder::new()
-            .prefix("sidecar-agent-test-")
-            .tempdir()
-            .context("cannot make a directory for the agent")?
-            .keep();
-        let cleanup = cleanup::on_drop({
-            let dir = dir.clone();
-            move || {
-                if let Err(error) = fs::remove_dir_all(&dir) {
-                    eprintln!("left behind: {}: {error}", dir.display());
-                }
-            }
-        });
-        let run_dir = dir.join("run");
+        let dir = TempDir::new("sidecar-agent-test-")?;
+        let run_dir = dir.path().join("run");
         fs::create_dir(&run_dir).with_context(|| format!("cannot make {}", run_dir.display()))?;
-        let bpffs = Bpffs::mount(&dir.join("bpf"))?;
+        let bpffs = Bpffs::mount(&dir.path().join("bpf"))?;
         let builder = self
             .env("SIDECAR_AGENT_RUN_DIR", run_dir)
             .env("SIDECAR_AGENT_BPFFS", bpffs.path());
@@ -337,7 +325,6 @@ impl AgentBuilder {
             logs: Arc::default(),
             bpffs,
             dir,
-            _cleanup: cleanup,
         };
         agent.start()?;
         Ok(agent)

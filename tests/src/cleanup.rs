@@ -3,8 +3,8 @@
 use std::{
     collections::BTreeMap,
     mem, process,
-    sync::{Mutex, Once, PoisonError},
-    thread,
+    sync::{Mutex, Once, OnceLock, PoisonError},
+    thread::{self, ThreadId},
 };
 
 use signal_hook::{
@@ -16,6 +16,9 @@ type Action = Box<dyn FnOnce() + Send>;
 
 /// Actions by the order in which they were registered.
 static ACTIONS: Mutex<BTreeMap<u64, Action>> = Mutex::new(BTreeMap::new());
+
+/// The thread that runs all actions because the process was interrupted.
+static CLEANER: OnceLock<ThreadId> = OnceLock::new();
 
 /// Runs its action once: when dropped, or when SIGINT, SIGTERM or SIGHUP ends the process.
 #[must_use = "dropping it runs the action"]
@@ -33,6 +36,16 @@ pub fn on_drop(action: impl FnOnce() + Send + 'static) -> Cleanup {
 
 impl Drop for Cleanup {
     fn drop(&mut self) {
+        // What other threads hold is being undone already; they must not end the process before
+        // that is done, which they would: what they use is being taken away from under them.
+        if CLEANER
+            .get()
+            .is_some_and(|cleaner| *cleaner != thread::current().id())
+        {
+            loop {
+                thread::park();
+            }
+        }
         let action = ACTIONS
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -63,6 +76,7 @@ fn watch_signals() {
         };
         thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
+                let _ = CLEANER.set(thread::current().id());
                 run_all();
                 // As a shell reports a process that the signal killed.
                 process::exit(128 + signal);

@@ -9,9 +9,8 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
-use tempfile::TempDir;
 
-use crate::{Agent, Cgroup, Dns, Host, Net, Place, Server};
+use crate::{Agent, Cgroup, Dns, Host, Net, Place, Server, tempdir::TempDir};
 
 /// The workload of every lab, as `explain` wants it.
 pub const WORKLOAD: &str = "prod-us1/productpage";
@@ -35,7 +34,7 @@ impl Lab {
     /// When a part cannot be made, mostly for want of root.
     pub fn new() -> anyhow::Result<Self> {
         let net = Net::new(&["client", "workload", "services"])?;
-        let dir = tempfile::Builder::new().prefix("sidecar-lab-").tempdir()?;
+        let dir = TempDir::new("sidecar-lab-")?;
         for sub in ["config", "root/var/run", "root/run"] {
             fs::create_dir_all(dir.path().join(sub))?;
         }

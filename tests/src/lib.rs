@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod cleanup;
 pub mod command;
 pub mod dns;
+pub mod docs;
 pub mod lab;
 pub mod names;
 pub mod net;
@@ -21,6 +22,7 @@ pub mod poll;
 pub mod programs;
 pub mod scenario;
 pub mod skip;
+pub mod tempdir;
 
 pub use agent::{Agent, AgentBuilder};
 pub use apps::{Client, Kind, Mode, Probe, Server};

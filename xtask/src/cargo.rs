@@ -4,7 +4,7 @@ use std::{
     env,
     ffi::OsString,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
 };
 
 use anyhow::{Context as _, bail};
@@ -35,18 +35,35 @@ pub fn cargo(args: &[&str]) -> Command {
     command
 }
 
+/// A program of the tests' crate, which is built if it must be.
+pub fn tool(name: &str) -> Command {
+    cargo(&["run", "--quiet", "-p", "sidecar-tests", "--bin", name, "--"])
+}
+
 /// Runs a command with our own input and output.
 ///
 /// # Errors
 /// When it cannot be started or fails.
 pub fn run(command: &mut Command) -> anyhow::Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run {}", shown(command)))?;
+    let status = status(command)?;
     if !status.success() {
         bail!("`{}` failed with {status}", shown(command));
     }
     Ok(())
+}
+
+/// Runs a command that itself tells what is wrong when it fails; returns whether it did not.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn succeeds(command: &mut Command) -> anyhow::Result<bool> {
+    Ok(status(command)?.success())
+}
+
+fn status(command: &mut Command) -> anyhow::Result<ExitStatus> {
+    command
+        .status()
+        .with_context(|| format!("cannot run {}", shown(command)))
 }
 
 /// A command as one would type it.

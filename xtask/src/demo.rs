@@ -27,14 +27,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         "sidecar-tests",
         "--bins",
     ]))?;
-    let mut demo = cargo::cargo(&[
-        "run",
-        "--quiet",
-        "-p",
-        "sidecar-tests",
-        "--bin",
-        "demo",
-        "--",
-    ]);
+    let mut demo = cargo::tool("demo");
     Err(demo.args(&args.args).exec()).context("cannot run the demo")
 }

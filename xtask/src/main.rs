@@ -6,7 +6,9 @@ use clap::{Parser, Subcommand};
 
 mod build_ebpf;
 mod cargo;
+mod conformance;
 mod demo;
+mod gen_docs;
 mod lint;
 mod setup;
 mod suites;
@@ -31,27 +33,30 @@ enum Command {
     BuildEbpf,
     /// Run the test suites, installing what they need first
     Test(test::Args),
+    /// Run the test vectors
+    Conformance(conformance::Args),
     /// Check formatting and run clippy, warnings being errors
     Lint,
     /// Show the agent at work in network namespaces of its own (as root)
     Demo(demo::Args),
+    /// Write what of docs/ follows from the code
+    GenDocs(gen_docs::Args),
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
-        Command::Setup(args) => setup::run(&args),
-        Command::BuildEbpf => build_ebpf::run(),
-        Command::Test(args) => match test::run(&args) {
-            Ok(true) => Ok(()),
-            // What failed was told, and the counts stay the last line.
-            Ok(false) => return ExitCode::FAILURE,
-            Err(error) => Err(error),
-        },
-        Command::Lint => lint::run(),
-        Command::Demo(args) => demo::run(&args),
+    // `false`: what failed was told, and counts stay the last line.
+    let good = match Cli::parse().command {
+        Command::Setup(args) => setup::run(&args).map(|()| true),
+        Command::BuildEbpf => build_ebpf::run().map(|()| true),
+        Command::Test(args) => test::run(&args),
+        Command::Conformance(args) => conformance::run(&args),
+        Command::Lint => lint::run().map(|()| true),
+        Command::Demo(args) => demo::run(&args).map(|()| true),
+        Command::GenDocs(args) => gen_docs::run(&args),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    match good {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -10,6 +10,7 @@ use std::{
 use anyhow::Result;
 
 use super::{
+    inputs::CompatArg,
     output::{Format, print},
     render,
 };
@@ -29,6 +30,8 @@ pub struct Args {
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
     #[command(flatten)]
+    compat: CompatArg,
+    #[command(flatten)]
     format: Format,
 }
 
@@ -42,11 +45,13 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         let result = stdin().read_to_string(&mut text).map(|_| text);
         read.push(("<stdin>".into(), result));
     }
-    let mut found = files::Store::default().update(read);
+    let mut found = files::Store::new(args.compat.compat).update(read);
     let node = compile::plans(&found.snapshot);
     found
         .diagnostics
-        .extend(node.findings.iter().map(Diagnostic::from));
+        .extend(found.places.diagnostics(&node.findings));
+    let unused = compile::unused_sidecars(&found.snapshot, &node);
+    found.diagnostics.extend(found.places.diagnostics(&unused));
     let report = json(&found.snapshot, &found.diagnostics);
     print(args.format, &report, || {
         text(&found.snapshot, &found.diagnostics, stdout().is_terminal())
@@ -81,6 +86,7 @@ impl Summary {
             sidecars,
             services,
             service_entries,
+            virtual_services,
             workloads,
             ..
         } = snapshot;
@@ -91,7 +97,11 @@ impl Summary {
                 .count()
         };
         Self {
-            resources: sidecars.len() + services.len() + service_entries.len() + workloads.len(),
+            resources: sidecars.len()
+                + services.len()
+                + service_entries.len()
+                + virtual_services.len()
+                + workloads.len(),
             errors: count(Severity::Error),
             warnings: count(Severity::Warning),
         }

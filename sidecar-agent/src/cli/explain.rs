@@ -11,12 +11,13 @@ use serde::Serialize;
 use sidecar_common::decide::Direction;
 
 use super::{
-    inputs::Inputs,
+    inputs::{Compiled, Inputs},
     output::{Format, print},
 };
 use crate::{
     explain::{self, Connection, Explanation},
-    model::ResourceRef,
+    model::{ResourceRef, diagnostic::Location},
+    source::files::Places,
 };
 
 /// Arguments of `explain`.
@@ -77,11 +78,13 @@ struct Answer<'a> {
     target: Option<String>,
     targets: Vec<String>,
     resource: Option<&'a ResourceRef>,
+    field: &'a str,
+    location: Option<Location>,
 }
 
 /// Explains one connection.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let node = args.inputs.compile()?;
+    let Compiled { node, places } = args.inputs.compile()?;
     let known = || {
         node.workloads
             .iter()
@@ -105,9 +108,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         bail!("workload `{}` is not known; known: {known}", args.workload);
     };
     let Destination { direction, address } = args.destination;
-    let explanation = explain::explain(
-        &found.plan,
-        &found.workload.addresses,
+    let explanation = explain::of_workload(
+        found,
+        node.mesh.as_ref(),
         &Connection {
             direction,
             src: args.from,
@@ -115,7 +118,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             from_proxy: args.from_proxy,
         },
     );
-    let answer = answer(args, direction, address, &explanation);
+    let answer = answer(args, direction, address, &explanation, &places);
     print(args.format, &answer, || human(&answer)).context("printing the explanation")?;
     Ok(ExitCode::SUCCESS)
 }
@@ -125,6 +128,7 @@ fn answer<'a>(
     direction: Direction,
     destination: SocketAddr,
     explanation: &'a Explanation,
+    places: &Places,
 ) -> Answer<'a> {
     let targets: Vec<String> = explanation
         .targets
@@ -143,6 +147,11 @@ fn answer<'a>(
         target: targets.first().cloned(),
         targets,
         resource: explanation.resource.as_ref(),
+        field: &explanation.field,
+        location: explanation
+            .resource
+            .as_ref()
+            .and_then(|resource| places.locate(resource, &explanation.field)),
     }
 }
 
@@ -166,6 +175,32 @@ fn human(answer: &Answer<'_>) -> String {
         "target",
         (!answer.targets.is_empty()).then(|| answer.targets.join(", ")),
     );
-    line("declared", answer.resource.map(ToString::to_string));
+    let declared = answer.resource.map(|resource| {
+        let ResourceRef {
+            kind,
+            namespace,
+            name,
+            file,
+            line,
+        } = resource;
+        let at = match &answer.location {
+            Some(Location {
+                file, line, column, ..
+            }) => format!("{file}:{line}:{column}"),
+            None => format!("{file}:{line}"),
+        };
+        let name = [namespace.as_str(), name].join("/");
+        // A MeshConfig has no name.
+        let name = name.trim_matches('/');
+        [*kind, name, answer.field, &*format!("({at})")]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join(" ")
+    });
+    line(
+        "declared",
+        declared.or_else(|| Some("by no resource: built in".into())),
+    );
     lines.join("\n")
 }

@@ -4,6 +4,7 @@ use std::{
     io::{IsTerminal, stderr},
     net::SocketAddr,
     path::PathBuf,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, bail};
@@ -11,12 +12,37 @@ use anyhow::{Context, Result, bail};
 use super::render;
 use crate::{
     compile::{self, NodePlan},
-    model::diagnostic::{Diagnostic, Severity},
-    source::{dns, files},
+    model::{Compat, diagnostic::Severity},
+    source::{
+        dns,
+        files::{self, Places},
+    },
 };
 
 /// Default directory of the admin socket.
 pub const RUN_DIR: &str = "/run/sidecar-agent";
+
+/// The `--compat` option.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct CompatArg {
+    /// Whose rules say what is valid.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_COMPAT",
+        value_enum,
+        default_value_t,
+        value_name = "RELEASE"
+    )]
+    pub compat: Compat,
+}
+
+/// What was read, compiled.
+pub struct Compiled {
+    /// The plans.
+    pub node: NodePlan,
+    /// Where the resources were written.
+    pub places: Arc<Places>,
+}
 
 /// Where the resources are.
 #[derive(Debug, clap::Args)]
@@ -35,12 +61,14 @@ pub struct Inputs {
         value_name = "IP:PORT"
     )]
     dns_servers: Vec<SocketAddr>,
+    #[command(flatten)]
+    compat: CompatArg,
 }
 
 impl Inputs {
     /// Reads and compiles. Findings go to stderr; resources with errors are left out, as `run`
     /// would leave them out.
-    pub fn compile(&self) -> Result<NodePlan> {
+    pub fn compile(&self) -> Result<Compiled> {
         if !self.config.is_dir() {
             bail!("--config {}: not a directory", self.config.display());
         }
@@ -49,7 +77,7 @@ impl Inputs {
             .flatten()
             .cloned()
             .collect();
-        let mut input = files::load(&paths);
+        let mut input = files::load(&paths, self.compat.compat);
         let mut node = compile::plans(&input.snapshot);
         if !node.dns.is_empty() {
             let resolver =
@@ -64,7 +92,7 @@ impl Inputs {
             node = compile::plans(&input.snapshot);
         }
         let mut diagnostics = input.diagnostics;
-        diagnostics.extend(node.findings.iter().map(Diagnostic::from));
+        diagnostics.extend(input.places.diagnostics(&node.findings));
         diagnostics.sort_by_key(|diagnostic| std::cmp::Reverse(diagnostic.severity));
         eprint!("{}", render::text(&diagnostics, stderr().is_terminal()));
         if diagnostics
@@ -73,6 +101,9 @@ impl Inputs {
         {
             eprintln!("resources with errors are left out");
         }
-        Ok(node)
+        Ok(Compiled {
+            node,
+            places: input.places,
+        })
     }
 }

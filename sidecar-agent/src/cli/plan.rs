@@ -7,10 +7,18 @@ use serde::Serialize;
 use sidecar_common::{Path, Reason, decide::Direction, values::Rule};
 
 use super::{
-    inputs::Inputs,
+    inputs::{Compiled, Inputs},
     output::{Format, print, table},
 };
-use crate::compile::{Plan, Target, WorkloadPlan};
+use crate::{
+    compile::{Listener, Plan, Target, WorkloadPlan},
+    model::{ResourceRef, diagnostic::Location},
+    resolve::{
+        ResolvedWorkload,
+        declared::{self, Declared},
+    },
+    source::files::Places,
+};
 
 /// Arguments of `plan`.
 #[derive(Debug, clap::Args)]
@@ -44,22 +52,61 @@ struct PrintedRule {
     targets: Vec<String>,
     listener: Option<String>,
     resource: Option<String>,
+    field: String,
+    /// `file:line` of the field.
+    declared: Option<String>,
 }
 
 #[derive(Serialize)]
 struct UnixListener {
+    direction: &'static str,
     bind: String,
     targets: Vec<String>,
     resource: Option<String>,
+    field: String,
+    declared: Option<String>,
+}
+
+/// What decides, and where that was written.
+struct Origins<'a> {
+    workload: &'a ResolvedWorkload,
+    mesh: Option<&'a ResourceRef>,
+    places: &'a Places,
+}
+
+impl Origins<'_> {
+    fn of_rule(
+        &self,
+        direction: Direction,
+        reason: Reason,
+        listener: Option<&Listener>,
+        port: u16,
+    ) -> Option<Declared> {
+        declared::declared(self.workload, self.mesh, direction, reason, listener, port)
+    }
+
+    fn place(&self, resource: &ResourceRef, field: &str) -> String {
+        match self.places.locate(resource, field) {
+            Some(Location { file, line, .. }) => format!("{file}:{line}"),
+            None => format!("{}:{}", resource.file, resource.line),
+        }
+    }
 }
 
 /// Prints what would be programmed.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let node = args.inputs.compile()?;
+    let Compiled { node, places } = args.inputs.compile()?;
     let printed: Vec<Printed> = node
         .workloads
         .iter()
-        .map(printed)
+        .map(|workload| {
+            let origins = Origins {
+                workload: &workload.workload,
+                mesh: node.mesh.as_ref(),
+                places: &places,
+            };
+            printed(workload, &origins)
+        })
         .filter(|plan| {
             args.workload
                 .as_ref()
@@ -72,17 +119,18 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn printed(workload: &WorkloadPlan) -> Printed {
+fn printed(workload: &WorkloadPlan, origins: &Origins<'_>) -> Printed {
     let plan = &workload.plan;
     let mut rules = Vec::new();
-    let mut add = |direction: Direction, destination: &dyn Display, rule: &Rule| {
-        rules.push(rule_of(plan, direction, destination, rule));
+    let mut add = |direction: Direction, destination: &dyn Display, port: u16, rule: &Rule| {
+        rules.push(rule_of(plan, origins, direction, destination, port, rule));
     };
     for (destination, rule) in &plan.outbound {
-        add(Direction::Outbound, destination, rule);
+        add(Direction::Outbound, destination, destination.port, rule);
     }
     for ((port, net), rule) in &plan.outbound_prefixes {
-        let port = if *port == 0 {
+        let number = *port;
+        let port = if number == 0 {
             "*".to_owned()
         } else {
             port.to_string()
@@ -90,20 +138,23 @@ fn printed(workload: &WorkloadPlan) -> Printed {
         add(
             Direction::Outbound,
             &format_args!("{net} port {port}"),
+            number,
             rule,
         );
     }
     add(
         Direction::Outbound,
         &"everything else",
+        0,
         &plan.header.outbound_default,
     );
     for (destination, rule) in &plan.inbound {
-        add(Direction::Inbound, destination, rule);
+        add(Direction::Inbound, destination, destination.port, rule);
     }
     add(
         Direction::Inbound,
         &"everything else",
+        0,
         &plan.header.inbound_default,
     );
     Printed {
@@ -122,9 +173,19 @@ fn printed(workload: &WorkloadPlan) -> Printed {
             .iter()
             .filter_map(|listener| {
                 Some(UnixListener {
+                    direction: if listener.field.starts_with("spec.ingress") {
+                        Direction::Inbound.name()
+                    } else {
+                        Direction::Outbound.name()
+                    },
                     bind: listener.unix_bind.as_ref()?.to_string(),
                     targets: listener.targets.iter().map(Target::to_string).collect(),
                     resource: listener.resource.as_ref().map(ToString::to_string),
+                    field: listener.field.clone(),
+                    declared: listener
+                        .resource
+                        .as_ref()
+                        .map(|resource| origins.place(resource, &listener.field)),
                 })
             })
             .collect(),
@@ -133,13 +194,15 @@ fn printed(workload: &WorkloadPlan) -> Printed {
 
 fn rule_of(
     plan: &Plan,
+    origins: &Origins<'_>,
     direction: Direction,
     destination: &dyn Display,
+    port: u16,
     rule: &Rule,
 ) -> PrintedRule {
-    let listener = usize::try_from(rule.listener)
-        .ok()
-        .and_then(|index| plan.listeners.get(index));
+    let listener = plan.listener(rule.listener);
+    let reason = Reason::from_number(rule.reason).unwrap_or(Reason::PlanIncomplete);
+    let declared = origins.of_rule(direction, reason, listener, port);
     let path = Path::from_number(rule.path).unwrap_or(Path::Deny);
     let targets = match path {
         Path::Direct if rule.backends == 1 => vec![rule.target.to_string()],
@@ -165,12 +228,14 @@ fn rule_of(
         direction: direction.name(),
         destination: destination.to_string(),
         path,
-        reason: Reason::from_number(rule.reason).unwrap_or(Reason::PlanIncomplete),
+        reason,
         targets,
         listener: listener.map(|listener| listener.name.clone()),
-        resource: listener
-            .and_then(|listener| listener.resource.as_ref())
-            .map(ToString::to_string),
+        resource: declared.as_ref().map(|by| by.resource.to_string()),
+        declared: declared
+            .as_ref()
+            .map(|by| origins.place(&by.resource, &by.field)),
+        field: declared.map(|by| by.field).unwrap_or_default(),
     }
 }
 
@@ -183,16 +248,22 @@ fn human(plan: &Printed) -> String {
             rule.reason.to_string(),
             rule.targets.join(", "),
             rule.listener.clone().unwrap_or_default(),
+            rule.declared.clone().unwrap_or_default(),
         ]
     });
     let unix = plan.unix_listeners.iter().map(|listener| {
         vec![
-            "outbound".to_owned(),
+            listener.direction.to_owned(),
             listener.bind.clone(),
             Path::Relay.to_string(),
-            Reason::EgressListener.to_string(),
+            if listener.direction == Direction::Inbound.name() {
+                Reason::IngressListener.to_string()
+            } else {
+                Reason::EgressListener.to_string()
+            },
             listener.targets.join(", "),
             String::new(),
+            listener.declared.clone().unwrap_or_default(),
         ]
     });
     format!(
@@ -209,7 +280,8 @@ fn human(plan: &Printed) -> String {
                 "PATH",
                 "REASON",
                 "TARGETS",
-                "LISTENER"
+                "LISTENER",
+                "DECLARED"
             ],
             rules.chain(unix)
         )

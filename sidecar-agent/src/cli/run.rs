@@ -34,6 +34,8 @@ pub struct Args {
         value_name = "IP:PORT"
     )]
     dns_servers: Vec<SocketAddr>,
+    #[command(flatten)]
+    compat: super::inputs::CompatArg,
     /// Most workloads on this node.
     #[arg(long, default_value_t = Capacity::default().workloads)]
     max_workloads: u32,
@@ -59,6 +61,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         run_dir: args.run_dir,
         bpffs: args.bpffs,
         dns_servers: args.dns_servers,
+        compat: args.compat.compat,
         capacity: Capacity {
             workloads: args.max_workloads,
             plans: args.max_plans,

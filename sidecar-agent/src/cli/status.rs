@@ -54,12 +54,15 @@ fn human(status: &Status) -> String {
     });
     let diagnostics = status.diagnostics.iter().map(|diagnostic| {
         let field = |name: &str| diagnostic[name].as_str().unwrap_or_default();
-        format!(
-            "{} {}: {}",
-            field("severity"),
-            field("code"),
-            field("message")
-        )
+        match field("rendered") {
+            "" => format!(
+                "{} {}: {}",
+                field("severity"),
+                field("code"),
+                field("message")
+            ),
+            rendered => format!("\n{}", rendered.trim_end()),
+        }
     });
     let head = format!(
         "sidecar-agent {}, pid {}, kernel {}, configuration applied {} times",

@@ -8,7 +8,7 @@ use sidecar_common::{Path, Reason, values::Rule};
 use crate::{
     model::{ResourceRef, mesh::MeshConfig, sidecar::OutboundTrafficPolicy},
     resolve::{
-        Finding, FindingKind, Registry, ResolvedWorkload,
+        Finding, FindingKind, ResolvedWorkload,
         capture::{self, Families},
         listeners::{Bind, Member, OutboundListener},
         protocol::Protocol,
@@ -18,7 +18,7 @@ use crate::{
 
 use super::{
     builder::{Builder, exempting_self, reachable_from, rule},
-    egress_listeners,
+    egress_proxy::EgressProxy,
     plan::{Listener, Target, UnixAddr},
     prefixes::{EVERYWHERE, Prefixes},
 };
@@ -28,13 +28,13 @@ pub(super) fn compile(
     builder: &mut Builder,
     workload: &ResolvedWorkload,
     mesh: &MeshConfig,
-    registry: &Registry,
+    listeners: &[OutboundListener<'_>],
+    proxy: Option<EgressProxy<'_>>,
 ) {
     let sidecar = workload
         .sidecar
         .as_ref()
         .map(|sidecar| sidecar.reference("Sidecar"));
-    let listeners = egress_listeners(workload, mesh, registry);
     let mut egress = Egress {
         builder,
         workload,
@@ -49,7 +49,7 @@ pub(super) fn compile(
     for listener in listeners.iter().filter(|listener| !listener.real) {
         egress.listener(listener);
     }
-    egress.finish(mesh);
+    egress.finish(mesh, proxy);
 }
 
 /// Where a rule leads.
@@ -301,6 +301,7 @@ impl Egress<'_> {
         Listener {
             name: name(listener),
             resource: self.resource(member),
+            field: self.field(listener),
             service: Some(member.service.hostname.clone()),
             targets,
             unix_bind: None,
@@ -312,6 +313,13 @@ impl Egress<'_> {
         self.sidecar
             .clone()
             .or_else(|| member.service.origin.clone())
+    }
+
+    fn field(&self, listener: &OutboundListener<'_>) -> String {
+        match self.sidecar {
+            Some(_) => format!("spec.egress[{}]", listener.egress),
+            None => String::new(),
+        }
     }
 
     /// Whether only an L7 proxy could choose among the services of a listener at an address of
@@ -394,10 +402,7 @@ impl Egress<'_> {
             .origin
             .clone()
             .filter(|_| self.sidecar.is_some());
-        let field = match self.sidecar {
-            Some(_) => format!("spec.egress[{}]", listener.egress),
-            None => String::new(),
-        };
+        let field = self.field(listener);
         let finding = Finding {
             resource: self.resource(member),
             kind,
@@ -412,7 +417,7 @@ impl Egress<'_> {
         }
     }
 
-    fn finish(self, mesh: &MeshConfig) {
+    fn finish(self, mesh: &MeshConfig, proxy: Option<EgressProxy<'_>>) {
         let Self {
             builder,
             workload,
@@ -423,26 +428,39 @@ impl Egress<'_> {
             builder.outbound_rest([].into(), rule(Path::Pass, Reason::InterceptionNone, None));
             return;
         }
-        // The Sidecar's word on unknown destinations is its virtualOutbound listener's.
-        let index = sidecar.map(|resource| {
-            builder.listener(Listener {
-                name: "egress virtualOutbound".into(),
-                resource: Some(resource),
-                service: None,
-                targets: vec![Target::Original],
-                unix_bind: None,
-            })
-        });
+        let exempting = |rule| {
+            if workload.traffic.exempts_self() {
+                exempting_self(rule)
+            } else {
+                rule
+            }
+        };
+        if let Some(proxy) = proxy {
+            let rules = proxy.rules(builder, sidecar).map(exempting);
+            let (prefixes, default) = prefixes.finish_by_family(rules);
+            builder.outbound_rest(prefixes, default);
+            return;
+        }
         let spec = workload.sidecar.as_ref().map(|sidecar| &sidecar.spec);
+        // The Sidecar's word on unknown destinations, if it has one, is its virtualOutbound
+        // listener's.
+        let index = sidecar
+            .filter(|_| spec.is_some_and(|spec| spec.outbound_traffic_policy.is_some()))
+            .map(|resource| {
+                builder.listener(Listener {
+                    name: "egress virtualOutbound".into(),
+                    resource: Some(resource),
+                    field: "spec.outboundTrafficPolicy".into(),
+                    service: None,
+                    targets: vec![Target::Original],
+                    unix_bind: None,
+                })
+            });
         let policy = match select::outbound_traffic_policy(spec, mesh) {
             OutboundTrafficPolicy::AllowAny => rule(Path::Pass, Reason::AllowAny, index),
             OutboundTrafficPolicy::RegistryOnly => rule(Path::Deny, Reason::RegistryOnly, index),
         };
-        let policy = if workload.traffic.exempts_self() {
-            exempting_self(policy)
-        } else {
-            policy
-        };
+        let policy = exempting(policy);
         let (prefixes, default) = prefixes.finish(|_| policy);
         builder.outbound_rest(prefixes, default);
     }

@@ -9,7 +9,7 @@ use crate::{
     resolve::{
         Finding, FindingKind, Registry, ResolvedWorkload,
         capture::{self, Families},
-        inbound::{self, InboundListener},
+        inbound::{self, InboundListener, Skipped},
     },
 };
 
@@ -62,10 +62,11 @@ pub(super) fn declared(builder: &mut Builder, workload: &ResolvedWorkload) -> Ve
     {
         match listener {
             Ok(listener) => listeners.push(listener),
-            Err(message) => {
+            Err(Skipped { kind, message }) => {
                 report(
                     builder,
                     workload,
+                    kind,
                     Some(index),
                     message,
                     "correct the listener",
@@ -87,6 +88,11 @@ pub(super) fn captured_at(workload: &ResolvedWorkload) -> Vec<IpAddr> {
 }
 
 fn add(builder: &mut Builder, workload: &ResolvedWorkload, listener: &InboundListener) {
+    if listener.unix.is_some() {
+        // The relay listens on it; no connection has to be decided.
+        builder.listener(entry(workload, listener));
+        return;
+    }
     let port = listener.port;
     let places = if listener.real {
         listener.binds.clone()
@@ -100,7 +106,8 @@ fn add(builder: &mut Builder, workload: &ResolvedWorkload, listener: &InboundLis
             workload.resource
         );
         let remedy = "declare the workload's address, or its network namespace";
-        report(builder, workload, listener.ingress, message, remedy);
+        let kind = FindingKind::Unreachable;
+        report(builder, workload, kind, listener.ingress, message, remedy);
         return;
     }
     let target = &listener.forward.target;
@@ -112,7 +119,8 @@ fn add(builder: &mut Builder, workload: &ResolvedWorkload, listener: &InboundLis
             workload.resource
         );
         let remedy = "use another port, or do not exclude this one";
-        report(builder, workload, listener.ingress, message, remedy);
+        let kind = FindingKind::Unreachable;
+        report(builder, workload, kind, listener.ingress, message, remedy);
     }
     for ip in places {
         let reason = Reason::IngressListener;
@@ -141,9 +149,10 @@ fn add(builder: &mut Builder, workload: &ResolvedWorkload, listener: &InboundLis
 
 /// The listener's entry in the plan.
 pub(super) fn entry(workload: &ResolvedWorkload, listener: &InboundListener) -> Listener {
-    let at = match listener.binds.first() {
-        Some(ip) => SocketAddr::new(*ip, listener.port).to_string(),
-        None => format!("*:{}", listener.port),
+    let at = match (&listener.unix, listener.binds.first()) {
+        (Some(unix), _) => unix.to_string(),
+        (None, Some(ip)) => SocketAddr::new(*ip, listener.port).to_string(),
+        (None, None) => format!("*:{}", listener.port),
     };
     Listener {
         name: format!("ingress {at}"),
@@ -151,15 +160,20 @@ pub(super) fn entry(workload: &ResolvedWorkload, listener: &InboundListener) -> 
             Some(_) => workload.sidecar.as_ref().map(|s| s.reference("Sidecar")),
             None => None,
         },
+        field: listener
+            .ingress
+            .map(|index| format!("spec.ingress[{index}]"))
+            .unwrap_or_default(),
         service: listener.service.clone(),
         targets: vec![listener.forward.target.clone()],
-        unix_bind: None,
+        unix_bind: listener.unix.clone(),
     }
 }
 
 pub(super) fn report(
     builder: &mut Builder,
     workload: &ResolvedWorkload,
+    kind: FindingKind,
     ingress: Option<usize>,
     message: String,
     remedy: &str,
@@ -174,7 +188,7 @@ pub(super) fn report(
     };
     builder.findings.push(Finding {
         resource: Some(resource),
-        kind: FindingKind::Unreachable,
+        kind,
         field,
         message,
         remedy: remedy.into(),

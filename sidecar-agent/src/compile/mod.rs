@@ -6,6 +6,8 @@
 mod builder;
 mod digest;
 mod egress;
+mod egress_proxy;
+pub mod in_use;
 mod ingress;
 pub mod node;
 pub mod plan;
@@ -15,16 +17,16 @@ pub mod tables;
 
 use std::collections::BTreeSet;
 
-pub use node::{NodePlan, WorkloadPlan, plans};
+pub use node::{NodePlan, WorkloadPlan, plans, unused_sidecars};
 pub use plan::{Listener, Plan, PlanSize, Target, UnixAddr};
 pub use tables::MemTables;
 
 use crate::{
     model::mesh::MeshConfig,
     resolve::{
-        Finding, Registry, ResolvedWorkload,
+        Finding, Registry, ResolvedWorkload, analysis,
         listeners::{self, Context, OutboundListener},
-        visibility,
+        visibility::{self, VirtualService},
         workload::Proxy,
     },
 };
@@ -43,14 +45,25 @@ pub struct Compiled {
 /// Compiles the plan of one workload. `registry` is that of the snapshot the workload comes
 /// from.
 #[must_use]
-pub fn compile(workload: &ResolvedWorkload, mesh: &MeshConfig, registry: &Registry) -> Compiled {
+pub fn compile(
+    workload: &ResolvedWorkload,
+    mesh: &MeshConfig,
+    registry: &Registry,
+    virtual_services: &[VirtualService],
+) -> Compiled {
     let mut builder = builder::Builder::default();
+    let listeners = egress_listeners(workload, mesh, registry);
+    if let Some(sidecar) = &workload.sidecar {
+        let found = analysis::egress(sidecar, workload, mesh, registry, &listeners);
+        builder.findings.extend(found);
+    }
     match workload.proxy {
         Proxy::None => {
-            egress::compile(&mut builder, workload, mesh, registry);
+            let proxy = egress_proxy::find(workload, registry, virtual_services);
+            egress::compile(&mut builder, workload, mesh, &listeners, proxy);
             ingress::compile(&mut builder, workload, mesh, registry);
         }
-        Proxy::External { .. } => proxied::compile(&mut builder, workload, mesh, registry),
+        Proxy::External { .. } => proxied::compile(&mut builder, workload, mesh, &listeners),
     }
     builder.finish()
 }

@@ -6,8 +6,12 @@ use std::{
 };
 
 use crate::{
-    model::Snapshot,
-    resolve::{Finding, Registry, ResolvedWorkload, workload},
+    model::{ResourceRef, Snapshot},
+    resolve::{
+        Finding, Registry, ResolvedWorkload, analysis,
+        visibility::{self, VirtualService},
+        workload,
+    },
 };
 
 use super::{Compiled, compile, plan::Plan};
@@ -21,6 +25,8 @@ pub struct NodePlan {
     pub findings: Vec<Finding>,
     /// Host names whose addresses the plans depend on.
     pub dns: BTreeSet<String>,
+    /// The `MeshConfig`, if there is one.
+    pub mesh: Option<ResourceRef>,
 }
 
 /// A workload and its plan. Workloads with equal plans share one.
@@ -34,16 +40,31 @@ pub struct WorkloadPlan {
     pub digest: blake3::Hash,
 }
 
+/// What `check` says of Sidecars that apply to no workload of the node.
+#[must_use]
+pub fn unused_sidecars(snapshot: &Snapshot, node: &NodePlan) -> Vec<Finding> {
+    let used = node.workloads.iter().map(|known| &known.workload);
+    analysis::unused_sidecars(snapshot, &Registry::new(snapshot), used)
+}
+
 /// Compiles the plans of all workloads of the node.
 #[must_use]
 pub fn plans(snapshot: &Snapshot) -> NodePlan {
     let registry = Registry::new(snapshot);
     let (workloads, findings) = workload::workloads(snapshot);
     let mut findings: BTreeSet<Finding> = findings.into_iter().collect();
-    let mut node = NodePlan::default();
+    findings.extend(analysis::hosts(snapshot, &registry, &workloads));
+    let mut virtual_services: HashMap<String, Vec<VirtualService>> = HashMap::new();
+    let mut node = NodePlan {
+        mesh: snapshot.mesh_origin.clone(),
+        ..NodePlan::default()
+    };
     let mut known: HashMap<blake3::Hash, Arc<Plan>> = HashMap::new();
     for workload in workloads {
-        let compiled = compile(&workload, &snapshot.mesh, &registry);
+        let virtual_services = virtual_services
+            .entry(workload.namespace.clone())
+            .or_insert_with(|| visibility::virtual_services(snapshot, &workload.namespace));
+        let compiled = compile(&workload, &snapshot.mesh, &registry, virtual_services);
         let Compiled {
             plan,
             findings: found,

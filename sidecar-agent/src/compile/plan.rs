@@ -20,7 +20,7 @@ use crate::model::ResourceRef;
 
 /// The plan of one workload.
 ///
-/// Equality and [`Plan::digest`] leave out where resources were written (file and line): moving a
+/// Equality and [`Plan::digest`] leave out where resources were written (file, line, field): moving a
 /// resource within a file is no new plan.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -48,6 +48,9 @@ pub struct Listener {
     pub name: String,
     /// The resource that declares it.
     pub resource: Option<ResourceRef>,
+    /// Field path of what declares it in the resource, such as `spec.egress[1]`; empty: the
+    /// resource as a whole.
+    pub field: String,
     /// The service that is reached through it (a host name), if one is.
     pub service: Option<String>,
     /// Where its connections lead, for people and for the relay.
@@ -126,6 +129,12 @@ pub struct PlanSize {
 }
 
 impl Plan {
+    /// The listener of a rule, by `Rule::listener`.
+    #[must_use]
+    pub fn listener(&self, index: u32) -> Option<&Listener> {
+        self.listeners.get(usize::try_from(index).ok()?)
+    }
+
     /// How many map entries this plan needs.
     #[must_use]
     pub fn size(&self) -> PlanSize {
@@ -168,11 +177,12 @@ impl PartialEq for Plan {
 impl Eq for Plan {}
 
 impl Listener {
-    /// All but where the resource was written.
+    /// All but where it was written: the resource's file and line, and the field.
     pub(crate) fn content(&self) -> ListenerContent<'_> {
         let Self {
             name,
             resource,
+            field: _,
             service,
             targets,
             unix_bind,

@@ -107,6 +107,23 @@ impl<'a> Prefixes<'a> {
         (self.rules, default)
     }
 
+    /// As [`Self::finish`], but what is captured has one rule for IPv4 and another for IPv6.
+    pub fn finish_by_family(self, [v4, v6]: [Rule; 2]) -> (BTreeMap<(u16, IpNet), Rule>, Rule) {
+        let (mut prefixes, default) = self.finish(|_| v4);
+        let of = |net: &IpNet| if net.addr().is_ipv4() { v4 } else { v6 };
+        for ((_, net), rule) in &mut prefixes {
+            if *rule == v4 {
+                *rule = of(net);
+            }
+        }
+        if default == v4 {
+            for net in EVERYWHERE {
+                prefixes.entry((0, net)).or_insert(of(&net));
+            }
+        }
+        (prefixes, default)
+    }
+
     /// Inserts a rule unless its network is exempt, or has one.
     fn insert(&mut self, port: u16, net: IpNet, rule: Rule) {
         if !self.exempt.iter().any(|(exempt, _)| exempt.contains(&net)) {

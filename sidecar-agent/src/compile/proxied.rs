@@ -8,7 +8,7 @@ use sidecar_common::{Path, Reason, values::Rule};
 use crate::{
     model::mesh::MeshConfig,
     resolve::{
-        Registry, ResolvedWorkload,
+        FindingKind, ResolvedWorkload,
         capture::{self, Families},
         listeners::{Bind, Member, OutboundListener},
         traffic::Include,
@@ -17,7 +17,7 @@ use crate::{
 
 use super::{
     builder::{Builder, exempting_self, rule},
-    egress, egress_listeners, ingress,
+    egress, ingress,
     plan::{Listener, Target},
     prefixes::Prefixes,
 };
@@ -33,25 +33,21 @@ pub(super) fn compile(
     builder: &mut Builder,
     workload: &ResolvedWorkload,
     mesh: &MeshConfig,
-    registry: &Registry,
+    listeners: &[OutboundListener<'_>],
 ) {
     if capture::captures(workload.mode()) {
         builder.proxy_ports(mesh.proxy_listen_port, mesh.proxy_inbound_listen_port);
     }
-    outbound(builder, workload, mesh, registry);
+    outbound(builder, workload, listeners);
     inbound(builder, workload);
 }
 
 fn outbound(
     builder: &mut Builder,
     workload: &ResolvedWorkload,
-    mesh: &MeshConfig,
-    registry: &Registry,
+    listeners: &[OutboundListener<'_>],
 ) {
-    for listener in egress_listeners(workload, mesh, registry)
-        .iter()
-        .filter(|l| l.real)
-    {
+    for listener in listeners.iter().filter(|listener| listener.real) {
         // The proxy itself holds the listener open.
         let ips = match &listener.bind {
             Bind::Unix(_) => continue,
@@ -98,6 +94,10 @@ fn entry(
             .sidecar
             .as_ref()
             .map(|sidecar| sidecar.reference("Sidecar")),
+        field: match workload.sidecar {
+            Some(_) => format!("spec.egress[{}]", listener.egress),
+            None => String::new(),
+        },
         service: Some(first.service.hostname.clone()),
         targets: vec![Target::Original],
         unix_bind: None,
@@ -113,6 +113,10 @@ fn inbound(builder: &mut Builder, workload: &ResolvedWorkload) {
         workload.addresses.clone()
     };
     for listener in ingress::declared(builder, workload) {
+        // A unix socket is the proxy's to listen on.
+        if listener.unix.is_some() {
+            continue;
+        }
         let index = builder.listener(ingress::entry(workload, &listener));
         let at = if listener.real {
             real_binds(workload, &listener)
@@ -155,7 +159,8 @@ fn inbound(builder: &mut Builder, workload: &ResolvedWorkload) {
             );
             let remedy = "list the ports in includeInboundPorts or in the Sidecar's ingress, or \
                           declare the network namespace";
-            ingress::report(builder, workload, None, message, remedy);
+            let kind = FindingKind::Unreachable;
+            ingress::report(builder, workload, kind, None, message, remedy);
             rule(Path::Pass, Reason::NotIncluded, None)
         }
         Include::All => {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
 };
 
 use serde::{Deserialize, de::IgnoredAny};
@@ -18,13 +19,13 @@ use crate::{
     },
     resolve::{
         Registry, capture, forward, inbound,
-        listeners::{self, Bind, Context},
+        listeners::{self, Bind, Context, OutboundListener},
         protocol::Protocol,
         registry,
     },
 };
 
-use super::{CaseResult, Malformed, expect, object, read, visibility::CaseCaptureMode};
+use super::{CaseResult, Malformed, expect, object, or_default, read, visibility::CaseCaptureMode};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -92,21 +93,38 @@ const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 244, 1, 5));
 const V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 5));
 
 /// As Istio reads it: what is not a mode is REDIRECT.
-fn mode(text: &str) -> InterceptionMode {
-    capture::interception_mode(text).unwrap_or(InterceptionMode::Redirect)
+pub(super) fn mode(text: Option<&str>) -> InterceptionMode {
+    text.and_then(capture::interception_mode)
+        .unwrap_or(InterceptionMode::Redirect)
+}
+
+/// Where a listener sits, as the cases write it.
+pub(super) fn address(listener: &OutboundListener<'_>, egress: &[EgressListener]) -> String {
+    match &listener.bind {
+        Bind::Ip(ip) => ip.to_string(),
+        Bind::Unix(address) => address.to_string(),
+        // Of either family where the Sidecar says so.
+        Bind::Wildcard => egress
+            .get(listener.egress)
+            .and_then(|egress| egress.bind.parse().ok())
+            .unwrap_or(IpAddr::from([0, 0, 0, 0]))
+            .to_string(),
+    }
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct BindToPort {
-    proxy_mode: String,
+    proxy_mode: Option<String>,
+    #[serde(default)]
     capture_mode: CaseCaptureMode,
     ingress_real_listener: bool,
     egress_real_listener: bool,
 }
 
 fn check_bind_to_port(case: &BindToPort) -> Result<(), String> {
-    let (mode, capture) = (mode(&case.proxy_mode), case.capture_mode.into());
+    let mode = mode(case.proxy_mode.as_deref());
+    let capture = case.capture_mode.into();
     expect(
         "ingressRealListener",
         &case.ingress_real_listener,
@@ -122,110 +140,106 @@ fn check_bind_to_port(case: &BindToPort) -> Result<(), String> {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct EgressBind {
-    proxy_mode: String,
+    proxy_mode: Option<String>,
+    #[serde(default)]
     capture_mode: CaseCaptureMode,
     bind: Option<String>,
     real_listener: bool,
     address: String,
 }
 
-/// What the cases say where the address depends on the service, and on the families.
-const BY_SERVICE: &str = "HTTP: 0.0.0.0 wildcard; TCP/auto: the service VIP (wildcard + CIDR \
-                          match when the address is a CIDR)";
-const BY_FAMILY: &str = "127.0.0.1 (::1 on IPv6-only; both on dual stack)";
+const VIP: &str = "10.96.0.1/32";
+const NETWORK: &str = "10.96.0.0/24";
 
 fn check_egress_bind(case: &EgressBind) -> Result<(), String> {
-    let places = |protocol: &str, vip: &str, addresses: &[IpAddr]| -> Result<_, String> {
-        let service = registry::Service {
-            hostname: "a.b.c".into(),
-            namespace: "b".into(),
-            vips: vec![vip.parse().map_err(|error| format!("{vip}: {error}"))?],
-            ports: vec![registry::Port {
-                number: 80,
-                protocol: Protocol::parse(protocol),
-                ..registry::Port::default()
-            }],
-            ..registry::Service::default()
-        };
-        let registry = Registry::from_services(vec![service], &["*".into()]);
-        let bind = case.bind.clone().unwrap_or_default();
-        let number = if bind.starts_with(capture::UNIX_PREFIX) {
-            0
-        } else {
-            80
-        };
-        let egress = EgressListener {
-            port: Some(Port {
-                number,
-                protocol: protocol.into(),
-                ..Port::default()
-            }),
-            bind,
-            capture_mode: case.capture_mode.into(),
-            hosts: vec!["*/*".into()],
-        };
-        let context = Context {
-            mesh: &MeshConfig::default(),
-            namespace: "b",
-            mode: mode(&case.proxy_mode),
-            addresses,
-            unprivileged: false,
-        };
-        let places: Vec<String> = listeners::outbound(&context, &registry, &[egress])
-            .iter()
-            .map(|listener| {
-                let bind = match &listener.bind {
-                    Bind::Wildcard => "wildcard".into(),
-                    Bind::Ip(ip) => ip.to_string(),
-                    Bind::Unix(address) => address.to_string(),
-                };
-                let net = listener.members.iter().find_map(|member| member.network);
-                let net = net.map(|net| format!(" {net}")).unwrap_or_default();
-                let real = if listener.real { " real" } else { "" };
-                format!("{bind}{net}{real}")
-            })
-            .collect();
-        Ok(places.join(", "))
+    let at = |protocol: &str, vip: &str, addresses: &[IpAddr]| -> Result<Vec<String>, String> {
+        let found = egress_places(case, protocol, vip, addresses)?;
+        for (_, real) in &found {
+            expect("realListener", &case.real_listener, real)?;
+        }
+        Ok(found.into_iter().map(|(place, _)| place).collect())
     };
-    let check = |protocol, vip, addresses: &[IpAddr], expected: &str| {
-        let what = format!("address for {protocol} {vip} {addresses:?}");
-        expect(
-            &what,
-            &expected.to_owned(),
-            &places(protocol, vip, addresses)?,
+    let (http, tcp) = (at("HTTP", VIP, &[V4])?, at("TCP", VIP, &[V4])?);
+    expect("address for unknown protocols", &tcp, &at("", VIP, &[V4])?)?;
+    let network = at("TCP", NETWORK, &[V4])?;
+    let (v6, dual) = (at("TCP", VIP, &[V6])?, at("TCP", VIP, &[V4, V6])?);
+    let got = if http != tcp {
+        let of_service = |places: Vec<String>| {
+            let words = places.join(" plus ");
+            words.replace("10.96.0.1", "the service VIP").replace(
+                "0.0.0.0 10.96.0.0/24",
+                "wildcard + CIDR match when the address is a CIDR",
+            )
+        };
+        format!(
+            "HTTP: {} wildcard; TCP/auto: {} ({})",
+            http.join(" plus "),
+            of_service(tcp),
+            of_service(network)
+        )
+    } else if tcp == network && tcp == v6 && tcp == dual {
+        tcp.join(" plus ")
+    } else if dual == [tcp.clone(), v6.clone()].concat() {
+        format!(
+            "{} ({} on IPv6-only; both on dual stack)",
+            tcp.join(" plus "),
+            v6.join(" plus ")
+        )
+    } else {
+        format!("{tcp:?} for IPv4, {v6:?} for IPv6, {dual:?} for both, {network:?} for a network")
+    };
+    expect("address", &case.address, &got)
+}
+
+/// Where the case's egress listener sits, and whether it is real, for a service with one virtual
+/// address and a workload with these addresses. A network is added to the wildcard address.
+fn egress_places(
+    case: &EgressBind,
+    protocol: &str,
+    vip: &str,
+    addresses: &[IpAddr],
+) -> Result<Vec<(String, bool)>, String> {
+    let service = registry::Service {
+        hostname: "a.b.c".into(),
+        namespace: "b".into(),
+        vips: vec![vip.parse().map_err(|error| format!("{vip}: {error}"))?],
+        ports: vec![registry::Port {
+            number: 80,
+            protocol: Protocol::parse(protocol),
+            ..registry::Port::default()
+        }],
+        ..registry::Service::default()
+    };
+    let registry = Registry::from_services(vec![service], &["*".into()]);
+    let bind = case.bind.clone().unwrap_or_default();
+    let unix = bind.starts_with(capture::UNIX_PREFIX);
+    let egress = [EgressListener {
+        port: Some(Port {
+            number: if unix { 0 } else { 80 },
+            protocol: protocol.into(),
+            ..Port::default()
+        }),
+        bind,
+        capture_mode: case.capture_mode.into(),
+        hosts: vec!["*/*".into()],
+    }];
+    let context = Context {
+        mesh: &MeshConfig::default(),
+        namespace: "b",
+        mode: mode(case.proxy_mode.as_deref()),
+        addresses,
+        unprivileged: false,
+    };
+    let listeners = listeners::outbound(&context, &registry, &egress);
+    let place = |listener: &OutboundListener<'_>| {
+        let network = listener.members.iter().find_map(|member| member.network);
+        let network = network.map(|network| format!(" {network}"));
+        (
+            address(listener, &egress) + &network.unwrap_or_default(),
+            listener.real,
         )
     };
-    let real = if case.real_listener { " real" } else { "" };
-    match case.address.as_str() {
-        BY_SERVICE => {
-            check("HTTP", "10.96.0.1/32", &[V4], &format!("wildcard{real}"))?;
-            check("TCP", "10.96.0.1/32", &[V4], &format!("10.96.0.1{real}"))?;
-            check("", "10.96.0.1/32", &[V4], &format!("10.96.0.1{real}"))?;
-            check(
-                "TCP",
-                "10.96.0.0/24",
-                &[V4],
-                &format!("wildcard 10.96.0.0/24{real}"),
-            )
-        }
-        BY_FAMILY => {
-            for protocol in ["HTTP", "TCP"] {
-                let check = |addresses: &[IpAddr], expected: &str| {
-                    check(protocol, "10.96.0.1/32", addresses, expected)
-                };
-                check(&[V4], &format!("127.0.0.1{real}"))?;
-                check(&[V6], &format!("::1{real}"))?;
-                check(&[V4, V6], &format!("127.0.0.1{real}, ::1{real}"))?;
-            }
-            Ok(())
-        }
-        address => {
-            for protocol in ["HTTP", "TCP"] {
-                check(protocol, "10.96.0.1/32", &[V4], &format!("{address}{real}"))?;
-            }
-            Ok(())
-        }
-    }
+    Ok(listeners.iter().map(place).collect())
 }
 
 #[derive(Deserialize)]
@@ -266,7 +280,7 @@ fn check_ingress_bind(case: &IngressBind) -> Result<(), String> {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Forwarding {
-    #[serde(rename = "podIPs")]
+    #[serde(default, rename = "podIPs")]
     pod_ips: Vec<IpAddr>,
     default_endpoint: Option<String>,
     forward_to: String,
@@ -297,11 +311,9 @@ fn check_forwarding(case: &Forwarding) -> Result<(), String> {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct InboundClusters {
     name: String,
-    #[serde(default, rename = "source")]
-    _source: IgnoredAny,
     #[serde(rename = "podIP")]
     pod_ip: Option<IpAddr>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     ingress: Vec<ClusterIngress>,
     expect_clusters: BTreeMap<String, Endpoints>,
 }
@@ -321,79 +333,86 @@ enum Endpoints {
 }
 
 fn check_clusters(case: &InboundClusters) -> Result<(), String> {
-    if let Some(ip) = case.pod_ip {
-        let ingress = case.ingress.iter().map(|ingress| IngressListener {
-            port: Port {
-                number: ingress.port,
-                ..Port::default()
-            },
-            default_endpoint: ingress.default_endpoint.clone().unwrap_or_default(),
-            ..IngressListener::default()
-        });
-        let sidecar = Sidecar {
-            ingress: ingress.collect(),
-            ..Sidecar::default()
-        };
-        let listeners = inbound::declared(&sidecar, InterceptionMode::Redirect, &[ip])
-            .map(|(_, listener)| listener)
-            .collect::<Result<Vec<_>, _>>()?;
-        return expect("clusters", &case.expect_clusters, &clusters(&listeners));
-    }
-    // Cases without a Sidecar say what they are about in their name only.
-    let mut mesh = MeshConfig::default();
-    let (services, text) = match case.name.as_str() {
-        "two Services on the same targetPort" => (2, None),
-        name if name.starts_with("no Sidecar, Service targetPort 8080, ") => {
-            mesh.inbound_localhost = name.ends_with("inboundTrafficPolicy LOCALHOST");
-            (1, Some(()))
-        }
-        _ => return Err("neither podIP nor a name that says what is there".into()),
+    let got = match case.pod_ip {
+        Some(ip) => declared_clusters(&case.ingress, ip)?,
+        None => derived_clusters(&case.name)?,
     };
+    expect("clusters", &case.expect_clusters, &got)
+}
+
+fn declared_clusters(
+    ingress: &[ClusterIngress],
+    ip: IpAddr,
+) -> Result<BTreeMap<String, Endpoints>, String> {
+    let ingress = ingress.iter().map(|ingress| IngressListener {
+        port: Port {
+            number: ingress.port,
+            ..Port::default()
+        },
+        default_endpoint: ingress.default_endpoint.clone().unwrap_or_default(),
+        ..IngressListener::default()
+    });
+    let sidecar = Sidecar {
+        ingress: ingress.collect(),
+        ..Sidecar::default()
+    };
+    let listeners = inbound::declared(&sidecar, InterceptionMode::Redirect, &[ip])
+        .map(|(_, listener)| listener)
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(clusters(&listeners))
+}
+
+/// Cases without a Sidecar say what there is in their name only, in clauses.
+fn derived_clusters(name: &str) -> Result<BTreeMap<String, Endpoints>, String> {
+    let mut mesh = MeshConfig::default();
+    let mut mode = InterceptionMode::Redirect;
+    let (mut services, mut target) = (1, 8080);
+    for clause in name.split(", ") {
+        match clause.rsplit_once(' ').unwrap_or(("", clause)) {
+            ("no", "Sidecar")
+            | ("mesh inboundTrafficPolicy", "PASSTHROUGH")
+            | ("mesh inboundTrafficPolicy default", "(PASSTHROUGH)") => {}
+            ("mesh inboundTrafficPolicy", "LOCALHOST") => mesh.inbound_localhost = true,
+            ("proxy mode", text) => mode = self::mode(Some(text)),
+            ("Service targetPort", port) => {
+                target = port
+                    .parse()
+                    .map_err(|error| format!("{clause:?}: {error}"))?;
+            }
+            ("two Services on the same", "targetPort") => services = 2,
+            _ => return Err(format!("{clause:?} is not understood")),
+        }
+    }
     let labels: BTreeMap<String, String> = [("app".to_owned(), "a".to_owned())].into();
+    let service = |age| {
+        let spec = Service {
+            selector: labels.clone(),
+            ports: vec![ServicePort {
+                port: 80,
+                target: TargetPort::Number(target),
+                ..ServicePort::default()
+            }],
+            ..Service::default()
+        };
+        // Neither the alphabet nor the order in the snapshot is that of age.
+        object("ns", &format!("s{}", services - age), age, spec)
+    };
     let snapshot = Snapshot {
-        services: (0..services)
-            .map(|age| {
-                let port = ServicePort {
-                    port: 80,
-                    target: TargetPort::Number(8080),
-                    ..ServicePort::default()
-                };
-                let selector = labels.clone();
-                let spec = Service {
-                    selector,
-                    ports: vec![port],
-                    ..Service::default()
-                };
-                object(
-                    "ns",
-                    if age == 0 { "z-oldest" } else { "a-newest" },
-                    age,
-                    spec,
-                )
-            })
-            .collect(),
+        services: (0..services).rev().map(service).collect(),
         ..Snapshot::default()
     };
     let registry = Registry::new(&snapshot);
-    let mode = InterceptionMode::Redirect;
     let listeners = inbound::derived(&mesh, &registry, mode, "ns", &labels, &BTreeMap::new());
     let mut got = clusters(&listeners);
-    if text.is_none() {
-        let service = listeners
-            .first()
-            .and_then(|listener| listener.service.clone());
-        expect(
-            "service",
-            &Some("z-oldest.ns.svc.cluster.local".to_owned()),
-            &service,
-        )?;
-        expect("clusters", &1, &listeners.len())?;
-        let text = "one cluster; first (oldest) Service names it".to_owned();
+    if services > 1 {
+        let oldest = format!("s{services}.ns.svc.cluster.local");
+        let named: Vec<_> = listeners.iter().map(|l| l.service.as_ref()).collect();
+        expect("services that name a cluster", &vec![Some(&oldest)], &named)?;
         for endpoints in got.values_mut() {
-            *endpoints = Endpoints::Text(text.clone());
+            *endpoints = Endpoints::Text("one cluster; first (oldest) Service names it".into());
         }
     }
-    expect("clusters", &case.expect_clusters, &got)
+    Ok(got)
 }
 
 fn clusters(listeners: &[inbound::InboundListener]) -> BTreeMap<String, Endpoints> {
@@ -417,25 +436,53 @@ fn clusters(listeners: &[inbound::InboundListener]) -> BTreeMap<String, Endpoint
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Privileged {
+    #[serde(default)]
     unprivileged: bool,
-    proxy_mode: String,
-    ports: String,
+    proxy_mode: Option<String>,
+    ports: Ports,
     listener: bool,
 }
 
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Ports {
+    One(u16),
+    Text(String),
+}
+
+impl Ports {
+    fn range(&self) -> Result<RangeInclusive<u16>, String> {
+        let text = match self {
+            Self::One(port) => return Ok(*port..=*port),
+            Self::Text(text) => text.as_str(),
+        };
+        let port = |port: &str| {
+            port.parse::<u16>()
+                .map_err(|e| format!("ports {text:?}: {e}"))
+        };
+        if text == "any" {
+            Ok(1..=u16::MAX)
+        } else if let Some(least) = text.strip_prefix(">=") {
+            Ok(port(least)?..=u16::MAX)
+        } else if let Some((least, greatest)) = text.split_once("..") {
+            Ok(port(least)?..=port(greatest)?)
+        } else {
+            port(text).map(|port| port..=port)
+        }
+    }
+}
+
 fn check_privileged(case: &Privileged) -> Result<(), String> {
-    let ports: &[u16] = match case.ports.as_str() {
-        "any" => &[1, 80, 1023, 1024, 8080],
-        "1..1023" => &[1, 80, 1023],
-        ">=1024" => &[1024, 8080],
-        other => return Err(format!("the ports {other:?} are not understood")),
-    };
-    let mode = mode(&case.proxy_mode);
+    let range = case.ports.range()?;
+    if range.is_empty() {
+        return Err("there is no port in the range".into());
+    }
+    let mode = mode(case.proxy_mode.as_deref());
     let ingress = capture::ingress_is_real(mode, CaptureMode::Default);
     let egress = capture::egress_is_real(mode, CaptureMode::Default, "");
-    for port in ports {
+    for port in range {
         for (what, real) in [("ingress", ingress), ("egress", egress)] {
-            let got = capture::may_bind(case.unprivileged, real, *port);
+            let got = capture::may_bind(case.unprivileged, real, port);
             expect(
                 &format!("{what} listener on port {port}"),
                 &case.listener,
@@ -447,9 +494,9 @@ fn check_privileged(case: &Privileged) -> Result<(), String> {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 struct Virtual {
-    mode: String,
+    mode: Option<String>,
     #[serde(rename = "virtualInbound")]
     inbound: bool,
     #[serde(rename = "virtualOutbound")]
@@ -457,7 +504,7 @@ struct Virtual {
 }
 
 fn check_virtual(case: &Virtual) -> Result<(), String> {
-    let got = capture::captures(mode(&case.mode));
+    let got = capture::captures(mode(case.mode.as_deref()));
     expect("virtualInbound", &case.inbound, &got)?;
     expect("virtualOutbound", &case.outbound, &got)
 }

@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-use super::{CaseResult, Malformed, expect, object, read};
+use super::{CaseResult, Malformed, Outcome, expect, object, or_default, read};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -29,9 +29,8 @@ struct File {
     cases: Vec<Value>,
     #[serde(default)]
     outbound_traffic_policy_fallback: Vec<Value>,
-    /// Connection pools are left to the proxy.
-    #[serde(default, rename = "inboundConnectionPoolPrecedence")]
-    _inbound_connection_pool_precedence: IgnoredAny,
+    #[serde(default)]
+    inbound_connection_pool_precedence: Vec<Value>,
     analyzer: Option<Analyzer>,
 }
 
@@ -41,12 +40,21 @@ struct File {
 /// When the text is no such file.
 pub fn run(text: &str) -> Result<Vec<CaseResult>, Malformed> {
     let file: File = read(text)?;
-    let mut results = super::run("selection", &file.cases, check);
+    let mut results = super::run("cases", &file.cases, check);
     results.extend(super::run(
-        "outbound traffic policy",
+        "outboundTrafficPolicyFallback",
         &file.outbound_traffic_policy_fallback,
         check_policy,
     ));
+    let pools = file.inbound_connection_pool_precedence.iter().enumerate();
+    results.extend(pools.map(|(index, case)| CaseResult {
+        name: super::name(
+            "inboundConnectionPoolPrecedence",
+            index,
+            case.get("name").and_then(Value::as_str),
+        ),
+        outcome: Outcome::NotRun("connection pools are left to the proxy"),
+    }));
     results.extend(file.analyzer.iter().flat_map(check_analyzer));
     Ok(results)
 }
@@ -56,12 +64,11 @@ type Labels = BTreeMap<String, String>;
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Case {
-    #[serde(rename = "name")]
-    _name: String,
-    #[serde(default, rename = "source")]
-    _source: IgnoredAny,
-    root_namespace: String,
+    #[serde(default, rename = "name")]
+    _name: IgnoredAny,
+    root_namespace: Option<String>,
     workload: Workload,
+    #[serde(default, deserialize_with = "or_default")]
     sidecars: Vec<CaseSidecar>,
     expect: Expect,
 }
@@ -70,13 +77,16 @@ struct Case {
 #[serde(deny_unknown_fields)]
 struct Workload {
     namespace: String,
+    #[serde(default, deserialize_with = "or_default")]
     r#type: CaseType,
+    #[serde(default, deserialize_with = "or_default")]
     labels: Labels,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum CaseType {
+    #[default]
     Sidecar,
     Router,
     Waypoint,
@@ -87,6 +97,8 @@ enum CaseType {
 struct CaseSidecar {
     namespace: String,
     name: String,
+    /// 0: unreadable.
+    #[serde(default, deserialize_with = "or_default")]
     created: i64,
     selector: Option<Labels>,
 }
@@ -95,8 +107,9 @@ struct CaseSidecar {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Expect {
     applied: String,
-    effective_namespace: String,
-    #[serde(default)]
+    effective_namespace: Option<String>,
+    /// Codes of Istio's analyzer, with ` on both` or without.
+    #[serde(default, deserialize_with = "or_default")]
     diagnostics: Vec<String>,
 }
 
@@ -116,32 +129,55 @@ fn check(case: &Case) -> Result<(), String> {
         CaseType::Router => ProxyType::Router,
         CaseType::Waypoint => ProxyType::Waypoint,
     };
-    let sidecars = Sidecars::new(&objects, &case.root_namespace);
+    let mesh = MeshConfig::default();
+    let root = case.root_namespace.as_ref().unwrap_or(&mesh.root_namespace);
+    let sidecars = Sidecars::new(&objects, root);
     let applied = match sidecars.select(proxy_type, namespace, labels) {
         Some(sidecar) => format!("{}/{}", sidecar.meta.namespace, sidecar.meta.name),
         None => "builtin-default".into(),
     };
     expect("applied", &case.expect.applied, &applied)?;
     // Whatever applies is evaluated for the workload's own namespace.
-    expect(
-        "effectiveNamespace",
-        &case.expect.effective_namespace,
-        namespace,
-    )?;
+    if let Some(expected) = &case.expect.effective_namespace {
+        expect("effectiveNamespace", expected, namespace)?;
+    }
     let findings = sidecars.conflicts([(namespace.as_str(), labels)]);
     for diagnostic in &case.expect.diagnostics {
-        let kind = match diagnostic.as_str() {
-            "ConflictingSidecarWorkloadSelectors on both" => FindingKind::SeveralSelectors,
-            "MultipleSidecarsWithoutWorkloadSelectors on both" => FindingKind::SeveralDefaults,
-            other => return Err(format!("the diagnostic {other:?} is not understood")),
+        let (wanted, on_both) = match diagnostic.strip_suffix(" on both") {
+            Some(wanted) => (wanted, true),
+            None => (diagnostic.as_str(), false),
         };
+        if !CODES.contains(&wanted) {
+            return Err(format!("the diagnostic {diagnostic:?} is not understood"));
+        }
         let named = findings
             .iter()
-            .find(|f| f.kind == kind)
-            .map_or(0, |f| 1 + f.related.len());
-        expect(diagnostic, &objects.len(), &named)?;
+            .find(|finding| code(finding) == Some(wanted))
+            .map_or(0, |finding| 1 + finding.related.len());
+        if named == 0 || on_both && named != 2 {
+            return Err(format!(
+                "expected {diagnostic:?}, got it on {named} Sidecars"
+            ));
+        }
     }
     Ok(())
+}
+
+/// Istio's codes of what the agent reports, too.
+const CODES: [&str; 3] = [
+    "ConflictingSidecarWorkloadSelectors",
+    "MultipleSidecarsWithoutWorkloadSelectors",
+    "ReferencedResourceNotFound",
+];
+
+fn code(finding: &Finding) -> Option<&'static str> {
+    let [selectors, defaults, nothing] = CODES;
+    match finding.kind {
+        FindingKind::SeveralSelectors => Some(selectors),
+        FindingKind::SeveralDefaults => Some(defaults),
+        FindingKind::SelectorMatchesNothing => Some(nothing),
+        _ => None,
+    }
 }
 
 fn sidecar(namespace: &str, name: &str, created: i64, selector: Option<Labels>) -> Object<Sidecar> {
@@ -159,8 +195,8 @@ fn sidecar(namespace: &str, name: &str, created: i64, selector: Option<Labels>) 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PolicyCase {
-    #[serde(default, rename = "source")]
-    _source: IgnoredAny,
+    #[serde(default, rename = "name")]
+    _name: IgnoredAny,
     mesh_config_mode: String,
     sidecar: PolicySidecar,
     expect: String,
@@ -176,7 +212,7 @@ enum PolicySidecar {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PolicyMode {
-    mode: String,
+    mode: Option<String>,
 }
 
 fn check_policy(case: &PolicyCase) -> Result<(), String> {
@@ -197,7 +233,8 @@ fn check_policy(case: &PolicyCase) -> Result<(), String> {
         }
         PolicySidecar::Text(other) => return Err(format!("{other:?} is not understood")),
         PolicySidecar::Policy(policy) => Some(Sidecar {
-            outbound_traffic_policy: Some(mode(&policy.mode)?),
+            // The first value of protobuf's enum is the default.
+            outbound_traffic_policy: Some(mode(policy.mode.as_deref().unwrap_or("REGISTRY_ONLY"))?),
             ..Sidecar::default()
         }),
     };
@@ -218,6 +255,7 @@ struct Analyzer {
 #[serde(deny_unknown_fields)]
 struct Pod {
     pod: String,
+    #[serde(default, deserialize_with = "or_default")]
     labels: Labels,
 }
 
@@ -251,25 +289,23 @@ fn check_analyzer(analyzer: &Analyzer) -> Vec<CaseResult> {
         pods.iter()
             .map(|(namespace, labels)| (namespace.as_str(), *labels)),
     );
-    let code = |name: &str| {
-        findings
-            .iter()
-            .find(|finding| names(finding, name))
-            .and_then(|finding| match finding.kind {
-                FindingKind::SeveralSelectors => Some("ConflictingSidecarWorkloadSelectors"),
-                FindingKind::SeveralDefaults => Some("MultipleSidecarsWithoutWorkloadSelectors"),
-                FindingKind::SelectorMatchesNothing => Some("ReferencedResourceNotFound"),
-                _ => None,
-            })
+    let found = |name: &str| {
+        let mut findings = findings.iter().filter(|finding| names(finding, name));
+        findings.find_map(code)
+    };
+    let outcome = |case: &AnalyzedSidecar| match case.code.as_deref() {
+        Some("IneffectivePolicy") => {
+            Outcome::NotRun("nothing in the case says that pods are ambient")
+        }
+        expected => expect("code", &expected, &found(&case.sidecar)).into(),
     };
     analyzer
         .sidecars
         .iter()
-        // About ambient pods, which have no sidecar and of which the agent knows nothing.
-        .filter(|case| case.code.as_deref() != Some("IneffectivePolicy"))
-        .map(|case| CaseResult {
-            name: format!("analyzer: {}", case.sidecar),
-            outcome: expect("code", &case.code.as_deref(), &code(&case.sidecar)),
+        .enumerate()
+        .map(|(index, case)| CaseResult {
+            name: super::name("analyzer", index, Some(&case.sidecar)),
+            outcome: outcome(case),
         })
         .collect()
 }

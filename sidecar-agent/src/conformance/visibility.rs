@@ -7,20 +7,23 @@ use serde_json::Value;
 
 use crate::{
     model::{
-        mesh::{InterceptionMode, MeshConfig},
+        mesh::MeshConfig,
         sidecar::{self, CaptureMode, EgressListener, Sidecar},
     },
     resolve::{
         Registry,
-        capture::interception_mode,
-        listeners::{self, Bind, Context},
+        listeners::{self, Context},
         protocol::Protocol,
         registry::{Discovery, Port, Provider, Service},
         visibility::{self, Features, Selected, VirtualService},
     },
 };
 
-use super::{CaseResult, Malformed, expect, read};
+use super::{
+    CaseResult, Malformed,
+    capture::{address, mode},
+    expect, or_default, read,
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,23 +40,22 @@ struct File {
 /// When the text is no such file.
 pub fn run(text: &str) -> Result<Vec<CaseResult>, Malformed> {
     let file: File = read(text)?;
-    let mut results = super::run("visibility", &file.cases, check);
-    results.extend(super::run("listeners", &file.lds, check_listeners));
+    let mut results = super::run("cases", &file.cases, check);
+    results.extend(super::run("lds", &file.lds, check_listeners));
     Ok(results)
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Case {
-    #[serde(rename = "name")]
-    _name: String,
-    #[serde(default, rename = "source")]
-    _source: IgnoredAny,
+    #[serde(default, rename = "name")]
+    _name: IgnoredAny,
     config_namespace: String,
     #[serde(default)]
     pre_sorted: bool,
     #[serde(default)]
     features: CaseFeatures,
+    #[serde(default, deserialize_with = "or_default")]
     services: Vec<CaseService>,
     #[serde(default)]
     virtual_services: Vec<CaseVirtualService>,
@@ -94,17 +96,22 @@ enum CaseRegistry {
     External,
 }
 
+/// Istio's names.
 #[derive(Deserialize)]
 enum CaseResolution {
     #[serde(rename = "ClientSideLB")]
     ClientSide,
     #[serde(rename = "DNSLB")]
     Dns,
+    #[serde(rename = "DNSRoundRobinLB")]
+    DnsRoundRobin,
+    Passthrough,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CasePort {
+    #[serde(default)]
     name: String,
     port: u16,
     #[serde(default)]
@@ -114,8 +121,8 @@ struct CasePort {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CaseVirtualService {
-    #[serde(rename = "name")]
-    _name: String,
+    #[serde(default, rename = "name")]
+    _name: IgnoredAny,
     namespace: String,
     hosts: Vec<String>,
     #[serde(default)]
@@ -198,13 +205,15 @@ impl From<CaseCaptureMode> for CaptureMode {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Expect {
     scope: Option<Vec<Seen>>,
+    #[serde(default)]
     order: Order,
-    per_listener: Vec<Vec<Seen>>,
+    per_listener: Option<Vec<Vec<Seen>>>,
 }
 
-#[derive(Clone, Copy, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Order {
+    #[default]
     Exact,
     Any,
 }
@@ -255,19 +264,23 @@ fn check(case: &Case) -> Result<(), String> {
         seen
     };
     let seen = |selected: &[Selected<'_>]| in_order(selected.iter().map(Seen::from).collect());
-    let per_listener: Vec<Vec<Seen>> = egress
-        .iter()
-        .map(|listener| seen(&visibility::exposed(&registry, namespace, listener)))
-        .collect();
-    let expected: Vec<Vec<Seen>> = case
-        .expect
-        .per_listener
-        .iter()
-        .cloned()
-        .map(in_order)
-        .collect();
-    expect("perListener", &expected, &per_listener)?;
-    let Some(scope) = &case.expect.scope else {
+    let Expect {
+        scope,
+        per_listener,
+        ..
+    } = &case.expect;
+    if scope.is_none() && per_listener.is_none() {
+        return Err("it expects neither scope nor perListener".into());
+    }
+    if let Some(expected) = per_listener {
+        let expected: Vec<_> = expected.iter().cloned().map(in_order).collect();
+        let got: Vec<_> = egress
+            .iter()
+            .map(|listener| seen(&visibility::exposed(&registry, namespace, listener)))
+            .collect();
+        expect("perListener", &expected, &got)?;
+    }
+    let Some(scope) = scope else {
         return Ok(());
     };
     let virtual_services: Vec<VirtualService> =
@@ -287,6 +300,8 @@ fn service(case: &CaseService) -> Result<Service, String> {
     let vips = match &case.address {
         None => Vec::new(),
         Some(text) => match text.parse::<std::net::IpAddr>() {
+            // How Istio writes that there is none.
+            Ok(ip) if ip.is_unspecified() => Vec::new(),
             Ok(ip) => vec![ip.into()],
             Err(_) => vec![text.parse().map_err(|error| format!("{text:?}: {error}"))?],
         },
@@ -302,6 +317,8 @@ fn service(case: &CaseService) -> Result<Service, String> {
         },
         discovery: match &case.resolution {
             Some(CaseResolution::Dns) => Discovery::Dns,
+            Some(CaseResolution::DnsRoundRobin) => Discovery::DnsRoundRobin,
+            Some(CaseResolution::Passthrough) => Discovery::Passthrough,
             Some(CaseResolution::ClientSide) | None => Discovery::Listed,
         },
         vips,
@@ -362,27 +379,29 @@ fn egress(case: &CaseEgress) -> EgressListener {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ListenersCase {
-    #[serde(rename = "name")]
-    _name: String,
-    #[serde(default, rename = "source")]
-    _source: IgnoredAny,
+    #[serde(default)]
+    name: String,
     config_namespace: String,
-    interception_mode: String,
+    interception_mode: Option<String>,
+    #[serde(default, deserialize_with = "or_default")]
     services: Vec<CaseService>,
-    egress: Vec<CaseEgress>,
+    egress: Option<Vec<CaseEgress>>,
     expect_listeners: Vec<ExpectedListener>,
     #[serde(default)]
     note: String,
 }
 
-#[derive(Debug, PartialEq, Deserialize)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ExpectedListener {
     bind: String,
     port: u16,
     bind_to_port: bool,
-    hosts: Vec<String>,
+    hosts: BTreeSet<String>,
 }
+
+/// How the cases say, in prose, that the proxy may not bind ports below 1024.
+const UNPRIVILEGED: [&str; 2] = ["ISTIO_META_UNPRIVILEGED_POD=true", "unprivileged proxy"];
 
 fn check_listeners(case: &ListenersCase) -> Result<(), String> {
     let services: Vec<Service> = case
@@ -394,32 +413,30 @@ fn check_listeners(case: &ListenersCase) -> Result<(), String> {
     let context = Context {
         mesh: &MeshConfig::default(),
         namespace: &case.config_namespace,
-        mode: interception_mode(&case.interception_mode).unwrap_or(InterceptionMode::Redirect),
+        mode: mode(case.interception_mode.as_deref()),
         addresses: &[],
-        // The cases have no field for it.
-        unprivileged: case.note.contains("ISTIO_META_UNPRIVILEGED_POD=true"),
+        unprivileged: UNPRIVILEGED
+            .iter()
+            .any(|words| case.name.contains(words) || case.note.contains(words)),
     };
-    let egress: Vec<EgressListener> = case.egress.iter().map(egress).collect();
-    let got: Vec<ExpectedListener> = listeners::outbound(&context, &registry, &egress)
-        .iter()
-        .map(|listener| {
-            let mut hosts: Vec<String> = listener
-                .members
-                .iter()
-                .map(|member| member.service.hostname.clone())
-                .collect();
-            hosts.dedup();
-            ExpectedListener {
-                bind: match &listener.bind {
-                    Bind::Wildcard => "0.0.0.0".into(),
-                    Bind::Ip(ip) => ip.to_string(),
-                    Bind::Unix(address) => address.to_string(),
-                },
-                port: listener.port,
-                bind_to_port: listener.real,
-                hosts,
-            }
-        })
-        .collect();
-    expect("listeners", &case.expect_listeners, &got)
+    let sidecar = Sidecar {
+        egress: case.egress.iter().flatten().map(egress).collect(),
+        ..Sidecar::default()
+    };
+    let egress = visibility::egress(Some(&sidecar));
+    let got = listeners::outbound(&context, &registry, &egress);
+    let got = got.iter().map(|listener| ExpectedListener {
+        bind: address(listener, &egress),
+        port: listener.port,
+        bind_to_port: listener.real,
+        hosts: listener
+            .members
+            .iter()
+            .map(|member| member.service.hostname.clone())
+            .collect(),
+    });
+    // Which listeners exist, in whatever order.
+    let expected: BTreeSet<_> = case.expect_listeners.iter().collect();
+    let got: Vec<_> = got.collect();
+    expect("listeners", &expected, &got.iter().collect())
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
 };
 
 use anyhow::{Context, Result};
@@ -23,10 +24,8 @@ use super::{
 pub struct Attachment {
     /// What the kernel knows of it.
     pub identity: Identity,
-    /// Ids of the cgroups attached to: the workload's, and the proxy's if it is apart.
-    cgroup_ids: Vec<u64>,
-    /// The workload's cgroup, to find its processes.
-    pub cgroup: std::path::PathBuf,
+    /// The cgroups attached to, with their ids: the workload's, and the proxy's if it is apart.
+    pub cgroups: Vec<(u64, PathBuf)>,
     /// Its network namespace.
     pub netns: Netns,
     /// The plan in force; 0: none.
@@ -45,7 +44,11 @@ impl Attachment {
         binding: &Binding<'_>,
     ) -> Result<Self> {
         let mut links = Vec::new();
-        let cgroups: Vec<_> = [Some(binding.cgroup), binding.proxy_cgroup]
+        // Programs of a cgroup run for those below it as well: once is enough.
+        let proxy_apart = binding
+            .proxy_cgroup
+            .filter(|proxy| !proxy.path.starts_with(&binding.cgroup.path));
+        let cgroups: Vec<_> = [Some(binding.cgroup), proxy_apart]
             .into_iter()
             .flatten()
             .collect();
@@ -73,8 +76,10 @@ impl Attachment {
         );
         Ok(Self {
             identity,
-            cgroup_ids: cgroups.iter().map(|cgroup| cgroup.id).collect(),
-            cgroup: binding.cgroup.path.clone(),
+            cgroups: cgroups
+                .iter()
+                .map(|cgroup| (cgroup.id, cgroup.path.clone()))
+                .collect(),
             netns: binding.netns.clone(),
             plan: 0,
             listen_ports: BTreeSet::new(),
@@ -84,18 +89,18 @@ impl Attachment {
 
     /// Writes the identity into the storage of the workload's cgroups.
     pub fn publish_identity(&self, maps: &Maps) -> Result<()> {
-        for &cgroup in &self.cgroup_ids {
-            maps.set_identity(cgroup, &self.identity)
-                .with_context(|| format!("telling the kernel who {} is", self.cgroup.display()))?;
+        for (cgroup, path) in &self.cgroups {
+            maps.set_identity(*cgroup, &self.identity)
+                .with_context(|| format!("telling the kernel who {} is", path.display()))?;
         }
         Ok(())
     }
 
     /// Makes the cgroups strangers again: their storage outlives the links.
     pub fn withdraw_identity(&self, maps: &Maps) {
-        for &cgroup in &self.cgroup_ids {
+        for (cgroup, _) in &self.cgroups {
             // The cgroup may be gone, and its storage with it.
-            let _ = maps.set_identity(cgroup, &Identity::default());
+            let _ = maps.set_identity(*cgroup, &Identity::default());
         }
     }
 }

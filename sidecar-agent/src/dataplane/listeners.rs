@@ -1,5 +1,5 @@
 //! Listening sockets that were open before the programs came: found through /proc, borrowed with
-//! pidfd_getfd, entered into `SOCKETS`. (Those opened later enter themselves, see `sock_ops.rs`.)
+//! `pidfd_getfd`, entered into `SOCKETS`. (Those opened later enter themselves, see `sock_ops.rs`.)
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use procfs::{
     process::{FDTarget, Process},
 };
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-use sidecar_common::{Addr, Endpoint, keys::WorkloadId};
+use sidecar_common::{Addr, Endpoint, keys::WorkloadId, values::Identity};
 
 use super::{attach::Attachment, cgroup, maps::Maps};
 
@@ -30,7 +30,8 @@ pub fn enter_existing(
     }
     let known = maps.known_sockets(workload);
     let mut listening: Option<BTreeMap<u64, Endpoint>> = None;
-    for pid in cgroup::processes(&attachment.cgroup) {
+    let cgroups = attachment.cgroups.iter();
+    for pid in cgroups.flat_map(|(_, path)| cgroup::processes(path)) {
         let Ok(process) = Process::new(pid) else {
             continue;
         };
@@ -53,6 +54,33 @@ pub fn enter_existing(
             }
         }
     }
+}
+
+/// Where the workload's processes listen on one of `ports`; those of its proxy's uid, and of a
+/// proxy's cgroup beside the workload's, do not count.
+pub fn listening(attachment: &Attachment, ports: &BTreeSet<u16>) -> BTreeSet<Endpoint> {
+    let Some((_, cgroup)) = attachment.cgroups.first().filter(|_| !ports.is_empty()) else {
+        return BTreeSet::new();
+    };
+    let proxy = attachment.identity;
+    let is_proxy = |process: &Process| {
+        proxy.flags & Identity::HAS_PROXY != 0
+            && process.uid().is_ok_and(|uid| uid == proxy.proxy_uid)
+    };
+    let mut listening: Option<BTreeMap<u64, Endpoint>> = None;
+    let mut found = BTreeSet::new();
+    for pid in cgroup::processes(cgroup) {
+        let Ok(process) = Process::new(pid) else {
+            continue;
+        };
+        if netns_of(pid) != Some(attachment.netns.id) || is_proxy(&process) {
+            continue;
+        }
+        let listening = listening.get_or_insert_with(|| listening_on(&process, ports));
+        let inodes = sockets(&process).into_iter().map(|(inode, _)| inode);
+        found.extend(inodes.filter_map(|inode| listening.get(&inode)));
+    }
+    found
 }
 
 /// Listening sockets of the process' namespace on these ports, by inode.

@@ -49,6 +49,7 @@ impl Default for Capacity {
 
 impl Capacity {
     /// Every map whose size is configured, by name.
+    #[must_use]
     pub fn entries(&self) -> [(&'static str, u32); 11] {
         [
             ("WORKLOADS", self.workloads),
@@ -122,6 +123,7 @@ pub struct Maps {
     local_addrs: HashMap<MapData, WorkloadEndpoint, u8>,
     listen_interest: HashMap<MapData, WorkloadPort, u8>,
     sockets: SockHash<MapData, WorkloadEndpoint>,
+    original_dst: HashMap<MapData, WorkloadEndpoint, Original>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -144,6 +146,7 @@ impl Maps {
             local_addrs: hash("LOCAL_ADDRS")?.try_into()?,
             listen_interest: hash("LISTEN_INTEREST")?.try_into()?,
             sockets: Map::SockHash(objects.open_map("SOCKETS")?).try_into()?,
+            original_dst: Map::LruHashMap(objects.open_map("ORIGINAL_DST")?).try_into()?,
             counters: Map::PerCpuArray(objects.open_map("COUNTERS")?).try_into()?,
         })
     }
@@ -281,27 +284,23 @@ impl Maps {
             .collect()
     }
 
-    /// Adds ports whose listeners must be known, before a plan that needs them.
+    /// Adds ports whose listeners must be known, before a plan that needs them. On failure none of
+    /// them stays.
     pub fn set_listen_interest(
         &mut self,
         workload: WorkloadId,
         old: &BTreeSet<u16>,
         new: &BTreeSet<u16>,
     ) -> Result<()> {
-        for &port in new.difference(old) {
+        let added = new.difference(old).try_for_each(|&port| {
             self.listen_interest
-                .insert(
-                    WorkloadPort {
-                        workload,
-                        port,
-                        pad: 0,
-                    },
-                    1,
-                    0,
-                )
-                .context("map LISTEN_INTEREST is full; raise --max-sockets")?;
+                .insert(workload_port(workload, port), 1, 0)
+                .context("map LISTEN_INTEREST is full; raise --max-sockets")
+        });
+        if added.is_err() {
+            self.drop_listen_interest(workload, new, old);
         }
-        Ok(())
+        added
     }
 
     /// Takes away ports that the plan in force does not need.
@@ -313,11 +312,7 @@ impl Maps {
     ) {
         let gone: BTreeSet<u16> = old.difference(new).copied().collect();
         for &port in &gone {
-            let _ = self.listen_interest.remove(&WorkloadPort {
-                workload,
-                port,
-                pad: 0,
-            });
+            let _ = self.listen_interest.remove(&workload_port(workload, port));
         }
         self.remove_sockets(|key| key.workload == workload && gone.contains(&key.endpoint.port));
     }
@@ -373,6 +368,12 @@ impl Maps {
             let _ = self.local_addrs.remove(&local_addr_key(workload, addr));
         }
         self.remove_sockets(|key| key.workload == workload);
+        // The slot's next workload must not inherit them.
+        let originals = self.original_dst.keys().flatten();
+        let keys: Vec<_> = originals.filter(|key| key.workload == workload).collect();
+        for key in keys {
+            let _ = self.original_dst.remove(&key);
+        }
         let zeros = vec![0; aya::util::nr_cpus().unwrap_or(1)];
         for index in counter_slots(workload) {
             if let Ok(values) = aya::maps::PerCpuValues::try_from(zeros.clone()) {
@@ -459,6 +460,14 @@ fn backends(plan: PlanId, of: &Plan) -> impl Iterator<Item = (BackendKey, Endpoi
             .zip(backends)
             .map(move |(index, backend)| (BackendKey { plan, group, index }, *backend))
     })
+}
+
+fn workload_port(workload: WorkloadId, port: u16) -> WorkloadPort {
+    WorkloadPort {
+        workload,
+        port,
+        pad: 0,
+    }
 }
 
 fn local_addr_key(workload: WorkloadId, addr: Addr) -> WorkloadEndpoint {

@@ -25,7 +25,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use sidecar_common::{
-    Addr, Reason,
+    Addr, Endpoint, Reason,
     decide::Direction,
     keys::{PlanId, WorkloadId},
     values::Identity,
@@ -67,7 +67,7 @@ pub struct Binding<'a> {
 pub struct RelaySockets<'a> {
     /// On 127.0.0.1.
     pub v4: Option<(BorrowedFd<'a>, u16)>,
-    /// On ::1; `None` where the namespace has no IPv6.
+    /// On `::1`; `None` where the namespace has no IPv6.
     pub v6: Option<(BorrowedFd<'a>, u16)>,
 }
 
@@ -123,10 +123,13 @@ impl Dataplane {
             ..Identity::default()
         };
         let attachment = Attachment::new(&self.objects, workload, identity, binding)?;
-        attachment.publish_identity(&self.maps)?;
-        self.maps
-            .set_local_addrs(workload, &attachment.netns.local_addrs()?)?;
+        let introduced = self.introduce(workload, &attachment);
+        // Also where that failed: `detach` undoes what was done.
         self.attachments.insert(workload, attachment);
+        if let Err(error) = introduced {
+            self.detach(workload);
+            return Err(error);
+        }
         Ok(workload)
     }
 
@@ -244,6 +247,15 @@ impl Dataplane {
         }
     }
 
+    /// Where the workload's own processes listen now, on one of `ports`.
+    #[must_use]
+    pub fn listening(&self, workload: WorkloadId, ports: &BTreeSet<u16>) -> BTreeSet<Endpoint> {
+        self.attachments
+            .get(&workload)
+            .map(|attachment| listeners::listening(attachment, ports))
+            .unwrap_or_default()
+    }
+
     /// The plan id that the kernel follows for this workload right now; 0: none.
     #[must_use]
     pub fn current_plan(&self, workload: WorkloadId) -> PlanId {
@@ -270,6 +282,13 @@ impl Dataplane {
     /// If the map cannot be opened again.
     pub fn originals(&self) -> Result<Originals> {
         self.objects.originals()
+    }
+
+    /// Tells the kernel who a workload is, and which addresses are its own.
+    fn introduce(&mut self, workload: WorkloadId, attachment: &Attachment) -> Result<()> {
+        attachment.publish_identity(&self.maps)?;
+        let addrs = attachment.netns.local_addrs()?;
+        self.maps.set_local_addrs(workload, &addrs)
     }
 
     fn free_slot(&self) -> Result<WorkloadId> {

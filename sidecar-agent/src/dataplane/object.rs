@@ -87,7 +87,7 @@ impl Objects {
             .map(|(attach_type, program)| (*attach_type, program.as_fd()))
     }
 
-    /// Loads the copy of the sk_lookup program that serves `workload`.
+    /// Loads the copy of the `sk_lookup` program that serves `workload`.
     pub fn load_sk_lookup(&self, workload: WorkloadId) -> Result<OwnedFd> {
         let mut object = self
             .loader()

@@ -186,6 +186,10 @@ catalogue! {
         "Only the TCP settings of the connection pool apply to this port.",
         "set the port's protocol to HTTP, HTTP2 or GRPC, or remove the http settings";
 
+    COMPATIBILITY "SCA0123" Warning "accepted for compatibility only",
+        "Istio 1.0 described ingress listeners on unix sockets (`bind: unix://...`, port 0). Current Istio refuses them; they are accepted because of `--compat istio-1.0`.",
+        "bind to an IP address and a port before the resource goes to a current Istio";
+
     // ServiceEntry, WorkloadEntry, Service, MeshConfig.
     BAD_SERVICE_HOST "SCA0200" Error "not a valid service host",
         "A ServiceEntry needs at least one host; hosts are full DNS names, which may begin with `*.`.",
@@ -242,6 +246,12 @@ catalogue! {
     SELECTOR_MATCHES_NOTHING "SCA0402" Warning "selector matches no workload",
         "No known workload of the Sidecar's namespace has these labels. Istio: ReferencedResourceNotFound.",
         "correct the labels, or delete the Sidecar";
+    HOST_MATCHES_NOTHING "SCA0403" Warning "host matches no service",
+        "No service that is exported to the workload's namespace has a name that the entry covers. Istio: the listener does not expose anything for it.",
+        "correct the entry, or add the service";
+    PORT_MATCHES_NOTHING "SCA0404" Warning "no selected service has the listener's port",
+        "An egress listener with a port exposes only services that have this port. Without one it creates nothing, and connections to the port are treated as to unknown destinations.",
+        "correct the port, or the hosts";
     BAD_ANNOTATION "SCA0410" Error "annotation cannot be used",
         "The annotation, or the element of its list that is named, is left out; the rest holds.",
         "correct the annotation's value";
@@ -260,6 +270,15 @@ catalogue! {
     NEEDS_PROXY "SCA0423" Warning "only a layer 7 proxy can do this",
         "What is told apart by a Host header or a server name cannot be told apart by address and port.",
         "give the workload a sidecar proxy, or the services addresses of their own";
+    SHADOWED "SCA0424" Warning "listener hides services of another one",
+        "The most specific port wins: an address and port that a listener with a port has is closed to the services of the listener without one. HTTP services share one address, so that the port as a whole is closed to them.",
+        "name the services in the listener with the port";
+    RESERVED_PORT "SCA0425" Warning "port is reserved",
+        "Istio makes no listener on the wildcard address at the ports of its proxy: 15021 and 15090 (health, metrics), and outbound proxyListenPort and proxyInboundListenPort (15001, 15006).",
+        "use another port, or bind to one address";
+    PORT_IN_USE "SCA0426" Warning "the application listens where an ingress listener is",
+        "A listener with captureMode NONE is to be a real one, but a process of the workload already listens at its address and port. Istio's proxy could not bind it; without a proxy, sk_lookup comes before the application's socket, which gets none of the connections.",
+        "let the application listen elsewhere, on 127.0.0.1 for instance, or use another port";
 }
 
 #[cfg(test)]

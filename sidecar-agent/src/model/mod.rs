@@ -2,6 +2,7 @@
 //! Pure: text in, values and diagnostics out.
 
 pub mod catalogue;
+pub mod compat;
 pub mod decode;
 pub mod diagnostic;
 pub mod mesh;
@@ -13,7 +14,9 @@ pub mod sidecar;
 pub mod snapshot;
 pub mod tree;
 pub mod validate;
+pub mod virtual_service;
 pub mod workload;
 
+pub use compat::Compat;
 pub use meta::{Object, ObjectMeta, Origin, ResourceRef};
 pub use snapshot::Snapshot;

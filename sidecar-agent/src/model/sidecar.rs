@@ -15,8 +15,21 @@ pub struct Sidecar {
     pub egress: Vec<EgressListener>,
     /// `outboundTrafficPolicy`, if present. An object without `mode` is `REGISTRY_ONLY`.
     pub outbound_traffic_policy: Option<OutboundTrafficPolicy>,
+    /// `outboundTrafficPolicy.egressProxy`: where unknown destinations lead.
+    pub egress_proxy: Option<EgressProxy>,
     /// Field paths that are honoured only by an L7 proxy (tls, connectionPool, ...), as written.
     pub left_to_proxy: Vec<String>,
+}
+
+/// `outboundTrafficPolicy.egressProxy`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EgressProxy {
+    /// `host`: a service's full name.
+    pub host: String,
+    /// `port.number`.
+    pub port: u16,
+    /// `subset`; empty where absent.
+    pub subset: String,
 }
 
 /// One element of `ingress`.

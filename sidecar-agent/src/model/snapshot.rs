@@ -6,8 +6,13 @@ use std::{
 };
 
 use super::{
-    mesh::MeshConfig, meta::Object, service::Service, service_entry::ServiceEntry,
-    sidecar::Sidecar, workload::WorkloadEntry,
+    mesh::MeshConfig,
+    meta::{Object, ResourceRef},
+    service::Service,
+    service_entry::ServiceEntry,
+    sidecar::Sidecar,
+    virtual_service::VirtualService,
+    workload::WorkloadEntry,
 };
 
 /// A consistent view of all resources. Within each list the order is (creation, name, namespace).
@@ -15,12 +20,16 @@ use super::{
 pub struct Snapshot {
     /// Mesh-wide settings.
     pub mesh: MeshConfig,
+    /// The document they come from; `None`: they are the defaults.
+    pub mesh_origin: Option<ResourceRef>,
     /// `Sidecar`s.
     pub sidecars: Vec<Object<Sidecar>>,
     /// Kubernetes services.
     pub services: Vec<Object<Service>>,
     /// Service entries.
     pub service_entries: Vec<Object<ServiceEntry>>,
+    /// Virtual services.
+    pub virtual_services: Vec<Object<VirtualService>>,
     /// Workloads: those with [`super::workload::CGROUP_ANNOTATION`] are captured on this node,
     /// all of them can be endpoints.
     pub workloads: Vec<Object<WorkloadEntry>>,

@@ -128,6 +128,13 @@ pub fn is_reserved(mesh: &MeshConfig, bind: Option<IpAddr>, port: u16, protocol:
             || port == mesh.proxy_inbound_listen_port)
 }
 
+/// Whether an ingress listener would sit on the wildcard address at one of the proxy's status
+/// ports.
+#[must_use]
+pub fn ingress_is_reserved(bind: Option<IpAddr>, port: u16, protocol: Protocol) -> bool {
+    bind.map_or(protocol.is_http(), |ip| ip.is_unspecified()) && STATUS_PORTS.contains(&port)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

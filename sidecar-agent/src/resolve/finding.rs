@@ -20,6 +20,10 @@ pub enum FindingKind {
     SeveralDefaults,
     /// A selector matches no workload of its namespace (Istio: `ReferencedResourceNotFound`).
     SelectorMatchesNothing,
+    /// A host of an egress listener matches no service.
+    HostMatchesNothing,
+    /// No service has the port of an egress listener.
+    PortMatchesNothing,
     /// An annotation of a workload cannot be used as written.
     BadAnnotation,
     /// A workload's cgroup is another workload's, or lies within or around it.
@@ -32,6 +36,12 @@ pub enum FindingKind {
     NoEndpoint,
     /// Something only an L7 proxy can do, and the workload has none.
     NeedsProxy,
+    /// A listener has the address and port that services of another one would need.
+    Shadowed,
+    /// A listener is at a port that Istio's proxy keeps for itself.
+    ReservedPort,
+    /// An application listens where a listener is.
+    PortInUse,
 }
 
 impl FindingKind {
@@ -42,12 +52,17 @@ impl FindingKind {
             Self::SeveralSelectors => catalogue::SEVERAL_SELECTORS,
             Self::SeveralDefaults => catalogue::SEVERAL_DEFAULTS,
             Self::SelectorMatchesNothing => catalogue::SELECTOR_MATCHES_NOTHING,
+            Self::HostMatchesNothing => catalogue::HOST_MATCHES_NOTHING,
+            Self::PortMatchesNothing => catalogue::PORT_MATCHES_NOTHING,
             Self::BadAnnotation => catalogue::BAD_ANNOTATION,
             Self::CgroupConflict => catalogue::CGROUP_CONFLICT,
             Self::Unreachable => catalogue::UNREACHABLE,
             Self::ListenerConflict => catalogue::LISTENER_CONFLICT,
             Self::NoEndpoint => catalogue::NO_ENDPOINT,
             Self::NeedsProxy => catalogue::NEEDS_PROXY,
+            Self::Shadowed => catalogue::SHADOWED,
+            Self::ReservedPort => catalogue::RESERVED_PORT,
+            Self::PortInUse => catalogue::PORT_IN_USE,
         }
     }
 }

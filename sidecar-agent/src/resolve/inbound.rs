@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    compile::plan::Target,
+    compile::plan::{Target, UnixAddr},
     model::{
         mesh::{InterceptionMode, MeshConfig},
         service::TargetPort,
@@ -16,7 +16,9 @@ use crate::{
 
 use super::{
     capture,
+    finding::FindingKind,
     forward::{self, Forward},
+    protocol::Protocol,
     registry::Registry,
 };
 
@@ -33,8 +35,34 @@ pub struct InboundListener {
     pub real: bool,
     /// Where a real one is bound.
     pub binds: Vec<IpAddr>,
+    /// The unix socket it is, with port 0 (Istio 1.0 only).
+    pub unix: Option<UnixAddr>,
     /// Where its connections go.
     pub forward: Forward,
+}
+
+/// Why a declared listener does not exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// What is wrong.
+    pub kind: FindingKind,
+    /// What is wrong, for people.
+    pub message: String,
+}
+
+impl Skipped {
+    fn unreachable(message: impl Into<String>) -> Self {
+        Self {
+            kind: FindingKind::Unreachable,
+            message: message.into(),
+        }
+    }
+}
+
+impl From<Skipped> for String {
+    fn from(skipped: Skipped) -> Self {
+        skipped.message
+    }
 }
 
 /// The listeners that a Sidecar's `ingress` declares, by element; `Err` tells what is wrong with
@@ -43,7 +71,7 @@ pub fn declared<'a>(
     sidecar: &'a Sidecar,
     mode: InterceptionMode,
     addresses: &'a [IpAddr],
-) -> impl Iterator<Item = (usize, Result<InboundListener, String>)> + 'a {
+) -> impl Iterator<Item = (usize, Result<InboundListener, Skipped>)> + 'a {
     sidecar
         .ingress
         .iter()
@@ -51,38 +79,55 @@ pub fn declared<'a>(
         .map(move |(index, ingress)| {
             let real = capture::ingress_is_real(mode, ingress.capture_mode);
             let listener = || {
-                if !real && !capture::captures(mode) {
-                    return Err(
-                        "captureMode IPTABLES, but interception mode NONE: nothing is captured"
-                            .into(),
-                    );
+                let unix = UnixAddr::parse(&ingress.bind);
+                if !real && unix.is_none() && !capture::captures(mode) {
+                    return Err(Skipped::unreachable(
+                        "captureMode IPTABLES, but interception mode NONE: nothing is captured",
+                    ));
                 }
-                let port = u16::try_from(ingress.port.number)
-                    .map_err(|_| format!("port {} is no port", ingress.port.number))?;
+                let port = u16::try_from(ingress.port.number).map_err(|_| {
+                    Skipped::unreachable(format!("port {} is no port", ingress.port.number))
+                })?;
                 let bind = match ingress.bind.as_str() {
                     "" => None,
-                    text => Some(
-                        text.parse()
-                            .map_err(|_| format!("bind {text:?} is no address"))?,
-                    ),
+                    _ if unix.is_some() => None,
+                    text => Some(text.parse().map_err(|_| {
+                        Skipped::unreachable(format!("bind {text:?} is no address"))
+                    })?),
                 };
+                let protocol = Protocol::parse(&ingress.port.protocol);
+                if capture::ingress_is_reserved(bind, port, protocol) {
+                    return Err(Skipped {
+                        kind: FindingKind::ReservedPort,
+                        message: format!(
+                            "port {port} on every address is kept for the proxy itself; there \
+                             will be no listener"
+                        ),
+                    });
+                }
                 let forward =
                     forward::forward(&ingress.default_endpoint, addresses).ok_or_else(|| {
-                        format!(
+                        Skipped::unreachable(format!(
                             "defaultEndpoint {:?} is no endpoint",
                             ingress.default_endpoint
-                        )
+                        ))
                     })?;
+                if unix.is_some() && forward.target == Target::Original {
+                    return Err(Skipped::unreachable(
+                        "a listener on a unix socket leads nowhere without a defaultEndpoint",
+                    ));
+                }
                 Ok(InboundListener {
                     ingress: Some(index),
                     service: None,
                     port,
-                    real,
-                    binds: if real {
+                    real: real || unix.is_some(),
+                    binds: if real && unix.is_none() {
                         capture::ingress_binds(bind, addresses)
                     } else {
                         Vec::new()
                     },
+                    unix,
                     forward,
                 })
             };
@@ -131,6 +176,7 @@ pub fn derived(
                 port: number,
                 real: false,
                 binds: Vec::new(),
+                unix: None,
                 forward: Forward {
                     target,
                     source: None,

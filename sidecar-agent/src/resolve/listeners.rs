@@ -72,6 +72,9 @@ pub struct OutboundListener<'a> {
     pub members: Vec<Member<'a>>,
     /// Services that wanted it and did not get it.
     pub dropped: Vec<&'a Service>,
+    /// Services of the catch-all (its index in `egress`) that would have been on it, had it not
+    /// been locked.
+    pub shadowed: Vec<(usize, &'a Service)>,
 }
 
 /// A service on a listener.
@@ -260,6 +263,7 @@ impl<'a> Table<'a> {
                 explicit,
                 members: Vec::new(),
                 dropped: Vec::new(),
+                shadowed: Vec::new(),
             };
             let Pair { service, port } = pair;
             self.join(
@@ -276,6 +280,7 @@ impl<'a> Table<'a> {
 
     fn join(&mut self, new: OutboundListener<'a>, member: Member<'a>) {
         let next = self.listeners.len();
+        let egress = new.egress;
         let index = *self
             .keys
             .entry((new.bind.clone(), new.port))
@@ -286,7 +291,18 @@ impl<'a> Table<'a> {
         let Some(listener) = self.listeners.get_mut(index) else {
             return;
         };
+        let is_member = |member: &Member<'_>, of: &OutboundListener<'_>| {
+            let same = |known: &Member<'_>| {
+                known.service.hostname == member.service.hostname
+                    && known.service.namespace == member.service.namespace
+                    && known.port.number == member.port.number
+            };
+            of.members.iter().any(same)
+        };
         if index < self.locked {
+            if !is_member(&member, listener) {
+                listener.shadowed.push((egress, member.service));
+            }
             return;
         }
         let server_first = |protocol| protocol == Protocol::ServerFirst;
@@ -300,7 +316,8 @@ impl<'a> Table<'a> {
         let shares = member.protocol.is_http() || matches!(listener.bind, Bind::Unix(_));
         if mixes && (shares || self.taken.insert((index, member.network, name))) {
             listener.members.push(member);
-        } else {
+        } else if !is_member(&member, listener) {
+            // Resources that declare parts of one service do not compete.
             listener.dropped.push(member.service);
         }
     }

@@ -10,9 +10,13 @@
 //! | [`hosts`], [`visibility`] | which services an egress listener exposes |
 //! | [`listeners`] | which egress listeners exist, at which address and port |
 //! | [`inbound`], [`forward`] | which ingress listeners exist, and where they lead |
+//! | [`analysis`] | what is suspicious about a Sidecar in view of the services |
+//! | [`declared`] | which resource and field decided |
 //! | [`capture`] | real listener or captured; bind addresses; reserved ports |
 
+pub mod analysis;
 pub mod capture;
+pub mod declared;
 pub mod finding;
 pub mod forward;
 pub mod hosts;

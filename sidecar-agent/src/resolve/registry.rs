@@ -168,6 +168,7 @@ impl Registry {
         services.sort_by(|a, b| {
             (a.created, &a.name, &a.namespace).cmp(&(b.created, &b.name, &b.namespace))
         });
+        share_endpoints(&mut services);
         Self::from_services(services, &snapshot.mesh.default_service_export_to)
     }
 
@@ -218,6 +219,12 @@ impl Registry {
         registry
     }
 
+    /// Whether there is no service at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty()
+    }
+
     /// Every service `namespace` may see, with its position in the registry's order: those
     /// exported to it by name first, then the public ones.
     pub fn visible(&self, namespace: &str) -> impl Iterator<Item = (usize, &Service)> {
@@ -259,6 +266,47 @@ impl Registry {
                 && !service.selector.is_empty()
                 && select::matches(&service.selector, labels)
         })
+    }
+}
+
+/// Service entries of one host in one namespace are parts of one service: Istio keeps endpoints by
+/// host name, namespace and port, so that each has the endpoints of all. Entries whose endpoints
+/// are found in other ways do not take part.
+fn share_endpoints(services: &mut [Service]) {
+    let listed = |service: &Service| {
+        service.provider == Provider::External && service.discovery == Discovery::Listed
+    };
+    let key = |service: &Service, port: &Port| {
+        (
+            service.namespace.clone(),
+            service.hostname.clone(),
+            port.number,
+        )
+    };
+    let mut by_host: HashMap<(&str, &str), u32> = HashMap::new();
+    for service in services.iter().filter(|service| listed(service)) {
+        *by_host
+            .entry((&service.namespace, &service.hostname))
+            .or_default() += 1;
+    }
+    if by_host.values().all(|entries| *entries == 1) {
+        return;
+    }
+    let mut endpoints: HashMap<_, Vec<Target>> = HashMap::new();
+    for service in services.iter().filter(|service| listed(service)) {
+        for port in &service.ports {
+            let all = endpoints.entry(key(service, port)).or_default();
+            all.extend(port.endpoints.iter().cloned());
+        }
+    }
+    for service in services.iter_mut().filter(|service| listed(service)) {
+        let mut ports = std::mem::take(&mut service.ports);
+        for port in &mut ports {
+            if let Some(all) = endpoints.get(&key(service, port)) {
+                port.endpoints = sorted(all.clone());
+            }
+        }
+        service.ports = ports;
     }
 }
 

@@ -15,14 +15,14 @@ use crate::model::{mesh::InterceptionMode, workload::PROXY_UID_ANNOTATION};
 
 use super::{capture, registry::canonical};
 
-const INCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeInboundPorts";
-const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
-const INCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
-const EXCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
-const INCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeOutboundPorts";
-const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
-const INTERCEPTION_MODE: &str = "sidecar.istio.io/interceptionMode";
-const STATUS_PORT: &str = "status.sidecar.istio.io/port";
+pub(super) const INCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeInboundPorts";
+pub(super) const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
+pub(super) const INCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
+pub(super) const EXCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
+pub(super) const INCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/includeOutboundPorts";
+pub(super) const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
+pub(super) const INTERCEPTION_MODE: &str = "sidecar.istio.io/interceptionMode";
+pub(super) const STATUS_PORT: &str = "status.sidecar.istio.io/port";
 
 /// The proxy's uid unless said otherwise.
 const DEFAULT_PROXY_UID: u32 = 1337;
@@ -57,6 +57,8 @@ pub struct Traffic {
     pub exclude_outbound: BTreeSet<u16>,
     /// The interception mode.
     pub mode: InterceptionMode,
+    /// The port of the proxy's merged metrics and health, exempt inbound; 0: none.
+    pub status_port: u16,
     /// The proxy's uid.
     pub proxy_uid: u32,
 }
@@ -93,12 +95,12 @@ impl Traffic {
                 }
             })
             .unwrap_or(default_mode);
-        let status_port = reader.value(STATUS_PORT, "a port, or 0 for none", |t| t.parse().ok());
+        let status_port = reader
+            .value(STATUS_PORT, "a port, or 0 for none", |t| t.parse().ok())
+            .unwrap_or(DEFAULT_STATUS_PORT);
         let mut exclude_inbound = reader.ports(EXCLUDE_INBOUND_PORTS);
         exclude_inbound.extend(capture::STATUS_PORTS);
-        exclude_inbound.extend(
-            Some(status_port.unwrap_or(DEFAULT_STATUS_PORT)).filter(|port: &u16| *port != 0),
-        );
+        exclude_inbound.extend(Some(status_port).filter(|port| *port != 0));
         let traffic = Self {
             include_inbound: reader
                 .include(INCLUDE_INBOUND_PORTS, |r| r.ports(INCLUDE_INBOUND_PORTS)),
@@ -110,6 +112,7 @@ impl Traffic {
             include_outbound: reader.ports(INCLUDE_OUTBOUND_PORTS),
             exclude_outbound: reader.ports(EXCLUDE_OUTBOUND_PORTS),
             mode,
+            status_port,
             proxy_uid: reader
                 .value(PROXY_UID_ANNOTATION, "a user id", |text| text.parse().ok())
                 .unwrap_or(DEFAULT_PROXY_UID),
@@ -158,6 +161,12 @@ impl Traffic {
     pub fn exempt_inbound(&self) -> impl Iterator<Item = u16> + '_ {
         let tunnel = Some(TUNNEL_PORT).filter(|port| self.always_exempt_inbound(*port));
         self.exclude_inbound.iter().copied().chain(tunnel)
+    }
+
+    /// Whether an inbound port is exempt whatever the annotations say.
+    #[must_use]
+    pub fn is_always_exempt(&self, port: u16) -> bool {
+        capture::STATUS_PORTS.contains(&port) || self.always_exempt_inbound(port)
     }
 
     /// In mode TPROXY the tunnel port is captured like any other.

@@ -6,7 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::model::sidecar::{EgressListener, Sidecar};
+use crate::model::{
+    Object, Snapshot,
+    sidecar::{EgressListener, Sidecar},
+    virtual_service,
+};
 
 use super::{
     hosts::Hosts,
@@ -33,6 +37,49 @@ pub struct VirtualService {
     pub hosts: Vec<String>,
     /// Destinations of its routes and mirrors: host name to ports; no ports: all.
     pub destinations: BTreeMap<String, BTreeSet<u16>>,
+}
+
+/// The virtual services that hold for sidecars in `namespace`, oldest first, with complete names.
+#[must_use]
+pub fn virtual_services(snapshot: &Snapshot, namespace: &str) -> Vec<VirtualService> {
+    let is_for = |object: &&Object<virtual_service::VirtualService>| {
+        let own = object.meta.namespace.as_str();
+        let exported = |to: &String| match to.as_str() {
+            "*" => true,
+            "." => own == namespace,
+            other => other == namespace,
+        };
+        let export_to = object.spec.export_to.as_deref().unwrap_or_default();
+        object.spec.is_for_mesh() && (export_to.is_empty() || export_to.iter().any(exported))
+    };
+    snapshot
+        .virtual_services
+        .iter()
+        .filter(is_for)
+        .map(|object| {
+            let own = object.meta.namespace.as_str();
+            let complete = |host: &String| complete(host, own, &snapshot.mesh.cluster_domain);
+            VirtualService {
+                namespace: own.to_owned(),
+                hosts: object.spec.hosts.iter().map(complete).collect(),
+                destinations: object
+                    .spec
+                    .destinations
+                    .iter()
+                    .map(|(host, ports)| (complete(host), ports.clone()))
+                    .collect(),
+            }
+        })
+        .collect()
+}
+
+/// A short name is a service's of the virtual service's own namespace.
+fn complete(host: &str, namespace: &str, domain: &str) -> String {
+    if host.contains(['.', '*']) {
+        host.to_owned()
+    } else {
+        format!("{host}.{namespace}.svc.{domain}")
+    }
 }
 
 /// Choices of Istio's control plane that decide which services are seen.

@@ -1,6 +1,10 @@
 //! The workloads of this node: workload entries that name a cgroup.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 use crate::model::{
     Object, ResourceRef, Snapshot,
@@ -30,6 +34,8 @@ pub struct ResolvedWorkload {
     pub resource: ResourceRef,
     /// Labels of the spec over those of the metadata.
     pub labels: BTreeMap<String, String>,
+    /// Names of the annotations it has.
+    pub annotations: BTreeSet<String>,
     /// Named ports.
     pub ports: BTreeMap<String, u16>,
     /// Its cgroup, below the cgroup2 root, without slashes at the ends.
@@ -211,6 +217,7 @@ fn resolve(
             .select(ProxyType::Sidecar, &meta.namespace, &labels)
             .cloned(),
         labels,
+        annotations: meta.annotations.keys().cloned().collect(),
         ports: spec.ports.clone(),
         cgroup,
         netns: annotation(NETNS_ANNOTATION)

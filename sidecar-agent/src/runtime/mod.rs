@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     compile,
     dataplane::{self, Capacity},
-    model::diagnostic::Diagnostic,
+    model::Compat,
     observe::admin::{self, Answer, Request},
     source::{
         dns::{DnsWatcher, Resolver},
@@ -43,6 +43,8 @@ pub struct Options {
     pub bpffs: PathBuf,
     /// Name servers; empty: the system's.
     pub dns_servers: Vec<SocketAddr>,
+    /// Whose rules say what is valid.
+    pub compat: Compat,
     /// Map capacities.
     pub capacity: Capacity,
 }
@@ -63,7 +65,7 @@ pub async fn run(options: Options) -> Result<()> {
         .chain(options.mesh_config)
         .collect();
     let mut watch = files::watch(&paths);
-    let mut store = files::Store::default();
+    let mut store = files::Store::new(options.compat);
     let resolver = Resolver::new(&options.dns_servers).context("starting the resolver")?;
     let dns = DnsWatcher::spawn(resolver);
     let mut names = dns.state();
@@ -113,7 +115,7 @@ fn apply(node: &mut Node, input: &files::Update, dns: &DnsWatcher, generation: u
     dns.want(wanted.dns);
     let mut diagnostics = input.diagnostics.clone();
     diagnostics.extend(dns.state().borrow().diagnostics());
-    diagnostics.extend(wanted.findings.iter().map(Diagnostic::from));
-    node.apply(wanted.workloads, diagnostics);
+    diagnostics.extend(input.places.diagnostics(&wanted.findings));
+    node.apply(wanted.workloads, diagnostics, input.places.clone());
     tracing::info!(generation, elapsed = ?started.elapsed(), "applied the configuration");
 }

@@ -9,12 +9,14 @@ use sidecar_common::keys::WorkloadId;
 
 use super::relays::{WorkloadRelay, needs_relay};
 use crate::{
-    compile::{Plan, WorkloadPlan},
+    cli::render,
+    compile::{Plan, WorkloadPlan, in_use},
     dataplane::{self, Binding, Dataplane, Originals, cgroup, netns::Netns},
     model::diagnostic::Diagnostic,
     observe::status::{DecisionCount, MapStatus, RelayStatus, State, Status, WorkloadStatus},
     relay::{Engine, EngineConfig},
     resolve::workload::{Proxy, ResolvedWorkload},
+    source::files::Places,
 };
 
 /// All workloads, and what serves them.
@@ -25,6 +27,7 @@ pub struct Node {
     cgroup_root: std::path::PathBuf,
     workloads: BTreeMap<String, Workload>,
     diagnostics: Vec<Diagnostic>,
+    places: Arc<Places>,
 }
 
 struct Workload {
@@ -33,6 +36,8 @@ struct Workload {
     live: Option<Live>,
     /// Why the wanted plan is not (completely) in force.
     problem: Option<String>,
+    /// Applications in the way of its listeners. They do not keep the plan from being in force.
+    in_use: Vec<Diagnostic>,
 }
 
 /// A workload that is attached.
@@ -104,6 +109,16 @@ impl Place {
     }
 }
 
+/// A diagnostic as `status` has it: with the text for people, since the source is here.
+fn diagnostic_status(diagnostic: &Diagnostic) -> Option<serde_json::Value> {
+    let mut value = serde_json::to_value(diagnostic).ok()?;
+    let rendered = render::text(std::slice::from_ref(diagnostic), false);
+    value
+        .as_object_mut()?
+        .insert("rendered".into(), rendered.into());
+    Some(value)
+}
+
 fn open_root(path: &str) -> Result<OwnedFd> {
     openat(
         CWD,
@@ -125,11 +140,18 @@ impl Node {
             cgroup_root: cgroup::root()?,
             workloads: BTreeMap::new(),
             diagnostics: Vec::new(),
+            places: Arc::default(),
         })
     }
 
     /// Brings the node to what is wanted.
-    pub fn apply(&mut self, wanted: Vec<WorkloadPlan>, diagnostics: Vec<Diagnostic>) {
+    pub fn apply(
+        &mut self,
+        wanted: Vec<WorkloadPlan>,
+        diagnostics: Vec<Diagnostic>,
+        places: Arc<Places>,
+    ) {
+        self.places = places;
         for diagnostic in &diagnostics {
             if !self.diagnostics.contains(diagnostic) {
                 tracing::warn!(code = diagnostic.code, "{diagnostic}");
@@ -140,9 +162,11 @@ impl Node {
         for wanted in wanted {
             let name = wanted.workload.to_string();
             let digest = wanted.digest.to_hex().to_string();
-            let (live, problem) = before
+            let (live, problem, in_use) = before
                 .remove(&name)
-                .map_or((None, None), |known| (known.live, known.problem));
+                .map_or((None, None, Vec::new()), |known| {
+                    (known.live, known.problem, known.in_use)
+                });
             self.workloads.insert(
                 name,
                 Workload {
@@ -150,6 +174,7 @@ impl Node {
                     digest,
                     live,
                     problem,
+                    in_use,
                 },
             );
         }
@@ -160,12 +185,35 @@ impl Node {
             }
         }
         self.reconcile();
+        self.look_for_collisions();
     }
 
     /// Looks after what changes without a change of configuration.
     pub fn refresh(&mut self) {
         self.dataplane.refresh();
         self.reconcile();
+        self.look_for_collisions();
+    }
+
+    /// Asks the kernel where applications listen, and whether a listener of theirs is there.
+    fn look_for_collisions(&mut self) {
+        for (name, workload) in &mut self.workloads {
+            let plan = &workload.wanted.plan;
+            let ports = in_use::ports(plan);
+            let listening = workload
+                .live
+                .as_ref()
+                .map(|live| self.dataplane.listening(live.id, &ports))
+                .unwrap_or_default();
+            let found = in_use::collisions(plan, name, &listening);
+            let found = self.places.diagnostics(&found);
+            for diagnostic in &found {
+                if !workload.in_use.contains(diagnostic) {
+                    tracing::warn!(code = diagnostic.code, "{diagnostic}");
+                }
+            }
+            workload.in_use = found;
+        }
     }
 
     /// The whole state.
@@ -187,7 +235,12 @@ impl Node {
             diagnostics: self
                 .diagnostics
                 .iter()
-                .filter_map(|diagnostic| serde_json::to_value(diagnostic).ok())
+                .chain(
+                    self.workloads
+                        .values()
+                        .flat_map(|workload| &workload.in_use),
+                )
+                .filter_map(diagnostic_status)
                 .collect(),
             maps: self
                 .dataplane

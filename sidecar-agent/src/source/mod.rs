@@ -3,3 +3,4 @@
 
 pub mod dns;
 pub mod files;
+pub mod pod_cgroup;

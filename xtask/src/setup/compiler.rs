@@ -23,14 +23,13 @@ const RUSTUP_SECONDS: &str = "300";
 /// (a machine may reach package registries and nothing else), else from rustup.
 pub fn install(from: Option<From>) -> anyhow::Result<()> {
     match from {
-        Some(From::Rustup) => rustup(),
         Some(From::Debian) => debian(),
         None if apt::exists() => {
             let Err(why) = debian() else { return Ok(()) };
             println!("      Debian's packages cannot provide it ({why:#}); trying rustup");
             rustup().context(why)
         }
-        None => rustup(),
+        Some(From::Rustup) | None => rustup(),
     }
 }
 

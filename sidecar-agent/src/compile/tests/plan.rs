@@ -109,7 +109,7 @@ fn ten_thousand_services_compile_without_quadratic_work() {
     let registry = crate::resolve::Registry::new(&node.snapshot);
     let (workloads, _) = crate::resolve::workload::workloads(&node.snapshot);
     let start = Instant::now();
-    let compiled = super::super::compile(&workloads[0], &node.snapshot.mesh, &registry);
+    let compiled = super::super::compile(&workloads[0], &node.snapshot.mesh, &registry, &[]);
     let took = start.elapsed();
     println!("{SERVICES} services: {took:?}; digest {:?}", {
         let start = Instant::now();

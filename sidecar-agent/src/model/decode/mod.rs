@@ -5,10 +5,11 @@ pub mod meta;
 pub mod service;
 pub mod service_entry;
 pub mod sidecar;
+pub mod virtual_service;
 pub mod workload_entry;
 
 use super::{
-    catalogue,
+    Compat, catalogue,
     diagnostic::{Diagnostic, Finding},
     mesh::MeshConfig,
     meta::{Object, ObjectMeta, Origin, ResourceRef},
@@ -18,6 +19,7 @@ use super::{
     sidecar::Sidecar,
     tree::{self, Node, Source, Value},
     validate,
+    virtual_service::VirtualService,
     workload::WorkloadEntry,
 };
 
@@ -41,7 +43,6 @@ const IGNORED: &[&str] = &[
     "ProxyConfig",
     "RequestAuthentication",
     "Telemetry",
-    "VirtualService",
     "WasmPlugin",
     "WorkloadGroup",
     // Kubernetes
@@ -109,6 +110,8 @@ pub enum Kind {
     ServiceEntry,
     /// `WorkloadEntry`.
     WorkloadEntry,
+    /// `VirtualService`.
+    VirtualService,
     /// Kubernetes' `Service`.
     Service,
     /// Istio's `MeshConfig`, which is a document without kind.
@@ -116,11 +119,20 @@ pub enum Kind {
 }
 
 impl Kind {
-    const NAMED: [Self; 4] = [
+    const NAMED: [Self; 5] = [
         Self::Sidecar,
         Self::ServiceEntry,
         Self::WorkloadEntry,
+        Self::VirtualService,
         Self::Service,
+    ];
+    const ALL: [Self; 6] = [
+        Self::Sidecar,
+        Self::ServiceEntry,
+        Self::WorkloadEntry,
+        Self::VirtualService,
+        Self::Service,
+        Self::MeshConfig,
     ];
 
     /// Its name, as in `kind`.
@@ -130,6 +142,7 @@ impl Kind {
             Self::Sidecar => "Sidecar",
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadEntry => "WorkloadEntry",
+            Self::VirtualService => "VirtualService",
             Self::Service => "Service",
             Self::MeshConfig => "MeshConfig",
         }
@@ -154,6 +167,21 @@ pub struct Id {
     pub name: String,
 }
 
+impl Id {
+    /// Names the resource that `reference` refers to; `None`: its kind is none that is read.
+    #[must_use]
+    pub fn of(reference: &ResourceRef) -> Option<Self> {
+        let kind = Kind::ALL
+            .into_iter()
+            .find(|kind| kind.name() == reference.kind)?;
+        Some(Self {
+            kind,
+            namespace: reference.namespace.clone(),
+            name: reference.name.clone(),
+        })
+    }
+}
+
 /// A typed resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resource {
@@ -163,6 +191,8 @@ pub enum Resource {
     ServiceEntry(Object<ServiceEntry>),
     /// A `WorkloadEntry`.
     WorkloadEntry(Object<WorkloadEntry>),
+    /// A `VirtualService`.
+    VirtualService(Object<VirtualService>),
     /// A `Service`.
     Service(Object<Service>),
     /// The `MeshConfig`; its metadata are empty.
@@ -178,6 +208,7 @@ impl Resource {
             Self::Sidecar(object) => object.reference(kind),
             Self::ServiceEntry(object) => object.reference(kind),
             Self::WorkloadEntry(object) => object.reference(kind),
+            Self::VirtualService(object) => object.reference(kind),
             Self::Service(object) => object.reference(kind),
             Self::MeshConfig(object) => object.reference(kind),
         }
@@ -201,6 +232,7 @@ impl Resource {
             Self::Sidecar(_) => Kind::Sidecar,
             Self::ServiceEntry(_) => Kind::ServiceEntry,
             Self::WorkloadEntry(_) => Kind::WorkloadEntry,
+            Self::VirtualService(_) => Kind::VirtualService,
             Self::Service(_) => Kind::Service,
             Self::MeshConfig(_) => Kind::MeshConfig,
         }
@@ -220,12 +252,19 @@ pub struct Decoded {
     pub diagnostics: Vec<Diagnostic>,
 }
 
-/// Reads all documents of a text.
+/// Reads all documents of a text as current Istio does.
 #[must_use]
 pub fn text(source: &Source) -> Decoded {
+    text_as(source, Compat::default())
+}
+
+/// Reads all documents of a text as a release of Istio did.
+#[must_use]
+pub fn text_as(source: &Source, compat: Compat) -> Decoded {
     let (nodes, diagnostics) = tree::parse(source);
     let mut reader = Reader {
         source,
+        compat,
         out: Decoded {
             unnamed: !diagnostics.is_empty(),
             ..Decoded::default()
@@ -238,8 +277,34 @@ pub fn text(source: &Source) -> Decoded {
     reader.out
 }
 
+/// The documents of a text: lists are replaced by their items.
+#[must_use]
+pub fn documents(nodes: Vec<Node>) -> Vec<Node> {
+    nodes
+        .into_iter()
+        .flat_map(|node| match node.get("items") {
+            Some(items) if node.text("kind").ends_with("List") => documents(items.items().to_vec()),
+            _ => vec![node],
+        })
+        .collect()
+}
+
+/// Namespace and name of a document, as [`Id`] has them.
+#[must_use]
+pub fn namespaced_name(document: &Node) -> (String, String) {
+    match document.get("metadata") {
+        Some(metadata) => {
+            let (meta, _) = meta::decode(metadata);
+            (meta.namespace, meta.name)
+        }
+        // A MeshConfig has no name.
+        None => Default::default(),
+    }
+}
+
 struct Reader<'a> {
     source: &'a Source,
+    compat: Compat,
     out: Decoded,
 }
 
@@ -367,7 +432,7 @@ impl Reader<'_> {
         let Checked {
             findings: wrong,
             left_to_proxy,
-        } = of_spec(spec, metadata, &meta, kind);
+        } = of_spec(spec, metadata, &meta, kind, self.compat);
         findings.extend(wrong);
 
         let valid = !findings.iter().any(Finding::is_error);
@@ -403,7 +468,7 @@ impl Reader<'_> {
     /// The document is the spec, and there is one name: none.
     fn mesh_config(&mut self, node: &Node) {
         let (kind, meta) = (Kind::MeshConfig, ObjectMeta::default());
-        let Checked { findings, .. } = of_spec(node, node, &meta, kind);
+        let Checked { findings, .. } = of_spec(node, node, &meta, kind, self.compat);
         let valid = !findings.iter().any(Finding::is_error);
         let object = Object {
             meta,
@@ -442,9 +507,12 @@ fn of_document(node: &Node, kind: Kind) -> Vec<Finding> {
 }
 
 /// Checks the spec, and what the rules want to know of the metadata.
-fn of_spec(spec: &Node, metadata: &Node, meta: &ObjectMeta, kind: Kind) -> Checked {
+fn of_spec(spec: &Node, metadata: &Node, meta: &ObjectMeta, kind: Kind, compat: Compat) -> Checked {
     let (schema, rules) = match kind {
-        Kind::Sidecar => (&sidecar::SPEC, validate::webhook(spec, &meta.namespace)),
+        Kind::Sidecar => (
+            &sidecar::SPEC,
+            validate::webhook_as(spec, &meta.namespace, compat),
+        ),
         Kind::ServiceEntry => (
             &service_entry::SPEC,
             validate::service_entry::service_entry(spec, &meta.namespace),
@@ -453,6 +521,7 @@ fn of_spec(spec: &Node, metadata: &Node, meta: &ObjectMeta, kind: Kind) -> Check
             &workload_entry::SPEC,
             validate::workload::workload_entry(spec, metadata),
         ),
+        Kind::VirtualService => (&virtual_service::SPEC, Vec::new()),
         Kind::Service => (&service::SPEC, validate::service::service(spec)),
         Kind::MeshConfig => (&mesh::SCHEMA, mesh::rules(spec)),
     };
@@ -484,6 +553,10 @@ fn typed(kind: Kind, object: Object<()>, spec: &Node, left_to_proxy: Vec<String>
         Kind::WorkloadEntry => {
             let spec = workload_entry::decode(spec, &meta.labels);
             Resource::WorkloadEntry(Object { meta, origin, spec })
+        }
+        Kind::VirtualService => {
+            let spec = virtual_service::decode(spec);
+            Resource::VirtualService(Object { meta, origin, spec })
         }
         Kind::Service => {
             let spec = service::decode(spec, &meta.annotations);

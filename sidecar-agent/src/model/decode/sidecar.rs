@@ -5,7 +5,10 @@ use crate::model::{
     schema::{
         Floor, MAX_I32, MAX_U32, Object, Type, Unknown, list, optional, proxied, required, strict,
     },
-    sidecar::{CaptureMode, EgressListener, IngressListener, OutboundTrafficPolicy, Port, Sidecar},
+    sidecar::{
+        CaptureMode, EgressListener, EgressProxy, IngressListener, OutboundTrafficPolicy, Port,
+        Sidecar,
+    },
     tree::Node,
     validate::syntax::MAX_LABEL,
 };
@@ -57,7 +60,7 @@ static PORT: Object = strict(&[
 
 static OUTBOUND_TRAFFIC_POLICY: Object = strict(&[
     optional("mode", Type::Enum(&["REGISTRY_ONLY", "ALLOW_ANY"])),
-    proxied("egressProxy", Type::Object(&DESTINATION)),
+    optional("egressProxy", Type::Object(&DESTINATION)),
 ]);
 
 static DESTINATION: Object = strict(&[
@@ -157,6 +160,10 @@ pub(super) fn decode(spec: &Node, left_to_proxy: Vec<String>) -> Sidecar {
         ingress: spec.list("ingress").iter().map(ingress).collect(),
         egress: spec.list("egress").iter().map(egress).collect(),
         outbound_traffic_policy: spec.get("outboundTrafficPolicy").map(policy),
+        egress_proxy: spec
+            .get("outboundTrafficPolicy")
+            .and_then(|policy| policy.get("egressProxy"))
+            .map(egress_proxy),
         left_to_proxy,
     }
 }
@@ -172,6 +179,15 @@ fn policy(policy: &Node) -> OutboundTrafficPolicy {
         "ALLOW_ANY" => OutboundTrafficPolicy::AllowAny,
         // The zero value of the enum, so also where the mode is absent.
         _ => OutboundTrafficPolicy::RegistryOnly,
+    }
+}
+
+fn egress_proxy(destination: &Node) -> EgressProxy {
+    let port = destination.get("port").and_then(|port| port.int("number"));
+    EgressProxy {
+        host: destination.text("host").into(),
+        port: port.and_then(|port| port.try_into().ok()).unwrap_or(0),
+        subset: destination.text("subset").into(),
     }
 }
 

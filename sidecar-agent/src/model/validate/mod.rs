@@ -8,7 +8,7 @@ pub mod syntax;
 pub mod tls;
 pub mod workload;
 
-pub use sidecar::webhook;
+pub use sidecar::{webhook, webhook_as};
 
 use super::{catalogue, decode, diagnostic::Finding, schema, tree::Node};
 

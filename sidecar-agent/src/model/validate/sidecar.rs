@@ -9,16 +9,22 @@ use super::{
     tls,
 };
 use crate::model::{
-    catalogue as codes,
+    Compat, catalogue as codes,
     diagnostic::Finding,
     tree::{Node, Value, join},
 };
+
+/// As [`webhook_as`], by current Istio's rules.
+#[must_use]
+pub fn webhook(spec: &Node, namespace: &str) -> Vec<Finding> {
+    webhook_as(spec, namespace, Compat::default())
+}
 
 /// Checks a `Sidecar`'s spec. `namespace` is `metadata.namespace`, which `.` stands for in hosts.
 ///
 /// Expects the types that the CRD schema asks for; values of another type count as absent.
 #[must_use]
-pub fn webhook(spec: &Node, namespace: &str) -> Vec<Finding> {
+pub fn webhook_as(spec: &Node, namespace: &str, compat: Compat) -> Vec<Finding> {
     let mut findings = Vec::new();
     selector(spec, &mut findings);
     if findings.iter().any(Finding::is_error) {
@@ -37,7 +43,7 @@ pub fn webhook(spec: &Node, namespace: &str) -> Vec<Finding> {
         ));
         return findings;
     }
-    ingress(spec.list("ingress"), &mut findings);
+    ingress(spec.list("ingress"), compat, &mut findings);
     if let Some(settings) = spec.get("inboundConnectionPool") {
         pool::check(
             settings,
@@ -45,7 +51,7 @@ pub fn webhook(spec: &Node, namespace: &str) -> Vec<Finding> {
             &mut findings,
         );
     }
-    egress(spec.list("egress"), namespace, &mut findings);
+    egress(spec.list("egress"), namespace, compat, &mut findings);
     if let Some(policy) = spec.get("outboundTrafficPolicy") {
         outbound_traffic_policy(policy, &mut findings);
     }
@@ -86,8 +92,8 @@ pub(super) fn selector(spec: &Node, findings: &mut Vec<Finding>) {
 ///
 /// Istio's first description of the Sidecar allowed both directions; current Istio refuses unix
 /// sockets for ingress. This is the one place where that is decided.
-fn unix_bind_allowed(direction: Direction) -> bool {
-    direction == Direction::Egress
+fn unix_bind_allowed(direction: Direction, compat: Compat) -> bool {
+    direction == Direction::Egress || compat == Compat::Istio1_0
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -97,14 +103,24 @@ enum Direction {
 }
 
 /// Ports and unix sockets that listeners of one direction have so far.
-#[derive(Default)]
 struct Taken {
+    compat: Compat,
     ports: BTreeSet<i128>,
     unix: BTreeSet<String>,
 }
 
-fn ingress(listeners: &[Node], findings: &mut Vec<Finding>) {
-    let mut taken = Taken::default();
+impl Taken {
+    fn new(compat: Compat) -> Self {
+        Self {
+            compat,
+            ports: BTreeSet::new(),
+            unix: BTreeSet::new(),
+        }
+    }
+}
+
+fn ingress(listeners: &[Node], compat: Compat, findings: &mut Vec<Finding>) {
+    let mut taken = Taken::new(compat);
     for (i, listener) in listeners.iter().enumerate() {
         let path = format!("{SPEC}.ingress[{i}]");
         if listener.value == Value::Null {
@@ -164,8 +180,8 @@ fn ingress(listeners: &[Node], findings: &mut Vec<Finding>) {
     }
 }
 
-fn egress(listeners: &[Node], namespace: &str, findings: &mut Vec<Finding>) {
-    let mut taken = Taken::default();
+fn egress(listeners: &[Node], namespace: &str, compat: Compat, findings: &mut Vec<Finding>) {
+    let mut taken = Taken::new(compat);
     for (i, listener) in listeners.iter().enumerate() {
         let path = format!("{SPEC}.egress[{i}]");
         if listener.value == Value::Null {
@@ -237,7 +253,14 @@ fn address(
         ));
     }
 
-    if number == 0 && unix_bind_allowed(direction) {
+    if number == 0 && unix_bind_allowed(direction, taken.compat) {
+        if direction == Direction::Ingress {
+            findings.push(Finding::new(
+                codes::COMPATIBILITY,
+                join(path, "bind"),
+                "current Istio refuses ingress listeners with port 0 on unix sockets",
+            ));
+        }
         unix_bind(listener, bind, path, taken, findings);
         return;
     }
@@ -252,7 +275,7 @@ fn address(
             format!("`{bind}` is not an IP address"),
         );
         if bind.starts_with(UNIX) {
-            finding = finding.remedy(if unix_bind_allowed(direction) {
+            finding = finding.remedy(if unix_bind_allowed(direction, taken.compat) {
                 "set port.number to 0 to listen on a unix socket"
             } else {
                 "bind to an IP address; ingress listeners cannot be unix sockets"

@@ -1,6 +1,7 @@
 //! Resources in files: finding and reading them ([`read`]), keeping what was last good of them
 //! ([`Store`]), and noticing changes ([`watch()`]).
 
+pub mod places;
 pub mod store;
 pub mod watch;
 
@@ -11,18 +12,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use places::Places;
 pub use store::{Store, Update};
 pub use watch::{Watch, watch};
 
-use crate::model::tree::MAX_BYTES;
+use crate::model::{Compat, tree::MAX_BYTES};
 
 /// A file that holds resources, and its text or why it could not be read.
 pub type File = (PathBuf, io::Result<String>);
 
 /// Reads all resources of files and directories once, keeping nothing.
 #[must_use]
-pub fn load(paths: &[PathBuf]) -> Update {
-    Store::default().update(read(paths))
+pub fn load(paths: &[PathBuf], compat: Compat) -> Update {
+    Store::new(compat).update(read(paths))
 }
 
 /// Reads every file that holds resources: files that are named, and below directories all

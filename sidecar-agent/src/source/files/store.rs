@@ -3,11 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use super::File;
+use super::{File, Places};
 use crate::model::{
-    Object, ResourceRef, Snapshot, catalogue,
+    Compat, Object, ResourceRef, Snapshot, catalogue,
     decode::{self, Decoded, Id, Resource},
     diagnostic::Diagnostic,
     tree::Source,
@@ -16,8 +17,16 @@ use crate::model::{
 /// The state that is kept between two readings.
 #[derive(Default)]
 pub struct Store {
+    compat: Compat,
     files: BTreeMap<PathBuf, Kept>,
-    in_force: BTreeMap<Id, Resource>,
+    in_force: BTreeMap<Id, InForce>,
+}
+
+/// A resource, and the text it was decoded from.
+#[derive(Clone)]
+struct InForce {
+    resource: Resource,
+    source: Source,
 }
 
 /// What is kept of a file.
@@ -37,6 +46,8 @@ pub struct Update {
     pub snapshot: Snapshot,
     /// Everything that is wrong at this moment, not only what is new.
     pub diagnostics: Vec<Diagnostic>,
+    /// Where the resources in force were written.
+    pub places: Arc<Places>,
 }
 
 /// A resource of which no good version is in its file now.
@@ -48,6 +59,15 @@ struct Missed {
 }
 
 impl Store {
+    /// A store that reads resources as this release of Istio understood them.
+    #[must_use]
+    pub fn new(compat: Compat) -> Self {
+        Self {
+            compat,
+            ..Self::default()
+        }
+    }
+
     /// Takes the present contents of all files, in the order in which the first of two equal
     /// resources wins. A file that is not among them has been deleted, and its resources with it.
     ///
@@ -62,15 +82,22 @@ impl Store {
         for (path, text) in files {
             let mut kept = before.remove(&path).unwrap_or_default();
             let had = std::mem::take(&mut kept.contributes);
-            let problem = kept.take(&path, text, !had.is_empty());
+            let problem = kept.take(&path, text, !had.is_empty(), self.compat);
             diagnostics.extend(kept.decoded.diagnostics.iter().cloned());
-            for resource in &kept.decoded.resources {
-                let id = resource.id();
-                if let Some(first) = self.in_force.get(&id) {
-                    diagnostics.push(kept.duplicate(resource, &first.reference()));
-                } else {
-                    kept.contributes.insert(id.clone());
-                    self.in_force.insert(id, resource.clone());
+            if let Some((source, _)) = &kept.text {
+                for resource in &kept.decoded.resources {
+                    let id = resource.id();
+                    if let Some(first) = self.in_force.get(&id) {
+                        let first = first.resource.reference();
+                        diagnostics.push(duplicate(resource, source, &first));
+                    } else {
+                        kept.contributes.insert(id.clone());
+                        let in_force = InForce {
+                            resource: resource.clone(),
+                            source: source.clone(),
+                        };
+                        self.in_force.insert(id, in_force);
+                    }
                 }
             }
             missed.extend(kept.decoded.broken.iter().map(|(id, reference)| Missed {
@@ -95,35 +122,47 @@ impl Store {
             if self.in_force.contains_key(&id) {
                 continue;
             }
-            let Some(resource) = previous.get(&id) else {
+            let Some(good) = previous.get(&id) else {
                 continue;
             };
-            diagnostics.push(last_good(&resource.reference(), broken.as_ref()));
-            self.in_force.insert(id.clone(), resource.clone());
-            if let Some(kept) = self.files.get_mut(&file) {
+            let mut kept = self.files.get_mut(&file);
+            let present = kept.as_ref().and_then(|kept| kept.text.as_ref());
+            let present = present.map(|(source, _)| source);
+            diagnostics.push(last_good(good, broken.as_ref(), present));
+            self.in_force.insert(id.clone(), good.clone());
+            if let Some(kept) = &mut kept {
                 kept.contributes.insert(id);
             }
         }
+        let sources = self.in_force.iter();
         Update {
             snapshot: self.snapshot(),
             diagnostics,
+            places: Arc::new(Places::new(
+                sources.map(|(id, of)| (id.clone(), of.source.clone())),
+            )),
         }
     }
 
     fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot::default();
-        for resource in self.in_force.values() {
+        for InForce { resource, .. } in self.in_force.values() {
             match resource.clone() {
                 Resource::Sidecar(object) => snapshot.sidecars.push(object),
                 Resource::Service(object) => snapshot.services.push(object),
                 Resource::ServiceEntry(object) => snapshot.service_entries.push(object),
                 Resource::WorkloadEntry(object) => snapshot.workloads.push(object),
-                Resource::MeshConfig(object) => snapshot.mesh = object.spec,
+                Resource::VirtualService(object) => snapshot.virtual_services.push(object),
+                Resource::MeshConfig(object) => {
+                    snapshot.mesh_origin = Some(resource.reference());
+                    snapshot.mesh = object.spec;
+                }
             }
         }
         sort(&mut snapshot.sidecars);
         sort(&mut snapshot.services);
         sort(&mut snapshot.service_entries);
+        sort(&mut snapshot.virtual_services);
         sort(&mut snapshot.workloads);
         snapshot
     }
@@ -144,6 +183,7 @@ impl Kept {
         path: &Path,
         text: std::io::Result<String>,
         had_resources: bool,
+        compat: Compat,
     ) -> Option<Diagnostic> {
         let name = path.display().to_string();
         let text = match text {
@@ -164,45 +204,51 @@ impl Kept {
         let hash = blake3::hash(text.as_bytes());
         if self.text.as_ref().is_none_or(|(_, known)| *known != hash) {
             let source = Source::new(name, text);
-            self.decoded = decode::text(&source);
+            self.decoded = decode::text_as(&source, compat);
             self.text = Some((source, hash));
         }
         None
     }
-
-    fn duplicate(&self, resource: &Resource, first: &ResourceRef) -> Diagnostic {
-        let reference = resource.reference();
-        let ResourceRef {
-            kind,
-            namespace,
-            name,
-            file,
-            line,
-        } = first;
-        let message = format!(
-            "{kind} {namespace}/{name} is defined in {file}:{line} already; that one is used"
-        );
-        let mut diagnostic = Diagnostic::new(catalogue::DUPLICATE_RESOURCE, message);
-        if let Some((source, _)) = &self.text {
-            diagnostic = diagnostic.at(source.line(reference.line));
-        }
-        diagnostic.about(reference)
-    }
 }
 
-fn last_good(in_force: &ResourceRef, broken: Option<&ResourceRef>) -> Diagnostic {
+fn duplicate(resource: &Resource, source: &Source, first: &ResourceRef) -> Diagnostic {
+    let reference = resource.reference();
+    let ResourceRef {
+        kind,
+        namespace,
+        name,
+        file,
+        line,
+    } = first;
+    let message =
+        format!("{kind} {namespace}/{name} is defined in {file}:{line} already; that one is used");
+    Diagnostic::new(catalogue::DUPLICATE_RESOURCE, message)
+        .at(source.line(reference.line))
+        .about(reference)
+}
+
+/// `present` is the text of the file that should hold the resource. Shows its invalid version
+/// there, else the good one where it was.
+fn last_good(good: &InForce, broken: Option<&ResourceRef>, present: Option<&Source>) -> Diagnostic {
+    let in_force = good.resource.reference();
     let why = match broken {
         Some(ResourceRef { file, line, .. }) => format!("the one in {file}:{line} is not valid"),
         None => format!("{} cannot be read as a whole", in_force.file),
+    };
+    let location = match (broken, present) {
+        (Some(broken), Some(present)) => present.line(broken.line),
+        _ => good.source.line(in_force.line),
     };
     let ResourceRef {
         kind,
         namespace,
         name,
         ..
-    } = in_force;
+    } = &in_force;
     let message = format!("{kind} {namespace}/{name}: last good version stays in force; {why}");
-    Diagnostic::new(catalogue::LAST_GOOD, message).about(in_force.clone())
+    Diagnostic::new(catalogue::LAST_GOOD, message)
+        .at(location)
+        .about(in_force)
 }
 
 #[cfg(test)]

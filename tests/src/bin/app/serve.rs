@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufRead as _, Write as _},
+    io::{self, BufRead as _, ErrorKind, Write as _},
     net::{SocketAddr, TcpListener},
     os::{fd::OwnedFd, unix::net::UnixListener},
     path::PathBuf,
@@ -95,7 +95,10 @@ fn serve(args: &Args, accept: impl Fn() -> io::Result<OwnedFd>) -> anyhow::Resul
         thread::spawn(move || {
             // A client that does not want what we send has closed: nothing to tell.
             if let Err(error) = handle(&socket::stream(connection), mode, bytes, name)
-                && error.kind() != io::ErrorKind::BrokenPipe
+                && !matches!(
+                    error.kind(),
+                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+                )
             {
                 eprintln!("app: {}: {error}", mode.name());
             }

@@ -1,0 +1,411 @@
+//! What is found across resources, with its place; what decided, with its place. From text to
+//! diagnostics, without a kernel.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use sidecar_agent::{
+    compile::{self, NodePlan, Target, UnixAddr, in_use},
+    explain::{self, Connection, Explanation},
+    model::{
+        Compat,
+        diagnostic::{Diagnostic, Severity},
+    },
+    source::files::{File, Store, Update},
+};
+use sidecar_common::{Endpoint, Path, Reason, decide::Direction};
+
+const SERVICES: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: prod}
+spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: other, namespace: prod}
+spec: {clusterIP: 10.96.0.2, selector: {app: other}, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: egress-proxy, namespace: prod}
+spec:
+  hosts: [proxy.example.com]
+  addresses: [10.97.0.1]
+  ports: [{number: 3128, name: tcp, protocol: TCP}]
+  resolution: STATIC
+  endpoints: [{address: 10.1.0.1}]
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata:
+  name: app
+  namespace: prod
+  annotations:
+    capture.sidecar-agent.io/cgroup: app
+    capture.sidecar-agent.io/netns: /run/netns/app
+    traffic.sidecar.istio.io/excludeOutboundPorts: "9999"
+    traffic.sidecar.istio.io/excludeInboundPorts: "7777"
+spec: {address: 10.0.0.1, labels: {app: app}}
+"#;
+
+fn sidecar(spec: &str) -> String {
+    let spec = spec.trim_matches('\n').replace('\n', "\n  ");
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: s, namespace: prod}}\nspec:\n  {spec}\n"
+    )
+}
+
+fn file(name: &str, text: &str) -> File {
+    (name.into(), Ok(text.into()))
+}
+
+struct Read {
+    update: Update,
+    node: NodePlan,
+    found: Vec<Diagnostic>,
+}
+
+fn read_as(compat: Compat, files: &[(&str, &str)]) -> Read {
+    let files = files.iter().map(|(name, text)| file(name, text)).collect();
+    let update = Store::new(compat).update(files);
+    let node = compile::plans(&update.snapshot);
+    let mut found = update.diagnostics.clone();
+    found.extend(update.places.diagnostics(&node.findings));
+    Read {
+        update,
+        node,
+        found,
+    }
+}
+
+fn read(spec: &str) -> Read {
+    read_as(
+        Compat::Current,
+        &[("a.yaml", SERVICES), ("s.yaml", &sidecar(spec))],
+    )
+}
+
+impl Read {
+    /// Code, line, and the text at the place of each diagnostic of `s.yaml`.
+    fn found(&self) -> Vec<(&str, u32, &str)> {
+        let of = |found: &'_ Diagnostic| {
+            let at = found.location.as_ref().unwrap();
+            (&*at.file == "s.yaml").then_some(())?;
+            Some(at.line)
+        };
+        self.found
+            .iter()
+            .filter_map(|found| {
+                let line = of(found)?;
+                let at = found.location.as_ref()?;
+                Some((found.code, line, &at.text[at.span.clone()]))
+            })
+            .collect()
+    }
+
+    fn explain(&self, direction: Direction, dst: &str) -> Explanation {
+        let connection = Connection {
+            direction,
+            src: None,
+            dst: dst.parse().unwrap(),
+            from_proxy: false,
+        };
+        explain::of_workload(
+            &self.node.workloads[0],
+            self.node.mesh.as_ref(),
+            &connection,
+        )
+    }
+
+    /// Reason, file, line of what decided.
+    fn decided(&self, direction: Direction, dst: &str) -> (Reason, String, u32) {
+        let explained = self.explain(direction, dst);
+        let place = explained.resource.as_ref().map(|resource| {
+            let at = self
+                .update
+                .places
+                .locate(resource, &explained.field)
+                .unwrap();
+            (at.file.to_string(), at.line)
+        });
+        let (file, line) = place.unwrap_or_default();
+        (explained.reason, file, line)
+    }
+}
+
+#[test]
+fn a_sensible_sidecar_has_no_findings() {
+    let read = read(
+        "egress:\n- port: {number: 80, protocol: HTTP}\n  hosts: [./web.prod.svc.cluster.local, ./other.prod.svc.cluster.local]\n- hosts: ['./*', 'istio-system/*', '~x/y.z']\n",
+    );
+    assert_eq!(read.found(), []);
+}
+
+#[test]
+fn hosts_that_match_nothing_are_shown_where_they_are() {
+    let read = read(
+        "egress:\n- hosts:\n  - prod/web.prod.svc.cluster.local\n  - prod/wbe.prod.svc.cluster.local\n  - typo/*\n  - '*/*.example.org'\n",
+    );
+    assert_eq!(
+        read.found(),
+        [
+            ("SCA0403", 8, "prod/wbe.prod.svc.cluster.local"),
+            ("SCA0403", 9, "typo/*"),
+            ("SCA0403", 10, "'*/*.example.org'"),
+        ]
+    );
+}
+
+#[test]
+fn a_host_of_a_virtual_service_matches_something() {
+    let vs = "apiVersion: networking.istio.io/v1beta1\nkind: VirtualService\nmetadata: {name: v, namespace: prod}\nspec: {hosts: [front.example.org], EXPORT http: [{match: [{uri: {prefix: /}}], route: [{destination: {host: web, port: {number: 80}}}]}]}\n";
+    let spec = sidecar("egress:\n- hosts: [prod/front.example.org]\n");
+    for (export, codes) in [
+        ("", &[][..]),
+        ("exportTo: [elsewhere],", &["SCA0403"]),
+        ("gateways: [ingress],", &["SCA0403"]),
+    ] {
+        let vs = vs.replace("EXPORT", export);
+        let read = read_as(
+            Compat::Current,
+            &[("a.yaml", SERVICES), ("v.yaml", &vs), ("s.yaml", &spec)],
+        );
+        let found: Vec<_> = read.found.iter().map(|found| found.code).collect();
+        assert_eq!(found, codes, "{export}: {:?}", read.found);
+        // Short names are services of its namespace.
+        let service = &read.update.snapshot.virtual_services[0];
+        assert_eq!(service.spec.destinations["web"], [80].into());
+    }
+}
+
+#[test]
+fn ports_that_no_service_has() {
+    let read = read(
+        "egress:\n- port: {number: 8080, protocol: HTTP}\n  hosts: ['./*']\n- hosts: ['./*']\n",
+    );
+    assert_eq!(read.found(), [("SCA0404", 6, "8080")]);
+}
+
+#[test]
+fn services_hidden_by_a_listener_with_a_port() {
+    let read = read(
+        "egress:\n- port: {number: 80, protocol: HTTP}\n  hosts: [./web.prod.svc.cluster.local]\n- hosts: ['./*']\n",
+    );
+    let [(code, line, _)] = read.found()[..] else {
+        panic!("{:?}", read.found)
+    };
+    assert_eq!((code, line), ("SCA0424", 8));
+    let message = &read.found.last().unwrap().message;
+    assert!(
+        message.contains("other.prod") && !message.contains("web.prod"),
+        "{message}"
+    );
+}
+
+#[test]
+fn reserved_ports_have_no_listener() {
+    let with = |port: &str| {
+        SERVICES.replace(
+            "ports: [{name: http, port: 80}]",
+            &format!("ports: [{{name: http, port: {port}}}]"),
+        )
+    };
+    let spec = sidecar(
+        "ingress:\n- port: {number: 15021, protocol: HTTP}\n  defaultEndpoint: 127.0.0.1:80\negress:\n- port: {number: 15001, protocol: HTTP}\n  hosts: ['./*']\n- hosts: ['./*']\n",
+    );
+    let read = read_as(
+        Compat::Current,
+        &[("a.yaml", &with("15001")), ("s.yaml", &spec)],
+    );
+    let found: Vec<_> = read
+        .found()
+        .iter()
+        .map(|(code, line, _)| (*code, *line))
+        .collect();
+    assert_eq!(found, [("SCA0425", 9), ("SCA0425", 6)]);
+}
+
+#[test]
+fn the_last_good_version_is_shown_where_it_broke() {
+    let good = sidecar("egress:\n- hosts: [typo/*]\n");
+    let mut store = Store::default();
+    store.update(vec![file("a.yaml", SERVICES), file("s.yaml", &good)]);
+    let broken = format!("# moved\n\n{}", good.replace("typo/*", "nonsense"));
+    let update = store.update(vec![file("a.yaml", SERVICES), file("s.yaml", &broken)]);
+    let at = |code| {
+        let found = update.diagnostics.iter().find(|found| found.code == code);
+        let at = found.unwrap().location.as_ref().unwrap();
+        (at.line, at.text[at.span.clone()].to_owned())
+    };
+    assert_eq!(
+        at("SCA0009"),
+        (3, "apiVersion: networking.istio.io/v1".into())
+    );
+    // What is in force is looked up in the text that it comes from.
+    let node = compile::plans(&update.snapshot);
+    let found = update.places.diagnostics(&node.findings);
+    let place = found[0].location.as_ref().unwrap();
+    assert_eq!((place.line, &place.text[place.span.clone()]), (6, "typo/*"));
+
+    let update = store.update(vec![file("a.yaml", SERVICES), file("s.yaml", "[[[")]);
+    let last_good = update
+        .diagnostics
+        .iter()
+        .find(|found| found.code == "SCA0009");
+    assert!(last_good.unwrap().location.is_some());
+}
+
+#[test]
+fn ingress_on_a_unix_socket_only_for_compatibility() {
+    let spec = sidecar(
+        "ingress:\n- port: {number: 0, protocol: TCP}\n  bind: unix:///run/app.sock\n  defaultEndpoint: 127.0.0.1:8080\n",
+    );
+    let files = [("a.yaml", SERVICES), ("s.yaml", spec.as_str())];
+    let current = read_as(Compat::Current, &files);
+    assert!(
+        current
+            .found
+            .iter()
+            .any(|found| found.severity == Severity::Error)
+    );
+    assert!(current.update.snapshot.sidecars.is_empty());
+
+    let old = read_as(Compat::Istio1_0, &files);
+    assert_eq!(old.found(), [("SCA0123", 7, "unix:///run/app.sock")]);
+    let listeners: Vec<_> = old.node.workloads[0]
+        .plan
+        .listeners
+        .iter()
+        .filter_map(|listener| Some((listener.unix_bind.clone()?, listener.targets.clone())))
+        .collect();
+    let target = Target::Tcp("127.0.0.1:8080".parse().unwrap());
+    assert_eq!(
+        listeners,
+        [(UnixAddr::Path("/run/app.sock".into()), vec![target])]
+    );
+}
+
+#[test]
+fn unknown_destinations_go_to_the_egress_proxy() {
+    let spec = |host: &str, more: &str| {
+        format!(
+            "egress:\n- hosts: ['./*']\noutboundTrafficPolicy:\n  mode: ALLOW_ANY\n  egressProxy: {{host: {host}, port: {{number: 3128}}{more}}}\n"
+        )
+    };
+    let good = read(&spec("proxy.example.com", ""));
+    assert_eq!(good.found(), []);
+    let out = good.explain(Direction::Outbound, "8.8.8.8:443");
+    assert_eq!((out.path, out.reason), (Path::Direct, Reason::EgressProxy));
+    assert_eq!(out.targets, [Target::Tcp("10.1.0.1:3128".parse().unwrap())]);
+    assert_eq!(out.field, "spec.outboundTrafficPolicy.egressProxy");
+    // A socket of the other family needs the relay.
+    let out = good.explain(Direction::Outbound, "[2001:db8::1]:443");
+    assert_eq!((out.path, out.reason), (Path::Relay, Reason::EgressProxy));
+    let out = good.explain(Direction::Outbound, "8.8.8.8:9999");
+    assert_eq!(out.reason, Reason::ExcludedPort);
+
+    for bad in [
+        spec("nowhere.example.com", ""),
+        spec("proxy.example.com", ", subset: v1"),
+    ] {
+        let bad = read(&bad);
+        let codes: Vec<_> = bad
+            .found()
+            .iter()
+            .map(|(code, line, _)| (*code, *line))
+            .collect();
+        assert_eq!(codes, [("SCA0423", 9)]);
+        let out = bad.explain(Direction::Outbound, "8.8.8.8:443");
+        assert_eq!((out.path, out.reason), (Path::Deny, Reason::NeedsProxy));
+    }
+}
+
+#[test]
+fn entries_of_one_host_share_their_endpoints() {
+    let entry = |name: &str, endpoint: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: prod}}\nspec: {{hosts: [db.example.com], addresses: [10.97.0.9], ports: [{{number: 5432, name: tcp, protocol: TCP}}], resolution: STATIC, endpoints: [{{address: {endpoint}}}]}}\n"
+        )
+    };
+    let services = [
+        SERVICES,
+        &entry("one", "10.2.0.1"),
+        &entry("two", "10.2.0.2"),
+    ]
+    .concat();
+    let read = read_as(Compat::Current, &[("a.yaml", &services)]);
+    let out = read.explain(Direction::Outbound, "10.97.0.9:5432");
+    let targets: Vec<_> = out.targets.iter().map(ToString::to_string).collect();
+    assert_eq!(targets, ["10.2.0.1:5432", "10.2.0.2:5432"]);
+    assert!(read.found.is_empty(), "{:?}", read.found);
+}
+
+#[test]
+fn every_decision_names_what_decided() {
+    let mesh = "rootNamespace: istio-system\noutboundTrafficPolicy:\n  mode: REGISTRY_ONLY\n";
+    let spec = sidecar(
+        "ingress:\n- port: {number: 9080, protocol: HTTP}\n  defaultEndpoint: 127.0.0.1:8080\negress:\n- hosts: ['./*']\n",
+    );
+    let read = read_as(
+        Compat::Current,
+        &[("a.yaml", SERVICES), ("m.yaml", mesh), ("s.yaml", &spec)],
+    );
+    let out = |dst| read.decided(Direction::Outbound, dst);
+    let inbound = |dst| read.decided(Direction::Inbound, dst);
+    let at = |reason, file: &str, line| (reason, file.to_owned(), line);
+    assert_eq!(out("8.8.8.8:80"), at(Reason::RegistryOnly, "m.yaml", 3));
+    assert_eq!(out("8.8.8.8:9999"), at(Reason::ExcludedPort, "a.yaml", 30));
+    assert_eq!(out("10.96.0.1:80"), at(Reason::EgressService, "s.yaml", 9));
+    assert_eq!(
+        inbound("10.0.0.1:9080"),
+        at(Reason::IngressListener, "s.yaml", 6)
+    );
+    assert_eq!(
+        inbound("10.0.0.1:9081"),
+        at(Reason::UndeclaredPort, "s.yaml", 5)
+    );
+    // Built in: no resource says so.
+    assert_eq!(out("127.0.0.1:80"), at(Reason::Loopback, "", 0));
+}
+
+#[test]
+fn an_application_in_the_way_of_a_listener() {
+    let endpoint = |text: &str| Endpoint::from(text.parse::<SocketAddr>().unwrap());
+    let plan_of = |target: &str| {
+        read(&format!(
+            "ingress:\n- port: {{number: 9080, protocol: HTTP}}\n  bind: 10.0.0.1\n  captureMode: NONE\n  defaultEndpoint: {target}\n"
+        ))
+    };
+    let found = |read: &Read, listening: &str| {
+        let plan = &read.node.workloads[0].plan;
+        assert_eq!(in_use::ports(plan), [9080].into());
+        let listening: BTreeSet<_> = [endpoint(listening)].into();
+        let found = in_use::collisions(plan, "prod/app", &listening);
+        let found = read.update.places.diagnostics(&found);
+        found
+            .iter()
+            .map(|found| {
+                assert!(found.message.contains("sk_lookup"), "{}", found.message);
+                (found.code, found.location.as_ref().unwrap().line)
+            })
+            .collect::<Vec<_>>()
+    };
+    let other_port = plan_of("127.0.0.1:8080");
+    for in_the_way in ["10.0.0.1:9080", "0.0.0.0:9080", "[::]:9080"] {
+        assert_eq!(
+            found(&other_port, in_the_way),
+            [("SCA0426", 6)],
+            "{in_the_way}"
+        );
+    }
+    for elsewhere in [
+        "127.0.0.1:9080",
+        "10.0.0.2:9080",
+        "0.0.0.0:8080",
+        "[::1]:9080",
+    ] {
+        assert_eq!(found(&other_port, elsewhere), [], "{elsewhere}");
+    }
+    // The socket that the listener leads to.
+    assert_eq!(found(&plan_of("127.0.0.1:9080"), "0.0.0.0:9080"), []);
+}

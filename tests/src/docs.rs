@@ -1,0 +1,147 @@
+//! What of `docs/` follows from the code; written by `cargo xtask gen-docs`.
+
+use std::{fmt::Write as _, fs, io, path::Path as FilePath};
+
+use anyhow::{Context as _, Result};
+use clap::Command;
+use sidecar_agent::{
+    cli,
+    model::{
+        catalogue::{self, Code},
+        diagnostic::Severity,
+    },
+};
+use sidecar_common::{Path, Reason};
+
+/// The files, by name below `docs/`, and what is in them.
+#[must_use]
+pub fn files() -> [(&'static str, String); 3] {
+    [
+        ("cli.md", command_line()),
+        ("diagnostics.md", diagnostics()),
+        ("reasons.md", reasons()),
+    ]
+}
+
+/// Names of the files below `docs` that are not as the code has it.
+///
+/// # Errors
+/// When a file cannot be read, other than because it is not there.
+pub fn outdated(docs: &FilePath) -> Result<Vec<&'static str>> {
+    let mut outdated = Vec::new();
+    for (name, wanted) in files() {
+        let path = docs.join(name);
+        let found = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            found => Some(found.with_context(|| format!("cannot read {}", path.display()))?),
+        };
+        if found.as_ref() != Some(&wanted) {
+            outdated.push(name);
+        }
+    }
+    Ok(outdated)
+}
+
+/// What every generated file begins with.
+fn head(title: &str, text: &str) -> String {
+    format!("<!-- Written by `cargo xtask gen-docs`. -->\n\n# {title}\n\n{text}\n")
+}
+
+fn diagnostics() -> String {
+    let text = "What `check`, `plan`, `status` and the log report. A resource with an error is not \
+                used (its last good version stays in force); one with a warning is.";
+    let mut page = head("Diagnostics", text);
+    for code in catalogue::ALL {
+        let Code {
+            id,
+            severity,
+            title,
+            explanation,
+            remedy,
+        } = code;
+        let severity = match severity {
+            Severity::Error => "Error",
+            Severity::Warning => "Warning",
+        };
+        _ = write!(
+            page,
+            "\n## {id}: {title}\n\n{severity}. {explanation}\n\nRemedy: {remedy}.\n"
+        );
+    }
+    page
+}
+
+fn reasons() -> String {
+    let text = "How a connection travels, and why. These are the words of `explain`, `status` and \
+                the kernel's counters.";
+    let mut page = head("Paths and reasons", text);
+    let mut table = |title: &str, rows: &mut dyn Iterator<Item = (&str, &str)>| {
+        _ = write!(page, "\n## {title}\n\n| name | meaning |\n|---|---|\n");
+        for (name, meaning) in rows {
+            _ = writeln!(page, "| `{name}` | {} |", meaning.trim());
+        }
+    };
+    let paths = Path::ALL
+        .iter()
+        .map(|path| (path.name(), path.description()));
+    table("Paths", &mut paths.into_iter());
+    let reasons = Reason::ALL.iter().map(|r| (r.name(), r.description()));
+    table("Reasons", &mut reasons.into_iter());
+    page
+}
+
+fn command_line() -> String {
+    let mut command = fixed(cli::command());
+    command.build();
+    let text = "What `--help` prints. Exit codes: 0 done, 1 failed or errors found, 2 wrong usage, \
+                3 `check` found only warnings.";
+    let mut page = head("Command line", text);
+    help(&mut page, &mut command);
+    for verb in command.get_subcommands_mut() {
+        if verb.get_name() != "help" {
+            help(&mut page, verb);
+        }
+    }
+    page
+}
+
+/// The same help whatever the terminal and the environment are.
+fn fixed(command: Command) -> Command {
+    command
+        .term_width(100)
+        .mut_args(|arg| arg.hide_env_values(true))
+        .mut_subcommands(fixed)
+}
+
+fn help(page: &mut String, command: &mut Command) {
+    let name = command.get_bin_name().unwrap_or(command.get_name());
+    _ = write!(page, "\n## {name}\n\n```text\n");
+    for line in command.render_long_help().to_string().trim_end().lines() {
+        _ = writeln!(page, "{}", line.trim_end());
+    }
+    page.push_str("```\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_generated_is_up_to_date() {
+        let docs = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+        let outdated = outdated(&docs).unwrap();
+        assert!(
+            outdated.is_empty(),
+            "run `cargo xtask gen-docs`: {outdated:?} in docs/ are not as the code has them"
+        );
+    }
+
+    #[test]
+    fn what_differs_or_is_missing_is_outdated() {
+        let docs = tempfile::tempdir().unwrap();
+        let [cli, diagnostics, reasons] = files();
+        fs::write(docs.path().join(cli.0), cli.1).unwrap();
+        fs::write(docs.path().join(diagnostics.0), diagnostics.1 + "more").unwrap();
+        assert_eq!(outdated(docs.path()).unwrap(), [diagnostics.0, reasons.0]);
+    }
+}
