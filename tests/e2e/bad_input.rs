@@ -4,34 +4,17 @@ use std::net::SocketAddr;
 
 use anyhow::ensure;
 use serde_json::Value;
+
+use crate::fixture::{SIDECAR, registry_only};
 use sidecar_tests::{
     Cgroup, Client,
-    lab::{Lab, service},
+    lab::Lab,
     require_root,
 };
 
-const GOOD: &str = "\
-apiVersion: networking.istio.io/v1
-kind: Sidecar
-metadata: {name: default, namespace: prod-us1}
-spec:
-  egress:
-  - hosts: ['prod-us1/*']
-";
-
 /// A lab with a captured workload that reaches `details` and nothing else.
 fn captured() -> anyhow::Result<Lab> {
-    let mut lab = Lab::new()?;
-    lab.announce("10.96.0.0/16")?;
-    lab.serve("10.96.0.1:9080", "details")?;
-    lab.serve("10.96.0.4:9080", "secret")?;
-    lab.write(
-        "services.yaml",
-        &service("prod-us1", "details", "10.96.0.1".parse()?, 9080),
-    )?;
-    lab.write("sidecar.yaml", GOOD)?;
-    lab.write_workload(&[])?;
-    lab.write_mesh("outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n")?;
+    let mut lab = registry_only()?;
     lab.start_agent()?;
     Ok(lab)
 }
@@ -88,10 +71,10 @@ fn broken_yaml_keeps_the_last_good_version() -> anyhow::Result<()> {
     ensure!(found["location"]["line"].is_u64(), "{found}");
     still_in_force(&lab)?;
     // Half of the file is there, as while an editor writes it.
-    let half = GOOD.split_at(GOOD.len() / 2).0;
+    let half = SIDECAR.split_at(SIDECAR.len() / 2).0;
     lab.write("sidecar.yaml", half)?;
     still_in_force(&lab)?;
-    lab.write("sidecar.yaml", GOOD)?;
+    lab.write("sidecar.yaml", SIDECAR)?;
     lab.agent()?
         .wait_until("all diagnostics to be gone", |status| {
             status["diagnostics"].as_array().is_some_and(Vec::is_empty)
@@ -108,12 +91,12 @@ fn unknown_kind_and_field_and_invalid_sidecar_are_named() -> anyhow::Result<()> 
         "apiVersion: networking.istio.io/v1\nkind: Sidecarr\nmetadata: {name: x}\n",
     )?;
     diagnostic(&lab, "SCA0005", "kind.yaml")?;
-    lab.write("sidecar.yaml", &GOOD.replace("egress:", "egres:"))?;
+    lab.write("sidecar.yaml", &SIDECAR.replace("egress:", "egres:"))?;
     let found = diagnostic(&lab, "SCA0022", "sidecar.yaml")?;
     assert_eq!(found["field"], "spec.egres");
     assert_eq!(found["location"]["line"], 5);
     still_in_force(&lab)?;
-    lab.write("sidecar.yaml", &GOOD.replace("prod-us1/*", "prod-us1"))?;
+    lab.write("sidecar.yaml", &SIDECAR.replace("prod-us1/*", "prod-us1"))?;
     let status = lab.agent()?.status()?;
     let errors = status["diagnostics"].as_array().into_iter().flatten();
     ensure!(
@@ -228,7 +211,7 @@ fn a_unix_path_that_is_a_regular_file_is_left_alone() -> anyhow::Result<()> {
     let lab = captured()?;
     let file = lab.in_root("/run/details.sock");
     std::fs::write(&file, "precious")?;
-    let with_unix = GOOD.replace(
+    let with_unix = SIDECAR.replace(
         "  egress:\n",
         "  egress:\n  - port: {number: 0, protocol: TCP, name: u}\n    \
          bind: unix:///run/details.sock\n    hosts: ['prod-us1/*']\n",

@@ -3,37 +3,13 @@
 use std::net::SocketAddr;
 
 use anyhow::ensure;
+use crate::fixture::registry_only;
 use sidecar_tests::{
     Agent, Cgroup, Client, DEADLINE, Place, Server,
-    lab::{Lab, service},
+    lab::Lab,
     poll::poll_result,
     require_root,
 };
-
-const EGRESS: &str = "\
-apiVersion: networking.istio.io/v1
-kind: Sidecar
-metadata: {name: default, namespace: prod-us1}
-spec:
-  egress:
-  - hosts: ['prod-us1/*']
-";
-
-/// A lab whose workload reaches one service, and nothing else.
-fn registry_only() -> anyhow::Result<Lab> {
-    let mut lab = Lab::new()?;
-    lab.announce("10.96.0.0/16")?;
-    lab.serve("10.96.0.1:9080", "details")?;
-    lab.serve("10.96.0.4:9080", "secret")?;
-    lab.write(
-        "services.yaml",
-        &service("prod-us1", "details", "10.96.0.1".parse()?, 9080),
-    )?;
-    lab.write("sidecar.yaml", EGRESS)?;
-    lab.write_workload(&[])?;
-    lab.write_mesh("outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n")?;
-    Ok(lab)
-}
 
 fn connected(place: Place<'_>, address: &str) -> anyhow::Result<bool> {
     Ok(Client::tcp(address.parse::<SocketAddr>()?)

@@ -1,7 +1,6 @@
 //! A workload with the dataplane attached to it.
 
 use std::{
-    env,
     net::{SocketAddr, TcpListener},
     os::fd::AsFd as _,
     path::PathBuf,
@@ -23,7 +22,6 @@ use sidecar_common::{
 use sidecar_tests::{
     Bpffs, Cgroup, Namespace, Place, Probe, Server,
     apps::{Seen, wire::canonical},
-    names,
 };
 
 use crate::plan::{Planner, at};
@@ -49,7 +47,7 @@ pub struct Loaded {
 
 impl Loaded {
     pub fn new() -> anyhow::Result<Self> {
-        let bpffs = Bpffs::mount(&env::temp_dir().join(names::unique("bpf")))?;
+        let bpffs = Bpffs::temporary()?;
         let pin_dir = default_pin_dir(bpffs.path());
         let dataplane = Dataplane::load(&Config {
             pin_dir,

@@ -254,13 +254,13 @@ fn check(expected: &Expected, seen: Option<Seen>, reasons: &[Reason]) -> anyhow:
 }
 
 /// Runs the relays beside a closure.
-fn beside<T>(relays: [Relay; 2], closure: impl FnOnce() -> T) -> T {
+fn beside<T>(relays: &[Relay; 2], closure: impl FnOnce() -> T) -> T {
     thread::scope(|scope| {
-        for relay in &relays {
+        for relay in relays {
             scope.spawn(|| relay.answer().expect("the relay answers"));
         }
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(closure));
-        for relay in &relays {
+        for relay in relays {
             relay.end();
         }
         done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -291,9 +291,12 @@ fn outbound() -> anyhow::Result<()> {
     let plan = plan.build();
     let tables = MemTables::new(&plan, &own_addresses());
     let ports = relays.each_ref().map(Relay::port);
-    let loopback = |v4: bool, [port4, port6]: [u16; 2]| match v4 {
-        true => SocketAddr::from((Ipv4Addr::LOCALHOST, port4)),
-        false => SocketAddr::from((Ipv6Addr::LOCALHOST, port6)),
+    let loopback = |v4: bool, [port4, port6]: [u16; 2]| {
+        if v4 {
+            SocketAddr::from((Ipv4Addr::LOCALHOST, port4))
+        } else {
+            SocketAddr::from((Ipv6Addr::LOCALHOST, port6))
+        }
     };
     let shows = |socket: Kind, asked: SocketAddr, decision: &Decision, reason: Reason| {
         let v4 = asked.is_ipv4();
@@ -319,7 +322,7 @@ fn outbound() -> anyhow::Result<()> {
     ];
     let app = fixture.app()?;
     let mut counters = BTreeMap::new();
-    beside(relays, || {
+    beside(&relays, || {
         for _ in 0..CONNECTIONS {
             let v4 = chance.0.bool();
             let asked = chance.address(v4);
@@ -376,9 +379,10 @@ fn inbound() -> anyhow::Result<()> {
         .listens(INBOUND_PORT);
     for _ in 0..20 {
         let v4 = chance.0.bool();
-        let (mut local, targets, groups) = match v4 {
-            true => (chance.address(true), targets4, [0, 2]),
-            false => (chance.address(false), targets6, [1, 2]),
+        let (mut local, targets, groups) = if v4 {
+            (chance.address(true), targets4, [0, 2])
+        } else {
+            (chance.address(false), targets6, [1, 2])
         };
         if chance.0.u8(0..4) == 0 {
             local.set_ip(if v4 {
@@ -424,7 +428,7 @@ fn inbound() -> anyhow::Result<()> {
     ];
     let client = fixture.stranger()?;
     let mut counters = BTreeMap::new();
-    beside(relays, || {
+    beside(&relays, || {
         for _ in 0..CONNECTIONS {
             let v4 = chance.0.bool();
             let (source, called) = (chance.of(&sources[usize::from(!v4)]), chance.address(v4));

@@ -434,9 +434,8 @@ fn a_workload_that_cannot_be_attached_leaves_nothing() -> anyhow::Result<()> {
     require_root!();
     let (crowded, netns) = (namespace()?, namespace()?);
     let room = CAPACITY.workloads * 16;
-    let batch: String = (0..room)
-        .map(|number| format!("address add 10.3.0.{number}/32 dev lo\n"))
-        .collect();
+    let add = |number| format!("address add 10.3.0.{number}/32 dev lo");
+    let batch = (0..room).map(add).collect::<Vec<_>>().join("\n");
     let file = std::env::temp_dir().join(sidecar_tests::names::unique("batch"));
     fs::write(&file, batch)?;
     let added = crowded.ip(&format!("-batch {}", file.display()));

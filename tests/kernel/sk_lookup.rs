@@ -1,5 +1,5 @@
 //! `sk_lookup`: what becomes of connections to the workload, and how its listening sockets become
-//! known (sock_ops' `TCP_LISTEN_CB`, and those that were there before).
+//! known (`TCP_LISTEN_CB` of `sock_ops`, and those that were there before).
 
 use std::{collections::BTreeSet, net::UdpSocket};
 

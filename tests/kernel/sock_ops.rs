@@ -1,4 +1,5 @@
-//! sock_ops: original destinations are known by the connection's client end before its SYN leaves.
+//! `sock_ops`: original destinations are known by the connection's client end before its SYN
+//! leaves.
 //! (What it learns of listening sockets is tested with `sk_lookup`.)
 
 use std::net::{SocketAddr, TcpListener};

@@ -1,14 +1,21 @@
 //! BPF file systems.
 
 use std::{
-    fs,
+    env, fs, io,
     path::{Path, PathBuf},
+    sync::Once,
 };
 
 use anyhow::Context as _;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use crate::cleanup::{self, Cleanup};
+use crate::{
+    cleanup::{self, Cleanup},
+    names,
+};
+
+/// What ends the names of temporary ones.
+const LABEL: &str = "bpf";
 
 /// A BPF file system of its own. Unmounted when dropped; what was pinned in it goes with it.
 #[derive(Debug)]
@@ -18,6 +25,17 @@ pub struct Bpffs {
 }
 
 impl Bpffs {
+    /// Mounts one on a directory of its own among the temporary files.
+    ///
+    /// # Errors
+    /// As [`Bpffs::mount`].
+    pub fn temporary() -> anyhow::Result<Self> {
+        static ONCE: Once = Once::new();
+        let dir = env::temp_dir();
+        ONCE.call_once(|| remove_orphans(&dir));
+        Self::mount(&dir.join(names::unique(LABEL)))
+    }
+
     /// Makes the directory `at` and mounts one there. Both go when this is dropped.
     ///
     /// # Errors
@@ -27,9 +45,7 @@ impl Bpffs {
         let cleanup = cleanup::on_drop({
             let at = at.to_owned();
             move || {
-                // It may not have been mounted.
-                let _ = unmount(&at, UnmountFlags::DETACH);
-                if let Err(error) = fs::remove_dir(&at) {
+                if let Err(error) = remove(&at) {
                     eprintln!("left behind: {}: {error}", at.display());
                 }
             }
@@ -46,5 +62,20 @@ impl Bpffs {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+fn remove(at: &Path) -> io::Result<()> {
+    // It may not have been mounted.
+    let _ = unmount(at, UnmountFlags::DETACH);
+    fs::remove_dir(at)
+}
+
+/// Removes what test runs that were killed have left.
+fn remove_orphans(dir: &Path) {
+    let ours = |name: &String| name.ends_with(LABEL);
+    for name in names::orphans(dir).into_iter().filter(ours) {
+        // Another test run may be at it as well.
+        let _ = remove(&dir.join(name));
     }
 }

@@ -49,10 +49,10 @@ pub struct Compiled {
 pub struct Inputs {
     /// Directory of resources.
     #[arg(long, env = "SIDECAR_AGENT_CONFIG", value_name = "DIR")]
-    config: PathBuf,
+    pub(super) config: PathBuf,
     /// File with Istio's `MeshConfig`.
     #[arg(long, env = "SIDECAR_AGENT_MESH_CONFIG", value_name = "FILE")]
-    mesh_config: Option<PathBuf>,
+    pub(super) mesh_config: Option<PathBuf>,
     /// Name server for host names in resources; may be repeated. The system's if none is given.
     #[arg(
         long = "dns-server",
@@ -60,9 +60,9 @@ pub struct Inputs {
         value_delimiter = ',',
         value_name = "IP:PORT"
     )]
-    dns_servers: Vec<SocketAddr>,
+    pub(super) dns_servers: Vec<SocketAddr>,
     #[command(flatten)]
-    compat: CompatArg,
+    pub(super) compat: CompatArg,
 }
 
 impl Inputs {

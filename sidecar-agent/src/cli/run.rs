@@ -1,22 +1,19 @@
 //! `run`.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 
+use super::inputs::{Inputs, RUN_DIR};
 use crate::{dataplane::Capacity, runtime};
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Directory of resources; every change in it takes effect.
-    #[arg(long, env = "SIDECAR_AGENT_CONFIG", value_name = "DIR")]
-    config: PathBuf,
-    /// File with Istio's `MeshConfig`.
-    #[arg(long, env = "SIDECAR_AGENT_MESH_CONFIG", value_name = "FILE")]
-    mesh_config: Option<PathBuf>,
+    #[command(flatten)]
+    inputs: Inputs,
     /// Directory of the admin socket.
-    #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = super::inputs::RUN_DIR)]
+    #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = RUN_DIR)]
     run_dir: PathBuf,
     /// Where bpffs is mounted, or is to be.
     #[arg(
@@ -26,16 +23,6 @@ pub struct Args {
         default_value = "/sys/fs/bpf"
     )]
     bpffs: PathBuf,
-    /// Name server for host names in resources; may be repeated. The system's if none is given.
-    #[arg(
-        long = "dns-server",
-        env = "SIDECAR_AGENT_DNS_SERVERS",
-        value_delimiter = ',',
-        value_name = "IP:PORT"
-    )]
-    dns_servers: Vec<SocketAddr>,
-    #[command(flatten)]
-    compat: super::inputs::CompatArg,
     /// Most workloads on this node.
     #[arg(long, default_value_t = Capacity::default().workloads)]
     max_workloads: u32,
@@ -55,13 +42,19 @@ pub struct Args {
 
 /// Runs the agent.
 pub fn run(args: Args) -> Result<ExitCode> {
+    let Inputs {
+        config,
+        mesh_config,
+        dns_servers,
+        compat,
+    } = args.inputs;
     let options = runtime::Options {
-        config: args.config,
-        mesh_config: args.mesh_config,
+        config,
+        mesh_config,
         run_dir: args.run_dir,
         bpffs: args.bpffs,
-        dns_servers: args.dns_servers,
-        compat: args.compat.compat,
+        dns_servers,
+        compat: compat.compat,
         capacity: Capacity {
             workloads: args.max_workloads,
             plans: args.max_plans,

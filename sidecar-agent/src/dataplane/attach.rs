@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use sidecar_common::{
+    Addr,
     keys::{PlanId, WorkloadId},
     values::Identity,
 };
@@ -32,6 +33,10 @@ pub struct Attachment {
     pub plan: PlanId,
     /// Ports whose listening sockets the kernel enters into `SOCKETS`.
     pub listen_ports: BTreeSet<u16>,
+    /// The workload's own addresses, as the kernel was told.
+    pub local_addrs: BTreeSet<Addr>,
+    /// How often connections had missed their socket when it was last looked for.
+    pub missed: u64,
     _links: Vec<OwnedFd>,
 }
 
@@ -83,8 +88,27 @@ impl Attachment {
             netns: binding.netns.clone(),
             plan: 0,
             listen_ports: BTreeSet::new(),
+            local_addrs: BTreeSet::new(),
+            missed: 0,
             _links: links,
         })
+    }
+
+    /// Tells the kernel who the workload is, and which addresses are its own.
+    pub fn introduce(&mut self, maps: &mut Maps) -> Result<()> {
+        self.publish_identity(maps)?;
+        self.refresh_local_addrs(maps)
+    }
+
+    /// Tells the kernel which addresses are the workload's own now.
+    pub fn refresh_local_addrs(&mut self, maps: &mut Maps) -> Result<()> {
+        let now: BTreeSet<Addr> =
+            self.netns.local_addrs()?.into_iter().map(Addr::from).collect();
+        if now != self.local_addrs {
+            maps.set_local_addrs(self.identity.workload, &self.local_addrs, &now)?;
+            self.local_addrs = now;
+        }
+        Ok(())
     }
 
     /// Writes the identity into the storage of the workload's cgroups.

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    net::IpAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{Mutex, PoisonError},
 };
@@ -260,28 +259,22 @@ impl Maps {
         self.used = self.used.combine(Size::of(plan), usize::saturating_sub);
     }
 
-    /// Makes `addrs` the workload's own.
-    pub fn set_local_addrs(&mut self, workload: WorkloadId, addrs: &[IpAddr]) -> Result<()> {
-        let wanted: BTreeSet<Addr> = addrs.iter().map(|addr| Addr::from(*addr)).collect();
-        let present = self.local_addrs_of(workload);
-        for addr in wanted.difference(&present) {
+    /// Makes the addresses `now` the workload's own, which were those in `before`.
+    pub fn set_local_addrs(
+        &mut self,
+        workload: WorkloadId,
+        before: &BTreeSet<Addr>,
+        now: &BTreeSet<Addr>,
+    ) -> Result<()> {
+        for addr in now.difference(before) {
             self.local_addrs
                 .insert(local_addr_key(workload, *addr), 1, 0)
                 .context("writing map LOCAL_ADDRS; raise --max-workloads")?;
         }
-        for addr in present.difference(&wanted) {
+        for addr in before.difference(now) {
             let _ = self.local_addrs.remove(&local_addr_key(workload, *addr));
         }
         Ok(())
-    }
-
-    fn local_addrs_of(&self, workload: WorkloadId) -> BTreeSet<Addr> {
-        self.local_addrs
-            .keys()
-            .flatten()
-            .filter(|key| key.workload == workload)
-            .map(|key| key.endpoint.addr)
-            .collect()
     }
 
     /// Adds ports whose listeners must be known, before a plan that needs them. On failure none of
@@ -364,8 +357,9 @@ impl Maps {
 
     /// Removes what is left of a workload that was detached.
     pub fn forget_workload(&mut self, workload: WorkloadId) {
-        for addr in self.local_addrs_of(workload) {
-            let _ = self.local_addrs.remove(&local_addr_key(workload, addr));
+        let own = self.local_addrs.keys().flatten();
+        for key in own.filter(|key| key.workload == workload).collect::<Vec<_>>() {
+            let _ = self.local_addrs.remove(&key);
         }
         self.remove_sockets(|key| key.workload == workload);
         // The slot's next workload must not inherit them.
@@ -389,25 +383,32 @@ impl Maps {
         }
     }
 
+    /// How many inbound connections of a workload found their socket not listening.
+    pub fn missed(&self, workload: WorkloadId) -> u64 {
+        self.counter(workload, Reason::TargetNotListening, Direction::Inbound)
+            .unwrap_or_default()
+    }
+
+    fn counter(
+        &self,
+        workload: WorkloadId,
+        reason: Reason,
+        direction: Direction,
+    ) -> Result<u64> {
+        let index = counter_index(workload, reason, direction);
+        let values = self.counters.get(&index, 0).context("reading map COUNTERS")?;
+        Ok(values.iter().sum())
+    }
+
     /// A workload's decisions, without zeros.
     pub fn counters(&self, workload: WorkloadId) -> Result<Vec<(Direction, Reason, u64)>> {
         let mut found = Vec::new();
-        for (reason, direction, index) in Reason::ALL.iter().flat_map(|reason| {
-            [Direction::Outbound, Direction::Inbound].map(|direction| {
-                (
-                    *reason,
-                    direction,
-                    counter_index(workload, *reason, direction),
-                )
-            })
-        }) {
-            let values = self
-                .counters
-                .get(&index, 0)
-                .context("reading map COUNTERS")?;
-            let total: u64 = values.iter().sum();
-            if total != 0 {
-                found.push((direction, reason, total));
+        for &reason in Reason::ALL {
+            for direction in [Direction::Outbound, Direction::Inbound] {
+                let count = self.counter(workload, reason, direction)?;
+                if count != 0 {
+                    found.push((direction, reason, count));
+                }
             }
         }
         Ok(found)

@@ -122,8 +122,8 @@ impl Dataplane {
             },
             ..Identity::default()
         };
-        let attachment = Attachment::new(&self.objects, workload, identity, binding)?;
-        let introduced = self.introduce(workload, &attachment);
+        let mut attachment = Attachment::new(&self.objects, workload, identity, binding)?;
+        let introduced = attachment.introduce(&mut self.maps);
         // Also where that failed: `detach` undoes what was done.
         self.attachments.insert(workload, attachment);
         if let Err(error) = introduced {
@@ -225,16 +225,15 @@ impl Dataplane {
     /// sockets that a full map or a race has missed; and deletes plans that nobody uses.
     pub fn refresh(&mut self) {
         for (&workload, attachment) in &mut self.attachments {
-            match attachment.netns.local_addrs() {
-                Ok(addrs) => {
-                    if let Err(error) = self.maps.set_local_addrs(workload, &addrs) {
-                        tracing::warn!(workload, "{error:#}");
-                    }
-                }
-                Err(error) => tracing::debug!(workload, "reading local addresses: {error:#}"),
+            if let Err(error) = attachment.refresh_local_addrs(&mut self.maps) {
+                tracing::debug!(workload, "{error:#}");
             }
-            let ports = attachment.listen_ports.clone();
-            listeners::enter_existing(&mut self.maps, workload, attachment, &ports);
+            // Only where connections missed their socket: /proc is slow to read.
+            let missed = self.maps.missed(workload);
+            if missed != std::mem::replace(&mut attachment.missed, missed) {
+                let ports = attachment.listen_ports.clone();
+                listeners::enter_existing(&mut self.maps, workload, attachment, &ports);
+            }
         }
         let now = Instant::now();
         let expired = |installed: &InstalledPlan| {
@@ -282,13 +281,6 @@ impl Dataplane {
     /// If the map cannot be opened again.
     pub fn originals(&self) -> Result<Originals> {
         self.objects.originals()
-    }
-
-    /// Tells the kernel who a workload is, and which addresses are its own.
-    fn introduce(&mut self, workload: WorkloadId, attachment: &Attachment) -> Result<()> {
-        attachment.publish_identity(&self.maps)?;
-        let addrs = attachment.netns.local_addrs()?;
-        self.maps.set_local_addrs(workload, &addrs)
     }
 
     fn free_slot(&self) -> Result<WorkloadId> {

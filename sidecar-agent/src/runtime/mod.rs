@@ -30,6 +30,9 @@ use node::Node;
 /// How often a workload that could not be captured is tried again, and namespaces are looked at.
 const REFRESH: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether applications listen where a Sidecar declares a listener.
+const LOOK_FOR_COLLISIONS: Duration = Duration::from_secs(10);
+
 /// Settings of a running agent.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -73,6 +76,8 @@ pub async fn run(options: Options) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut ticks = interval(REFRESH);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut collisions = interval(LOOK_FOR_COLLISIONS);
+    collisions.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
     let mut input = store.update(files::read(&paths));
     let mut generation = 0_u64;
@@ -95,6 +100,7 @@ pub async fn run(options: Options) -> Result<()> {
                     break;
                 }
                 _ = ticks.tick() => node.refresh(),
+                _ = collisions.tick() => node.look_for_collisions(),
                 Some((request, reply)) = calls.recv() => {
                     let answer = match request {
                         Request::Status => Answer::Status(Box::new(node.status(generation))),

@@ -185,18 +185,17 @@ impl Node {
             }
         }
         self.reconcile();
-        self.look_for_collisions();
     }
 
     /// Looks after what changes without a change of configuration.
     pub fn refresh(&mut self) {
         self.dataplane.refresh();
         self.reconcile();
-        self.look_for_collisions();
     }
 
-    /// Asks the kernel where applications listen, and whether a listener of theirs is there.
-    fn look_for_collisions(&mut self) {
+    /// Asks the kernel where applications listen, and whether a listener of theirs is where a
+    /// Sidecar declares one. Reads /proc, so it is not for every second.
+    pub fn look_for_collisions(&mut self) {
         for (name, workload) in &mut self.workloads {
             let plan = &workload.wanted.plan;
             let ports = in_use::ports(plan);

@@ -1,0 +1,30 @@
+//! What most tests begin with.
+
+use sidecar_tests::lab::{Lab, service};
+
+/// Exposes the services of one namespace.
+pub const SIDECAR: &str = "\
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: default, namespace: prod-us1}
+spec:
+  egress:
+  - hosts: ['prod-us1/*']
+";
+
+/// A lab whose workload, once an agent runs, reaches `details` at 10.96.0.1:9080 and not `secret`
+/// at 10.96.0.4:9080.
+pub fn registry_only() -> anyhow::Result<Lab> {
+    let mut lab = Lab::new()?;
+    lab.announce("10.96.0.0/16")?;
+    lab.serve("10.96.0.1:9080", "details")?;
+    lab.serve("10.96.0.4:9080", "secret")?;
+    lab.write(
+        "services.yaml",
+        &service("prod-us1", "details", "10.96.0.1".parse()?, 9080),
+    )?;
+    lab.write("sidecar.yaml", SIDECAR)?;
+    lab.write_workload(&[])?;
+    lab.write_mesh("outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n")?;
+    Ok(lab)
+}
