@@ -97,6 +97,9 @@ pub struct Identity {
     pub proxy_uid: u32,
     /// The proxy's own cgroup (inode id), or 0: connections from it are the proxy's.
     pub proxy_cgroup: u64,
+    /// The workload's network namespace (`SO_NETNS_COOKIE`): listeners in another one, as of a
+    /// container within the workload, cannot be given its connections.
+    pub netns_cookie: u64,
     /// The relay's port on 127.0.0.1 in the workload's network namespace, or 0.
     pub relay_port_v4: u16,
     /// The relay's port on `::1` in the workload's network namespace, or 0.
@@ -105,7 +108,7 @@ pub struct Identity {
     pub flags: u32,
 }
 
-const _: () = assert!(size_of::<Identity>() == 24);
+const _: () = assert!(size_of::<Identity>() == 32);
 
 impl Identity {
     /// The workload has an external proxy.

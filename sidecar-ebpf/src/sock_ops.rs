@@ -1,7 +1,10 @@
 //! sock_ops: publishes original destinations once the source port is known, and learns of
 //! listening sockets.
 
-use aya_ebpf::{bindings::bpf_sock, programs::SockOpsContext};
+use aya_ebpf::{
+    EbpfContext as _, bindings::bpf_sock, helpers::generated::bpf_get_netns_cookie,
+    programs::SockOpsContext,
+};
 use sidecar_common::{Endpoint, keys::WorkloadEndpoint};
 
 use crate::{
@@ -66,8 +69,10 @@ fn connecting(ctx: &SockOpsContext) {
 
 #[inline(always)]
 fn listening(ctx: &SockOpsContext) {
-    let workload = maps::identity().workload;
-    if workload == 0 {
+    let identity = maps::identity();
+    let workload = identity.workload;
+    // SAFETY: the context is the kernel's own.
+    if workload == 0 || unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != identity.netns_cookie {
         return;
     }
     let endpoint = local(ctx);

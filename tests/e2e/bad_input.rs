@@ -6,11 +6,7 @@ use anyhow::ensure;
 use serde_json::Value;
 
 use crate::fixture::{SIDECAR, registry_only};
-use sidecar_tests::{
-    Cgroup, Client,
-    lab::Lab,
-    require_root,
-};
+use sidecar_tests::{Cgroup, Client, lab::Lab, require_root};
 
 /// A lab with a captured workload that reaches `details` and nothing else.
 fn captured() -> anyhow::Result<Lab> {

@@ -2,13 +2,10 @@
 
 use std::net::SocketAddr;
 
-use anyhow::ensure;
 use crate::fixture::registry_only;
+use anyhow::ensure;
 use sidecar_tests::{
-    Agent, Cgroup, Client, DEADLINE, Place, Server,
-    lab::Lab,
-    poll::poll_result,
-    require_root,
+    Agent, Cgroup, Client, DEADLINE, Place, Server, lab::Lab, poll::poll_result, require_root,
 };
 
 fn connected(place: Place<'_>, address: &str) -> anyhow::Result<bool> {

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::UdpSocket};
 use rustix::io::Errno;
 use sidecar_common::{Path, Reason, values::Rule};
 use sidecar_tests::{
-    Cgroup, Client, DEADLINE, Mode, Net, Place, Probe, Server,
+    Cgroup, Client, DEADLINE, Mode, Namespace, Net, Place, Probe, Server,
     apps::{Kind, Seen, wire::canonical},
     require_root,
 };
@@ -216,6 +216,31 @@ fn nobody_elses_listener_is_a_target() -> anyhow::Result<()> {
         Err(Errno::CONNREFUSED)
     );
     assert_eq!(fixture.inbound(Reason::TargetNotListening)?, 2);
+    Ok(())
+}
+
+#[test]
+fn a_listener_in_another_namespace_is_no_target() -> anyhow::Result<()> {
+    require_root!();
+    let plan = Planner::new()
+        .inbound("0.0.0.0:9080", to("127.0.0.1:8080"))
+        .listens(8080);
+    let fixture = Fixture::new(plan)?;
+    let stranger = fixture.stranger()?;
+    let nested = Namespace::new("nested")?;
+    let elsewhere = Place::here().netns(&nested).cgroup(&fixture.cgroup);
+    let before = serve(elsewhere, "127.0.0.1:8080", "nested")?;
+    assert_eq!(
+        stranger.visit(at("10.3.0.1:9080"))?,
+        Err(Errno::CONNREFUSED),
+        "given to a socket that cannot answer"
+    );
+    // Nor does it take the place of one that is.
+    drop(before);
+    let _own = serve(fixture.inside(), "127.0.0.1:8080", "own")?;
+    let _after = serve(elsewhere, "127.0.0.1:8080", "nested")?;
+    let seen = stranger.visit(at("10.3.0.1:9080"))?;
+    assert_eq!(seen.map(|seen| seen.name).as_deref(), Ok("own"));
     Ok(())
 }
 

@@ -35,7 +35,7 @@ pub struct Attachment {
     pub listen_ports: BTreeSet<u16>,
     /// The workload's own addresses, as the kernel was told.
     pub local_addrs: BTreeSet<Addr>,
-    /// How often connections had missed their socket when it was last looked for.
+    /// How many connections had found their socket not listening when it was last looked for.
     pub missed: u64,
     _links: Vec<OwnedFd>,
 }
@@ -102,8 +102,12 @@ impl Attachment {
 
     /// Tells the kernel which addresses are the workload's own now.
     pub fn refresh_local_addrs(&mut self, maps: &mut Maps) -> Result<()> {
-        let now: BTreeSet<Addr> =
-            self.netns.local_addrs()?.into_iter().map(Addr::from).collect();
+        let now: BTreeSet<Addr> = self
+            .netns
+            .local_addrs()?
+            .into_iter()
+            .map(Addr::from)
+            .collect();
         if now != self.local_addrs {
             maps.set_local_addrs(self.identity.workload, &self.local_addrs, &now)?;
             self.local_addrs = now;

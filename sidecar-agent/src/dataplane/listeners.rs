@@ -28,7 +28,7 @@ pub fn enter_existing(
     if ports.is_empty() {
         return;
     }
-    let known = maps.known_sockets(workload);
+    let known = maps.sockets().remove(&workload).unwrap_or_default();
     let mut listening: Option<BTreeMap<u64, Endpoint>> = None;
     let cgroups = attachment.cgroups.iter();
     for pid in cgroups.flat_map(|(_, path)| cgroup::processes(path)) {

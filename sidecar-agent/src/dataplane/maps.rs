@@ -1,7 +1,7 @@
 //! Typed handles to the maps, and a plan's way into them and out again.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{Mutex, PoisonError},
 };
@@ -310,14 +310,13 @@ impl Maps {
         self.remove_sockets(|key| key.workload == workload && gone.contains(&key.endpoint.port));
     }
 
-    /// The endpoints of the workload whose listening sockets are known.
-    pub fn known_sockets(&self, workload: WorkloadId) -> BTreeSet<Endpoint> {
-        self.sockets
-            .keys()
-            .flatten()
-            .filter(|key| key.workload == workload)
-            .map(|key| key.endpoint)
-            .collect()
+    /// The endpoints whose listening sockets are known, of every workload.
+    pub fn sockets(&self) -> BTreeMap<WorkloadId, BTreeSet<Endpoint>> {
+        let mut found: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for key in self.sockets.keys().flatten() {
+            found.entry(key.workload).or_default().insert(key.endpoint);
+        }
+        found
     }
 
     /// Enters a listening socket under the endpoint it is bound to.
@@ -358,7 +357,10 @@ impl Maps {
     /// Removes what is left of a workload that was detached.
     pub fn forget_workload(&mut self, workload: WorkloadId) {
         let own = self.local_addrs.keys().flatten();
-        for key in own.filter(|key| key.workload == workload).collect::<Vec<_>>() {
+        for key in own
+            .filter(|key| key.workload == workload)
+            .collect::<Vec<_>>()
+        {
             let _ = self.local_addrs.remove(&key);
         }
         self.remove_sockets(|key| key.workload == workload);
@@ -389,14 +391,12 @@ impl Maps {
             .unwrap_or_default()
     }
 
-    fn counter(
-        &self,
-        workload: WorkloadId,
-        reason: Reason,
-        direction: Direction,
-    ) -> Result<u64> {
+    fn counter(&self, workload: WorkloadId, reason: Reason, direction: Direction) -> Result<u64> {
         let index = counter_index(workload, reason, direction);
-        let values = self.counters.get(&index, 0).context("reading map COUNTERS")?;
+        let values = self
+            .counters
+            .get(&index, 0)
+            .context("reading map COUNTERS")?;
         Ok(values.iter().sum())
     }
 

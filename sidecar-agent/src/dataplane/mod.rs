@@ -115,6 +115,7 @@ impl Dataplane {
             workload,
             proxy_uid: binding.proxy_uid.unwrap_or(0),
             proxy_cgroup: binding.proxy_cgroup.map_or(0, |cgroup| cgroup.id),
+            netns_cookie: binding.netns.cookie()?,
             flags: if binding.proxy_uid.is_some() {
                 Identity::HAS_PROXY
             } else {
@@ -224,13 +225,17 @@ impl Dataplane {
     /// Looks again for what changes without telling us: addresses of the namespaces, listening
     /// sockets that a full map or a race has missed; and deletes plans that nobody uses.
     pub fn refresh(&mut self) {
+        let mut sockets = self.maps.sockets();
         for (&workload, attachment) in &mut self.attachments {
             if let Err(error) = attachment.refresh_local_addrs(&mut self.maps) {
                 tracing::debug!(workload, "{error:#}");
             }
-            // Only where connections missed their socket: /proc is slow to read.
+            // /proc is slow to read: only where a socket may be missing in the map.
+            let known = sockets.remove(&workload).unwrap_or_default();
+            let is_known = |port: &u16| known.iter().any(|endpoint| endpoint.port == *port);
             let missed = self.maps.missed(workload);
-            if missed != std::mem::replace(&mut attachment.missed, missed) {
+            if missed != attachment.missed || !attachment.listen_ports.iter().all(is_known) {
+                attachment.missed = missed;
                 let ports = attachment.listen_ports.clone();
                 listeners::enter_existing(&mut self.maps, workload, attachment, &ports);
             }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::fs::MetadataExt,
@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use super::sys;
 use crate::relay::netns::within;
 
 /// The agent's own network namespace: the host's.
@@ -65,6 +66,18 @@ impl Netns {
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         within::<_, anyhow::Error>(self.as_fd(), || Ok(work()))
             .with_context(|| format!("in the network namespace {}", self.path.display()))
+    }
+
+    /// The cookie by which BPF programs know the namespace.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered, or the kernel has no such cookies (before 5.14).
+    pub fn cookie(&self) -> Result<u64> {
+        self.run(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            sys::netns_cookie(socket.as_fd())
+        })?
+        .with_context(|| format!("reading the cookie of {}", self.path.display()))
     }
 
     /// Every address of every interface in the namespace.

@@ -86,6 +86,29 @@ pub fn set_identity(map: BorrowedFd<'_>, cgroup: u64, identity: &Identity) -> io
     bpf(BPF_MAP_UPDATE_ELEM, &attr).map(drop)
 }
 
+/// The cookie of the network namespace that a socket is in, as `bpf_get_netns_cookie` tells it
+/// (kernel 5.14).
+pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0_u64;
+    let mut len = 8;
+    // SAFETY: the buffer and its length are valid for the duration of the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(cookie)
+    }
+}
+
 fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
