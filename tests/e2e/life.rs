@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use crate::fixture::registry_only;
 use anyhow::ensure;
 use sidecar_tests::{
-    Agent, Cgroup, Client, DEADLINE, Place, Server, lab::Lab, poll::poll_result, require_root,
+    Agent, Cgroup, Client, DEADLINE, Place, Server,
+    lab::{Lab, service},
+    poll::poll_result,
+    require_root,
 };
 
 fn connected(place: Place<'_>, address: &str) -> anyhow::Result<bool> {
@@ -191,22 +194,32 @@ fn the_agent_leaves_nothing_and_takes_over_what_a_killed_one_left() -> anyhow::R
 }
 
 #[test]
-fn a_second_agent_with_the_same_directory_does_not_start() -> anyhow::Result<()> {
+fn a_second_agent_with_the_same_directories_does_not_start() -> anyhow::Result<()> {
     require_root!();
     let mut lab = registry_only()?;
     lab.start_agent()?;
     let bpffs = lab.agent()?.bpffs();
     let config = lab.config_dir();
-    let output = lab.agent()?.cli(&[
-        "run".as_ref(),
-        "--config".as_ref(),
-        config.as_os_str(),
-        "--bpffs".as_ref(),
-        bpffs.as_os_str(),
-    ])?;
-    ensure!(!output.status.success(), "a second agent ran");
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(error.contains("another agent"), "{error}");
+    // The first time the run directory is the same, the second time only the BPF file system.
+    for run_dir in [lab.agent()?.run_dir(), lab.in_root("/run")] {
+        let output = lab.agent()?.cli(&[
+            "run".as_ref(),
+            "--config".as_ref(),
+            config.as_os_str(),
+            "--bpffs".as_ref(),
+            bpffs.as_os_str(),
+            "--run-dir".as_ref(),
+            run_dir.as_os_str(),
+        ])?;
+        ensure!(!output.status.success(), "a second agent ran");
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(error.contains("another agent"), "{error}");
+    }
+    lab.write(
+        "more.yaml",
+        &service("prod-us1", "more", "10.96.0.9".parse()?, 80),
+    )?;
+    lab.wait_captured()?;
     ensure!(
         !connected(lab.inside(), "10.96.0.4:9080")?,
         "the first one was disturbed"

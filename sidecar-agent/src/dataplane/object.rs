@@ -1,8 +1,12 @@
 //! The BPF objects: loading them, and opening the maps they share.
 
 use std::{
-    fs,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{self, DirBuilder},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -12,6 +16,7 @@ use aya::{
     maps::MapData,
     programs::{Program, ProgramError},
 };
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
 use sidecar_common::keys::WorkloadId;
 
 use super::{
@@ -57,13 +62,15 @@ pub struct Objects {
     cgroup_programs: Vec<(AttachType, OwnedFd)>,
     pin_dir: PathBuf,
     capacity: Capacity,
+    /// The pin directory, locked.
+    _lock: OwnedFd,
 }
 
 impl Objects {
     /// Creates the maps and loads the programs for cgroups.
     pub fn load(config: &Config) -> Result<Self> {
-        prepare_pin_dir(&config.pin_dir)?;
         let mut objects = Self {
+            _lock: prepare_pin_dir(&config.pin_dir)?,
             cgroup_programs: Vec::new(),
             pin_dir: config.pin_dir.clone(),
             capacity: config.capacity,
@@ -122,7 +129,9 @@ impl Objects {
 
 impl Drop for Objects {
     fn drop(&mut self) {
-        if let Err(error) = remove_pins(&self.pin_dir) {
+        let removed = remove_pins(&self.pin_dir)
+            .and_then(|()| fs::remove_dir(&self.pin_dir).context("removing the pin directory"));
+        if let Err(error) = removed {
             tracing::warn!("{error:#}");
         }
     }
@@ -165,19 +174,46 @@ fn explain_load_error(name: &str, error: &ProgramError) -> anyhow::Error {
     };
     anyhow::anyhow!(
         "loading BPF program `{name}` on kernel {release}: {detail}\n\
-         The agent needs CAP_BPF and CAP_NET_ADMIN (or root) and kernel 5.10 or newer."
+         The agent needs root (or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN) and kernel 5.18 or newer."
     )
 }
 
-/// Makes an empty directory for our pins. What a killed agent has left there is removed; anything
-/// that is not ours is left alone and refused.
-fn prepare_pin_dir(dir: &Path) -> Result<()> {
+/// Makes an empty directory for our pins, and keeps others from using it for as long as the
+/// descriptor lives. What a killed agent has left there is removed; anything that is not ours is
+/// left alone and refused.
+fn prepare_pin_dir(dir: &Path) -> Result<OwnedFd> {
     let parent = dir
         .parent()
         .context("the pin directory must be below a bpffs mount")?;
     mount_bpffs(parent)?;
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(error).with_context(|| format!("creating {}", dir.display()));
+        }
+        _ => {}
+    }
+    let lock = openat(
+        CWD,
+        dir,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .with_context(|| format!("opening {}", dir.display()))?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).with_context(|| {
+        format!(
+            "locking {}: another agent uses it; stop that one, or give this one another --bpffs",
+            dir.display()
+        )
+    })?;
     remove_pins(dir)?;
-    fs::create_dir(dir).with_context(|| format!("creating {}", dir.display()))
+    let mut left = fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
+    if let Some(Ok(foreign)) = left.next() {
+        bail!(
+            "{} is no pin of this agent; move it out of the way",
+            foreign.path().display()
+        );
+    }
+    Ok(lock)
 }
 
 fn mount_bpffs(at: &Path) -> Result<()> {
@@ -192,30 +228,31 @@ fn mount_bpffs(at: &Path) -> Result<()> {
     if is_bpffs() {
         return Ok(());
     }
-    rustix::mount::mount("bpf", at, "bpf", rustix::mount::MountFlags::empty(), None).with_context(
-        || {
-            format!(
-                "mounting bpffs at {0}; mount it with `mount -t bpf bpf {0}`",
-                at.display()
-            )
-        },
+    rustix::mount::mount(
+        "bpf",
+        at,
+        "bpf",
+        rustix::mount::MountFlags::empty(),
+        Some(c"mode=0700"),
     )
-}
-
-fn remove_pins(dir: &Path) -> Result<()> {
-    if !dir.exists() {
-        return Ok(());
-    }
-    for name in SHARED_MAPS {
-        let path = dir.join(name);
-        if path.exists() {
-            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-        }
-    }
-    fs::remove_dir(dir).with_context(|| {
+    .with_context(|| {
         format!(
-            "removing {}: it holds pins that are not this agent's",
-            dir.display()
+            "mounting bpffs at {0}; mount it with `mount -t bpf bpf {0}`",
+            at.display()
         )
     })
+}
+
+/// Removes the pins of our maps.
+fn remove_pins(dir: &Path) -> Result<()> {
+    for name in SHARED_MAPS {
+        let path = dir.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
