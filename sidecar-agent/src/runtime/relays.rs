@@ -14,7 +14,6 @@ use anyhow::{Context, Result};
 use sidecar_common::{
     Endpoint, decide,
     keys::{PlanId, WorkloadId},
-    values::NO_LISTENER,
 };
 
 use crate::{
@@ -232,41 +231,37 @@ impl TcpRoutes {
         }
     }
 
-    fn plan(&self, which: impl Fn(PlanId) -> bool) -> Option<Arc<Plan>> {
+    /// The first answer of the remembered plans, the newest first.
+    fn ask_plans<T>(&self, ask: impl Fn(PlanId, &Plan) -> Option<T>) -> Option<T> {
         let plans = self.plans.read().unwrap_or_else(PoisonError::into_inner);
-        plans
-            .iter()
-            .rev()
-            .find(|(id, _)| which(*id))
-            .map(|(_, plan)| plan.clone())
+        plans.iter().rev().find_map(|(id, plan)| ask(*id, plan))
     }
 
     /// The kernel published where this connection was going and which listener decided. Somebody
     /// who calls the relay's port directly has no such entry, and is refused.
     fn outbound(&self, peer: SocketAddr) -> Option<Arc<[Target]>> {
         let original = self.originals.take(self.workload, peer.into())?;
-        let plan = self.plan(|id| id == original.plan)?;
-        let listener = plan.listeners.get(original.listener as usize)?;
-        Some(self.targets(listener, original.dst.into()))
+        self.ask_plans(|id, plan| {
+            let listener = plan.listeners.get(original.listener as usize)?;
+            (id == original.plan).then(|| self.targets(listener, original.dst.into()))
+        })
     }
 
     /// The accepted socket's local address is the original destination: decided again by the same
-    /// function.
+    /// function. The kernel has chosen the relay, so of the plans around a switch it was the one
+    /// that says so.
     fn inbound(&self, peer: SocketAddr, local: SocketAddr) -> Option<Arc<[Target]>> {
-        let plan = self.plan(|_| true)?;
-        let tables = MemTables::new(&plan, &[]);
-        let decision = decide::inbound(
-            &tables,
-            0,
-            &plan.header,
-            &peer.ip().into(),
-            &Endpoint::from(local),
-        );
-        if decision.path != sidecar_common::Path::Relay || decision.listener == NO_LISTENER {
-            return None;
-        }
-        let listener = plan.listeners.get(decision.listener as usize)?;
-        Some(self.targets(listener, local))
+        self.ask_plans(|id, plan| {
+            let decision = decide::inbound(
+                &MemTables::new(plan, &[]),
+                id,
+                &plan.header,
+                &peer.ip().into(),
+                &Endpoint::from(local),
+            );
+            let listener = plan.listeners.get(decision.listener as usize)?;
+            (decision.path == sidecar_common::Path::Relay).then(|| self.targets(listener, local))
+        })
     }
 
     fn targets(&self, listener: &Listener, original: SocketAddr) -> Arc<[Target]> {
