@@ -85,6 +85,111 @@ fn a_workload_that_comes_later_is_captured_and_one_that_goes_is_not() -> anyhow:
 }
 
 #[test]
+fn cgroups_that_change_hands_stay_captured() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = registry_only()?;
+    let other = Cgroup::new("other")?;
+    let below_root = |cgroup: &Cgroup| -> anyhow::Result<String> {
+        Ok(cgroup
+            .path()
+            .strip_prefix(Cgroup::root()?)?
+            .display()
+            .to_string())
+    };
+    let (own_path, other_path) = (below_root(lab.cgroup())?, below_root(&other)?);
+    let first = std::fs::read_to_string(lab.config_dir().join("workload.yaml"))?;
+    let second = first
+        .replace("name: productpage", "name: another")
+        .replace(&own_path, &other_path)
+        .replace("10.77.0.2", "10.77.0.99");
+    let both = format!("{first}---\n{second}");
+    lab.write("workload.yaml", &both)?;
+    lab.start_agent()?;
+    let captured = |lab: &Lab| -> anyhow::Result<()> {
+        let places = [
+            lab.inside(),
+            Place::here().netns(&lab.workload().netns).cgroup(&other),
+        ];
+        for place in places {
+            ensure!(
+                connected(place, "10.96.0.1:9080")?,
+                "the exposed service is not reached"
+            );
+            ensure!(
+                !connected(place, "10.96.0.4:9080")?,
+                "not captured: {place:?}"
+            );
+        }
+        Ok(())
+    };
+    captured(&lab)?;
+    let swapped = both
+        .replace(&own_path, "(theirs)")
+        .replace(&other_path, &own_path)
+        .replace("(theirs)", &other_path);
+    lab.write("workload.yaml", &swapped)?;
+    captured(&lab)?;
+    // The cgroup that was the first one's is the other one's now, and counted as such.
+    let refused = |lab: &Lab| -> anyhow::Result<u64> {
+        let status = lab.agent()?.status()?;
+        let workloads = status["workloads"].as_array().into_iter().flatten();
+        let another = workloads
+            .into_iter()
+            .find(|of| of["workload"] == "prod-us1/another");
+        let decisions = another
+            .and_then(|of| of["decisions"].as_array())
+            .into_iter()
+            .flatten();
+        Ok(decisions
+            .filter(|of| of["reason"] == "registry-only")
+            .filter_map(|of| of["count"].as_u64())
+            .sum())
+    };
+    let before = refused(&lab)?;
+    ensure!(!connected(lab.inside(), "10.96.0.4:9080")?, "not captured");
+    ensure!(
+        refused(&lab)? == before + 1,
+        "the cgroup did not change hands"
+    );
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_found_any_more_keeps_its_last_good_plan() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = registry_only()?;
+    lab.start_agent()?;
+    let file = std::fs::read_to_string(lab.config_dir().join("workload.yaml"))?;
+    let root = lab.in_root("").display().to_string();
+    let own = lab
+        .cgroup()
+        .path()
+        .strip_prefix(Cgroup::root()?)?
+        .display()
+        .to_string();
+    for (right, wrong) in [(&root, "/no/such/root"), (&own, "sct-no-such-cgroup")] {
+        lab.write("workload.yaml", &file.replace(right, wrong))?;
+        let status = lab.agent()?.wait_until("the problem", |status| {
+            status["workloads"][0]["problem"]
+                .as_str()
+                .is_some_and(|text| text.contains(wrong))
+        })?;
+        ensure!(
+            status["workloads"][0]["actual"].is_string(),
+            "nothing in force: {status}"
+        );
+        ensure!(
+            !connected(lab.inside(), "10.96.0.4:9080")?,
+            "let go for {wrong}"
+        );
+    }
+    lab.write("workload.yaml", &file)?;
+    lab.wait_captured()?;
+    ensure!(!connected(lab.inside(), "10.96.0.4:9080")?, "not captured");
+    Ok(())
+}
+
+#[test]
 fn a_cgroup_that_comes_late_is_waited_for() -> anyhow::Result<()> {
     require_root!();
     let mut lab = registry_only()?;

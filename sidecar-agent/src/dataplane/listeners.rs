@@ -11,6 +11,7 @@ use procfs::{
     net::{TcpNetEntry, TcpState},
     process::{FDTarget, Process},
 };
+use rustix::fs::fstat;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use sidecar_common::{Addr, Endpoint, keys::WorkloadId, values::Identity};
 
@@ -47,7 +48,7 @@ pub fn enter_existing(
             if known.contains(endpoint) {
                 continue;
             }
-            if let Some(socket) = borrow(pid, number)
+            if let Some(socket) = borrow(pid, number, inode)
                 && let Err(error) = maps.enter_socket(workload, *endpoint, &socket)
             {
                 tracing::warn!(workload, %endpoint, "{error:#}");
@@ -116,9 +117,11 @@ fn sockets(process: &Process) -> Vec<(u64, i32)> {
         .collect()
 }
 
-fn borrow(pid: i32, number: i32) -> Option<OwnedFd> {
+/// The socket with this inode, if that still is what the process has under that number.
+fn borrow(pid: i32, number: i32, inode: u64) -> Option<OwnedFd> {
     let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-    pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).ok()
+    let socket = pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).ok()?;
+    (fstat(&socket).ok()?.st_ino == inode).then_some(socket)
 }
 
 fn netns_of(pid: i32) -> Option<(u64, u64)> {

@@ -52,6 +52,12 @@ impl Netns {
         })
     }
 
+    /// Whether its path still leads to the namespace.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.is_at(self.path.to_str())
+    }
+
     /// Whether `path` (`None`: the host's) leads to the namespace that was opened.
     #[must_use]
     pub fn is_at(&self, path: Option<&str>) -> bool {

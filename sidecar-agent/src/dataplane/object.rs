@@ -13,10 +13,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::MapData,
+    maps::{Map, MapData},
     programs::{Program, ProgramError},
 };
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::{
+    fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat},
+    process::geteuid,
+};
 use sidecar_common::keys::WorkloadId;
 
 use super::{
@@ -62,6 +65,8 @@ pub struct Objects {
     cgroup_programs: Vec<(AttachType, OwnedFd)>,
     pin_dir: PathBuf,
     capacity: Capacity,
+    /// Id of the map `WORKLOADS`.
+    workloads_map: u32,
     /// The pin directory, locked.
     _lock: OwnedFd,
 }
@@ -72,6 +77,7 @@ impl Objects {
         let mut objects = Self {
             _lock: prepare_pin_dir(&config.pin_dir)?,
             cgroup_programs: Vec::new(),
+            workloads_map: 0,
             pin_dir: config.pin_dir.clone(),
             capacity: config.capacity,
         };
@@ -79,6 +85,7 @@ impl Objects {
             .loader()
             .load(CGROUP_OBJECT)
             .context("loading BPF maps")?;
+        objects.workloads_map = map_id(&cgroup)?;
         for (name, attach_type) in CGROUP_PROGRAMS {
             objects
                 .cgroup_programs
@@ -101,6 +108,13 @@ impl Objects {
             .override_global("WORKLOAD", &workload, true)
             .load(NETNS_OBJECT)
             .context("opening BPF maps for sk_lookup")?;
+        // A pin that is gone would have been made anew, with a map that nobody else knows.
+        if map_id(&object)? != self.workloads_map {
+            bail!(
+                "the pins in {} were removed behind the agent's back; restart it",
+                self.pin_dir.display()
+            );
+        }
         load_program(&mut object, "inbound")
     }
 
@@ -135,6 +149,14 @@ impl Drop for Objects {
             tracing::warn!("{error:#}");
         }
     }
+}
+
+/// The id of the map `WORKLOADS` as this object has it.
+fn map_id(object: &Ebpf) -> Result<u32> {
+    let Some(Map::Array(map)) = object.map("WORKLOADS") else {
+        bail!("a BPF object has no array map `WORKLOADS`");
+    };
+    Ok(map.info().context("asking for the id of a map")?.id())
 }
 
 fn load_program(object: &mut Ebpf, name: &str) -> Result<OwnedFd> {
@@ -195,10 +217,18 @@ fn prepare_pin_dir(dir: &Path) -> Result<OwnedFd> {
     let lock = openat(
         CWD,
         dir,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         Mode::empty(),
     )
     .with_context(|| format!("opening {}", dir.display()))?;
+    // bpffs is often mounted for everybody to write: whoever owns the directory rules its pins.
+    let found = fstat(&lock).with_context(|| format!("reading {}", dir.display()))?;
+    if found.st_uid != geteuid().as_raw() || found.st_mode & 0o022 != 0 {
+        bail!(
+            "{} belongs to another user, or others may write to it; remove it",
+            dir.display()
+        );
+    }
     flock(&lock, FlockOperation::NonBlockingLockExclusive).with_context(|| {
         format!(
             "locking {}: another agent uses it; stop that one, or give this one another --bpffs",
@@ -237,7 +267,7 @@ fn mount_bpffs(at: &Path) -> Result<()> {
     )
     .with_context(|| {
         format!(
-            "mounting bpffs at {0}; mount it with `mount -t bpf bpf {0}`",
+            "mounting bpffs at {0}; mount it with `mount -t bpf -o mode=0700 bpf {0}`",
             at.display()
         )
     })

@@ -21,6 +21,8 @@ use crate::{compile::UnixAddr, relay::listen};
 
 /// Longest request.
 const REQUEST_BYTES: u64 = 64 * 1024;
+/// How long to wait after a failed accept.
+const RETRY: Duration = Duration::from_millis(100);
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -72,11 +74,22 @@ pub fn serve(run_dir: &Path) -> Result<mpsc::Receiver<Call>> {
     tokio::spawn(async move {
         // Kept here for its file, which goes when the agent ends.
         let _socket = socket;
-        while let Ok((stream, _)) = listener.accept().await {
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors, mostly: the next try may find some.
+                    tracing::warn!("admin socket: {error}");
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
+            };
             let calls = calls.clone();
             tokio::spawn(async move {
-                if let Err(error) = tokio::time::timeout(PATIENCE, answer(stream, calls)).await {
-                    tracing::debug!("admin request: {error}");
+                match tokio::time::timeout(PATIENCE, answer(stream, calls)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!("admin request: {error:#}"),
+                    Err(error) => tracing::debug!("admin request: {error}"),
                 }
             });
         }

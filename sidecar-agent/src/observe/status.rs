@@ -30,7 +30,7 @@ pub struct WorkloadStatus {
     pub workload: String,
     /// What it is doing.
     pub state: State,
-    /// Why it is not captured.
+    /// What is wrong: why it is not captured, or what of its plan is not served.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub problem: Option<String>,
     /// Its cgroup, below the cgroup2 root.

@@ -106,13 +106,15 @@ pub fn workloads(snapshot: &Snapshot) -> (Vec<ResolvedWorkload>, Vec<Finding>) {
         };
         match cgroups.claim(&cgroup, &resource) {
             Ok(()) => {
-                let workload = resolve(entry, resource, cgroup, snapshot, &sidecars, &mut findings);
+                let mut workload =
+                    resolve(entry, resource, cgroup, snapshot, &sidecars, &mut findings);
+                findings.extend(cgroups.claim_proxy(&mut workload));
                 workloads.push(workload);
             }
             Err(other) => findings.push(Finding {
                 message: format!(
-                    "cgroup {cgroup:?} is, contains, or lies within that of {other}, which was \
-                     there first; this workload is not captured"
+                    "cgroup {cgroup:?} is, contains, or lies within that of {other}, which \
+                     comes first; this workload is not captured"
                 ),
                 resource: Some(resource),
                 kind: FindingKind::CgroupConflict,
@@ -261,6 +263,32 @@ impl Cgroups {
         self.0.insert(path.to_owned(), resource.clone());
         Ok(())
     }
+
+    /// Takes the cgroup of a workload's proxy where it is not within the workload's own. One that
+    /// is another's is left out: the proxy is then known by its uid.
+    fn claim_proxy(&mut self, workload: &mut ResolvedWorkload) -> Option<Finding> {
+        let Proxy::External { cgroup, .. } = &mut workload.proxy else {
+            return None;
+        };
+        let path = cgroup.as_ref()?;
+        if path.starts_with(&format!("{}/", workload.cgroup)) {
+            return None;
+        }
+        let other = self.claim(path, &workload.resource).err()?;
+        let finding = Finding {
+            message: format!(
+                "cgroup {path:?} is, contains, or lies within that of {other}; the proxy is known \
+                 by its uid only"
+            ),
+            resource: Some(workload.resource.clone()),
+            kind: FindingKind::CgroupConflict,
+            field: annotation_field(PROXY_CGROUP_ANNOTATION),
+            remedy: "give the proxy a cgroup of its own, or one within the workload's".into(),
+            related: vec![other],
+        };
+        *cgroup = None;
+        Some(finding)
+    }
 }
 
 fn annotation_field(annotation: &str) -> String {
@@ -309,6 +337,38 @@ mod tests {
             workloads: entries,
             ..Snapshot::default()
         })
+    }
+
+    #[test]
+    fn a_proxys_cgroup_is_nobody_elses() {
+        let with_proxy = |name: &str, cgroup: &str, proxy: &str| {
+            let mut entry = entry(name, cgroup);
+            let more = [
+                (PROXY_ANNOTATION, "external"),
+                (PROXY_CGROUP_ANNOTATION, proxy),
+            ];
+            let more = more.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            entry.meta.annotations.extend(more);
+            entry
+        };
+        let cgroup_of_proxy = |workload: &ResolvedWorkload| match &workload.proxy {
+            Proxy::External { cgroup, .. } => cgroup.clone(),
+            Proxy::None => None,
+        };
+        let (workloads, findings) = resolve(vec![
+            with_proxy("a", "a", "a/proxy"),
+            with_proxy("b", "b", "b-proxy"),
+            with_proxy("c", "c", "b"),
+            with_proxy("d", "d", "b-proxy"),
+            entry("e", "b-proxy"),
+        ]);
+        let proxies: Vec<_> = workloads.iter().map(cgroup_of_proxy).collect();
+        let own = |path: &str| Some(path.to_owned());
+        assert_eq!(proxies, [own("a/proxy"), own("b-proxy"), None, None]);
+        let conflicts = findings
+            .iter()
+            .filter(|f| f.kind == FindingKind::CgroupConflict);
+        assert_eq!(conflicts.count(), 3, "{findings:?}");
     }
 
     #[test]

@@ -96,6 +96,11 @@ impl Place {
             && self.netns.is_at(workload.netns.as_deref())
     }
 
+    /// Whether what was attached to is still there.
+    fn is_alive(&self) -> bool {
+        self.cgroup.is_alive() && self.netns.is_alive()
+    }
+
     fn binding(&self) -> Binding<'_> {
         Binding {
             cgroup: &self.cgroup,
@@ -295,7 +300,16 @@ impl Node {
     }
 
     fn reconcile(&mut self) {
-        for name in self.workloads.keys().cloned().collect::<Vec<_>>() {
+        let names: Vec<String> = self.workloads.keys().cloned().collect();
+        // First all that leave a place, then those that come: a cgroup may change hands.
+        for name in &names {
+            if self.has_to_leave(name)
+                && let Some(live) = self.workloads.get_mut(name).and_then(|of| of.live.take())
+            {
+                self.detach(name, live);
+            }
+        }
+        for name in names {
             // Taken out while it is worked on: the rest of the node is needed for that.
             let Some(mut workload) = self.workloads.remove(&name) else {
                 continue;
@@ -317,6 +331,26 @@ impl Node {
         }
     }
 
+    /// Whether a workload cannot stay attached where it is. As long as it is not known where else
+    /// it is, it stays, with its last good plan, unless the place is gone or another's.
+    fn has_to_leave(&self, name: &str) -> bool {
+        let Some(workload) = self.workloads.get(name) else {
+            return false;
+        };
+        let (Some(live), wanted) = (&workload.live, &workload.wanted.workload) else {
+            return false;
+        };
+        let root = &self.cgroup_root;
+        let is_anothers = || {
+            self.workloads.iter().any(|(other, workload)| {
+                other != name
+                    && live.place.cgroup.path == root.join(&workload.wanted.workload.cgroup)
+            })
+        };
+        !live.place.is_current(root, wanted)
+            && (!live.place.is_alive() || is_anothers() || Place::find(root, wanted).is_ok())
+    }
+
     /// Brings one workload to its plan; `again`: something was wrong the last time. Problems that
     /// leave the plan in force are returned.
     fn reconcile_one(
@@ -325,18 +359,17 @@ impl Node {
         workload: &mut Workload,
         again: bool,
     ) -> Result<Vec<String>> {
-        if let Some(live) = workload.live.take_if(|live| {
-            !live
-                .place
-                .is_current(&self.cgroup_root, &workload.wanted.workload)
-        }) {
-            self.detach(name, live);
-        }
-        if workload.live.is_none() {
-            workload.live = Some(self.attach(name, &workload.wanted.workload)?);
-        }
-        let Some(live) = &mut workload.live else {
-            return Ok(Vec::new());
+        let wanted = &workload.wanted.workload;
+        let live = match &mut workload.live {
+            Some(live) => {
+                if !live.place.is_current(&self.cgroup_root, wanted) {
+                    // See `has_to_leave`: it could not be found.
+                    Place::find(&self.cgroup_root, wanted)
+                        .context("the last good plan stays in force where it was")?;
+                }
+                live
+            }
+            none => none.insert(self.attach(name, wanted)?),
         };
         if live.digest.as_ref() == Some(&workload.digest) && !again {
             return Ok(Vec::new());

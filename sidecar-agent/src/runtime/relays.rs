@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, PoisonError, RwLock, RwLockWriteGuard,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -82,7 +82,7 @@ impl WorkloadRelay {
         let routes = Arc::new(TcpRoutes {
             workload,
             own: [Some(v4_name), v6_name].into_iter().flatten().collect(),
-            plans: RwLock::new(Vec::new()),
+            plans: RwLock::default(),
             originals: originals.clone(),
             turn: AtomicUsize::new(0),
         });
@@ -124,18 +124,16 @@ impl WorkloadRelay {
     ///
     /// What cannot be opened is returned as text; the rest of the plan is served.
     pub fn prepare(&mut self, engine: &Engine, id: PlanId, plan: &Arc<Plan>) -> Vec<String> {
-        self.routes.remember(id, plan);
+        self.routes.plans_mut().announced = Some((id, plan.clone()));
         let mut problems = Vec::new();
         for listener in &plan.listeners {
             let Some(bind) = &listener.unix_bind else {
                 continue;
             };
-            let targets: Arc<[Target]> = listener.targets.clone().into();
-            if let Some(open) = self.unix.get(bind) {
-                open.routes.lead_to(targets);
+            if self.unix.contains_key(bind) {
                 continue;
             }
-            match self.open_unix(engine, bind, targets) {
+            match self.open_unix(engine, bind, listener.targets.clone().into()) {
                 Ok(open) => {
                     self.unix.insert(bind.clone(), open);
                 }
@@ -145,8 +143,19 @@ impl WorkloadRelay {
         problems
     }
 
-    /// Closes what `plan`, now in force, does not declare. Live connections go on.
+    /// The plan prepared for is in force: leads the unix listeners where it says, and closes those
+    /// it does not declare. Live connections go on.
     pub fn settle(&mut self, engine: &Engine, plan: &Plan) {
+        self.routes.plans_mut().settle();
+        for listener in &plan.listeners {
+            let open = listener
+                .unix_bind
+                .as_ref()
+                .and_then(|bind| self.unix.get(bind));
+            if let Some(open) = open {
+                open.routes.lead_to(listener.targets.clone().into());
+            }
+        }
         let gone = |bind: &UnixAddr| {
             !plan
                 .listeners
@@ -215,26 +224,50 @@ struct TcpRoutes {
     /// The listeners' own addresses: a connection to one of them is outbound, one that kept its
     /// destination is inbound.
     own: Vec<SocketAddr>,
-    /// Oldest first; the last is the current one.
-    plans: RwLock<Vec<(PlanId, Arc<Plan>)>>,
+    plans: RwLock<Plans>,
     originals: Arc<Originals>,
     turn: AtomicUsize,
 }
 
-impl TcpRoutes {
-    fn remember(&self, id: PlanId, plan: &Arc<Plan>) {
-        let mut plans = self.plans.write().unwrap_or_else(PoisonError::into_inner);
-        plans.retain(|(known, _)| *known != id);
-        plans.push((id, plan.clone()));
-        if plans.len() > REMEMBERED_PLANS {
-            plans.remove(0);
+/// The plans that connections on their way may have been decided by.
+#[derive(Default)]
+struct Plans {
+    /// Oldest first; the last is the one in force.
+    in_force: Vec<(PlanId, Arc<Plan>)>,
+    /// The kernel is about to follow it.
+    announced: Option<(PlanId, Arc<Plan>)>,
+}
+
+impl Plans {
+    fn settle(&mut self) {
+        if let Some((id, plan)) = self.announced.take() {
+            self.in_force.retain(|(known, _)| *known != id);
+            self.in_force.push((id, plan));
+            if self.in_force.len() > REMEMBERED_PLANS {
+                self.in_force.remove(0);
+            }
         }
     }
+}
 
-    /// The first answer of the remembered plans, the newest first.
+impl TcpRoutes {
+    fn plans_mut(&self) -> RwLockWriteGuard<'_, Plans> {
+        self.plans.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first answer of the plans that may have decided: the one in force, the one announced,
+    /// those before.
     fn ask_plans<T>(&self, ask: impl Fn(PlanId, &Plan) -> Option<T>) -> Option<T> {
         let plans = self.plans.read().unwrap_or_else(PoisonError::into_inner);
-        plans.iter().rev().find_map(|(id, plan)| ask(*id, plan))
+        let (current, before) = match plans.in_force.split_last() {
+            Some((current, before)) => (Some(current), before),
+            None => (None, [].as_slice()),
+        };
+        let all = current
+            .into_iter()
+            .chain(&plans.announced)
+            .chain(before.iter().rev());
+        all.into_iter().find_map(|(id, plan)| ask(*id, plan))
     }
 
     /// The kernel published where this connection was going and which listener decided. Somebody
