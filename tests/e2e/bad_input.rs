@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::ensure;
 use serde_json::Value;
 
-use crate::fixture::{SIDECAR, registry_only};
+use crate::fixture::{SIDECAR, registry_only, workload_entry};
 use sidecar_tests::{Cgroup, Client, lab::Lab, require_root};
 
 /// A lab with a captured workload that reaches `details` and nothing else.
@@ -108,28 +108,15 @@ fn unknown_kind_and_field_and_invalid_sidecar_are_named() -> anyhow::Result<()> 
 fn a_workload_without_cgroup_or_namespace_disturbs_no_other() -> anyhow::Result<()> {
     require_root!();
     let lab = captured()?;
-    let entry = |name: &str, cgroup: &str, netns: &str| {
-        format!(
-            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
-             metadata:\n  name: {name}\n  namespace: prod-us1\n  annotations:\n    \
-             capture.sidecar-agent.io/cgroup: {cgroup}\n    \
-             capture.sidecar-agent.io/netns: {netns}\n\
-             spec: {{address: 10.77.0.99}}\n"
-        )
-    };
     let other = Cgroup::new("other")?;
-    let path = other
-        .path()
-        .strip_prefix(Cgroup::root()?)?
-        .display()
-        .to_string();
+    let path = other.below_root()?;
     lab.write(
         "a.yaml",
-        &entry("no-cgroup", "sct-no-such-cgroup", "/proc/self/ns/net"),
+        &workload_entry("no-cgroup", "sct-no-such-cgroup", "/proc/self/ns/net"),
     )?;
     lab.write(
         "b.yaml",
-        &entry("no-netns", &path, "/run/netns/sct-no-such-netns"),
+        &workload_entry("no-netns", &path, "/run/netns/sct-no-such-netns"),
     )?;
     let status = lab.agent()?.wait_until("both problems", |status| {
         let workloads = status["workloads"].as_array();

@@ -28,3 +28,14 @@ pub fn registry_only() -> anyhow::Result<Lab> {
     lab.write_mesh("outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n")?;
     Ok(lab)
 }
+
+/// The entry of another workload in the lab's namespace.
+pub fn workload_entry(name: &str, cgroup: &str, netns: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+         metadata:\n  name: {name}\n  namespace: prod-us1\n  annotations:\n    \
+         capture.sidecar-agent.io/cgroup: {cgroup}\n    \
+         capture.sidecar-agent.io/netns: {netns}\n\
+         spec: {{address: 10.77.0.99}}\n"
+    )
+}

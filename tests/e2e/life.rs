@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::fixture::registry_only;
+use crate::fixture::{registry_only, workload_entry};
 use anyhow::ensure;
 use sidecar_tests::{
     Agent, Cgroup, Client, DEADLINE, Place, Server,
@@ -44,25 +44,15 @@ fn a_workload_that_comes_later_is_captured_and_one_that_goes_is_not() -> anyhow:
     require_root!();
     let mut lab = registry_only()?;
     let other = Cgroup::new("other")?;
-    let path = other
-        .path()
-        .strip_prefix(Cgroup::root()?)?
-        .display()
-        .to_string();
+    let path = other.below_root()?;
     lab.start_agent()?;
     let place = Place::here().netns(&lab.workload().netns).cgroup(&other);
     ensure!(
         connected(place, "10.96.0.4:9080")?,
         "captured before it was declared"
     );
-    let entry = format!(
-        "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
-         metadata:\n  name: other\n  namespace: prod-us1\n  annotations:\n    \
-         capture.sidecar-agent.io/cgroup: {path}\n    \
-         capture.sidecar-agent.io/netns: {}\n\
-         spec: {{address: 10.77.0.99}}\n",
-        lab.workload().netns.path().display()
-    );
+    let netns = lab.workload().netns.path().display().to_string();
+    let entry = workload_entry("other", &path, &netns);
     lab.write("other.yaml", &entry)?;
     ensure!(
         !connected(place, "10.96.0.4:9080")?,
@@ -89,14 +79,7 @@ fn cgroups_that_change_hands_stay_captured() -> anyhow::Result<()> {
     require_root!();
     let mut lab = registry_only()?;
     let other = Cgroup::new("other")?;
-    let below_root = |cgroup: &Cgroup| -> anyhow::Result<String> {
-        Ok(cgroup
-            .path()
-            .strip_prefix(Cgroup::root()?)?
-            .display()
-            .to_string())
-    };
-    let (own_path, other_path) = (below_root(lab.cgroup())?, below_root(&other)?);
+    let (own_path, other_path) = (lab.cgroup().below_root()?, other.below_root()?);
     let first = std::fs::read_to_string(lab.config_dir().join("workload.yaml"))?;
     let second = first
         .replace("name: productpage", "name: another")
@@ -161,12 +144,7 @@ fn what_cannot_be_found_any_more_keeps_its_last_good_plan() -> anyhow::Result<()
     lab.start_agent()?;
     let file = std::fs::read_to_string(lab.config_dir().join("workload.yaml"))?;
     let root = lab.in_root("").display().to_string();
-    let own = lab
-        .cgroup()
-        .path()
-        .strip_prefix(Cgroup::root()?)?
-        .display()
-        .to_string();
+    let own = lab.cgroup().below_root()?;
     for (right, wrong) in [(&root, "/no/such/root"), (&own, "sct-no-such-cgroup")] {
         lab.write("workload.yaml", &file.replace(right, wrong))?;
         let status = lab.agent()?.wait_until("the problem", |status| {
@@ -196,12 +174,7 @@ fn a_cgroup_that_comes_late_is_waited_for() -> anyhow::Result<()> {
     let parent = Cgroup::new("late")?;
     let path = parent.path().strip_prefix(Cgroup::root()?)?.join("child");
     let workload = std::fs::read_to_string(lab.config_dir().join("workload.yaml"))?;
-    let own = lab
-        .cgroup()
-        .path()
-        .strip_prefix(Cgroup::root()?)?
-        .display()
-        .to_string();
+    let own = lab.cgroup().below_root()?;
     lab.write_only(
         "workload.yaml",
         &workload.replace(&own, &path.display().to_string()),

@@ -82,6 +82,14 @@ impl Cgroup {
         &self.path
     }
 
+    /// Its path below the root of cgroup2, as the agent's annotations want it.
+    ///
+    /// # Errors
+    /// When cgroup2 is not mounted.
+    pub fn below_root(&self) -> anyhow::Result<String> {
+        Ok(self.path.strip_prefix(Self::root()?)?.display().to_string())
+    }
+
     /// Its id, as `bpf_get_current_cgroup_id` tells it: the inode number of the directory.
     ///
     /// # Errors

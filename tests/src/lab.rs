@@ -222,12 +222,7 @@ impl Lab {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn write_workload_at(&self, address: &str, annotations: &[&str]) -> anyhow::Result<()> {
-        let cgroup = self
-            .cgroup
-            .path()
-            .strip_prefix(Cgroup::root()?)?
-            .display()
-            .to_string();
+        let cgroup = self.cgroup.below_root()?;
         let mut more = String::new();
         for line in annotations {
             more += "    ";

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
+    path::Path,
 };
 
 use procfs::{
@@ -30,29 +31,13 @@ pub fn enter_existing(
         return;
     }
     let known = maps.sockets().remove(&workload).unwrap_or_default();
-    let mut listening: Option<BTreeMap<u64, Endpoint>> = None;
-    let cgroups = attachment.cgroups.iter();
-    for pid in cgroups.flat_map(|(_, path)| cgroup::processes(path)) {
-        let Ok(process) = Process::new(pid) else {
-            continue;
-        };
-        if netns_of(pid) != Some(attachment.netns.id) {
-            continue;
-        }
-        // One namespace, one list: the first process in it can read it for all.
-        let listening = listening.get_or_insert_with(|| listening_on(&process, ports));
-        for (inode, number) in sockets(&process) {
-            let Some(endpoint) = listening.get(&inode) else {
-                continue;
-            };
-            if known.contains(endpoint) {
-                continue;
-            }
-            if let Some(socket) = borrow(pid, number, inode)
-                && let Err(error) = maps.enter_socket(workload, *endpoint, &socket)
-            {
-                tracing::warn!(workload, %endpoint, "{error:#}");
-            }
+    let cgroups = attachment.cgroups.iter().map(|(_, path)| path.as_path());
+    for found in listening_sockets(attachment, cgroups, ports, |_| true) {
+        if !known.contains(&found.endpoint)
+            && let Some(socket) = found.borrow()
+            && let Err(error) = maps.enter_socket(workload, found.endpoint, &socket)
+        {
+            tracing::warn!(workload, endpoint = %found.endpoint, "{error:#}");
         }
     }
 }
@@ -60,28 +45,60 @@ pub fn enter_existing(
 /// Where the workload's processes listen on one of `ports`; those of its proxy's uid, and of a
 /// proxy's cgroup beside the workload's, do not count.
 pub fn listening(attachment: &Attachment, ports: &BTreeSet<u16>) -> BTreeSet<Endpoint> {
-    let Some((_, cgroup)) = attachment.cgroups.first().filter(|_| !ports.is_empty()) else {
+    if ports.is_empty() {
         return BTreeSet::new();
-    };
-    let proxy = attachment.identity;
-    let is_proxy = |process: &Process| {
-        proxy.flags & Identity::HAS_PROXY != 0
-            && process.uid().is_ok_and(|uid| uid == proxy.proxy_uid)
-    };
-    let mut listening: Option<BTreeMap<u64, Endpoint>> = None;
-    let mut found = BTreeSet::new();
-    for pid in cgroup::processes(cgroup) {
-        let Ok(process) = Process::new(pid) else {
-            continue;
-        };
-        if netns_of(pid) != Some(attachment.netns.id) || is_proxy(&process) {
-            continue;
-        }
-        let listening = listening.get_or_insert_with(|| listening_on(&process, ports));
-        let inodes = sockets(&process).into_iter().map(|(inode, _)| inode);
-        found.extend(inodes.filter_map(|inode| listening.get(&inode)));
     }
-    found
+    let proxy = attachment.identity;
+    let is_application = |process: &Process| {
+        proxy.flags & Identity::HAS_PROXY == 0
+            || process.uid().map_or(true, |uid| uid != proxy.proxy_uid)
+    };
+    let cgroup = attachment.cgroups.first().map(|(_, path)| path.as_path());
+    listening_sockets(attachment, cgroup, ports, is_application)
+        .map(|found| found.endpoint)
+        .collect()
+}
+
+/// A listening socket of a process.
+struct ListeningSocket {
+    endpoint: Endpoint,
+    pid: i32,
+    /// The descriptor in that process.
+    number: i32,
+    inode: u64,
+}
+
+/// The sockets that listen on one of `ports`, in the workload's namespace, of the processes in
+/// `cgroups` that are wanted.
+fn listening_sockets<'a>(
+    attachment: &'a Attachment,
+    cgroups: impl IntoIterator<Item = &'a Path>,
+    ports: &BTreeSet<u16>,
+    is_wanted: impl Fn(&Process) -> bool,
+) -> impl Iterator<Item = ListeningSocket> {
+    let mut listening: Option<BTreeMap<u64, Endpoint>> = None;
+    cgroups
+        .into_iter()
+        .flat_map(cgroup::processes)
+        .filter(|&pid| netns_of(pid) == Some(attachment.netns.id))
+        .filter_map(|pid| Process::new(pid).ok())
+        .filter(move |process| is_wanted(process))
+        .flat_map(move |process| {
+            // One namespace, one list: the first process in it can read it for all.
+            let listening = listening.get_or_insert_with(|| listening_on(&process, ports));
+            sockets(&process)
+                .into_iter()
+                .filter_map(|(inode, number)| {
+                    let endpoint = *listening.get(&inode)?;
+                    Some(ListeningSocket {
+                        endpoint,
+                        pid: process.pid,
+                        number,
+                        inode,
+                    })
+                })
+                .collect::<Vec<_>>()
+        })
 }
 
 /// Listening sockets of the process' namespace on these ports, by inode.
@@ -117,11 +134,13 @@ fn sockets(process: &Process) -> Vec<(u64, i32)> {
         .collect()
 }
 
-/// The socket with this inode, if that still is what the process has under that number.
-fn borrow(pid: i32, number: i32, inode: u64) -> Option<OwnedFd> {
-    let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-    let socket = pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).ok()?;
-    (fstat(&socket).ok()?.st_ino == inode).then_some(socket)
+impl ListeningSocket {
+    /// A descriptor of our own for it, if it still is what the process has under that number.
+    fn borrow(&self) -> Option<OwnedFd> {
+        let pidfd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+        let socket = pidfd_getfd(&pidfd, self.number, PidfdGetfdFlags::empty()).ok()?;
+        (fstat(&socket).ok()?.st_ino == self.inode).then_some(socket)
+    }
 }
 
 fn netns_of(pid: i32) -> Option<(u64, u64)> {

@@ -78,12 +78,13 @@ struct Size {
 
 impl Size {
     fn of(plan: &Plan) -> Self {
+        let size = plan.size();
         Self {
             plans: 1,
-            outbound: plan.outbound.len(),
-            prefixes: plan.outbound_prefixes.len(),
-            inbound: plan.inbound.len(),
-            backends: plan.backends.iter().map(Vec::len).sum(),
+            outbound: size.outbound,
+            prefixes: size.outbound_prefixes,
+            inbound: size.inbound,
+            backends: size.backends,
         }
     }
 

@@ -57,7 +57,7 @@ pub struct Options {
 /// # Errors
 /// If the agent cannot start. Once it runs, nothing that is wrong with an input ends it.
 pub async fn run(options: Options) -> Result<()> {
-    // First of all: two agents with one run directory would fight for the same pins.
+    // First of all: whoever asks for the status is to find one agent.
     let mut calls = admin::serve(&options.run_dir)?;
     let mut node = Node::start(&dataplane::Config {
         pin_dir: dataplane::default_pin_dir(&options.bpffs),

@@ -275,7 +275,7 @@ impl TcpRoutes {
     fn outbound(&self, peer: SocketAddr) -> Option<Arc<[Target]>> {
         let original = self.originals.take(self.workload, peer.into())?;
         self.ask_plans(|id, plan| {
-            let listener = plan.listeners.get(original.listener as usize)?;
+            let listener = plan.listener(original.listener)?;
             (id == original.plan).then(|| self.targets(listener, original.dst.into()))
         })
     }
@@ -292,7 +292,7 @@ impl TcpRoutes {
                 &peer.ip().into(),
                 &Endpoint::from(local),
             );
-            let listener = plan.listeners.get(decision.listener as usize)?;
+            let listener = plan.listener(decision.listener)?;
             (decision.path == sidecar_common::Path::Relay).then(|| self.targets(listener, local))
         })
     }
