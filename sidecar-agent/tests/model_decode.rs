@@ -1,6 +1,6 @@
 //! Whole documents: which are accepted, as what, and how the others are refused.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use sidecar_agent::model::{
     Object,
@@ -134,7 +134,7 @@ fn clean(text: &str) -> Vec<Resource> {
     resources
 }
 
-fn sidecars(resources: Vec<Resource>) -> Vec<Object<Sidecar>> {
+fn sidecars(resources: Vec<Resource>) -> Vec<Arc<Object<Sidecar>>> {
     let sidecar = |resource| match resource {
         Resource::Sidecar(object) => Some(object),
         _ => None,
@@ -402,7 +402,7 @@ fn lists_are_their_items() {
     let names = |text: String| -> Vec<_> {
         sidecars(clean(&text))
             .into_iter()
-            .map(|object| object.meta.name)
+            .map(|object| object.meta.name.clone())
             .collect()
     };
     assert_eq!(
@@ -471,7 +471,7 @@ spec: {type: ExternalName, externalName: db.example.com}
     let services: Vec<Service> = resources
         .into_iter()
         .map(|resource| match resource {
-            Resource::Service(object) => object.spec,
+            Resource::Service(object) => object.spec.clone(),
             other => panic!("{other:?}"),
         })
         .collect();

@@ -10,6 +10,8 @@ pub mod selection;
 pub mod validation;
 pub mod visibility;
 
+use std::sync::Arc;
+
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -118,8 +120,8 @@ fn expect<T: PartialEq + std::fmt::Debug>(what: &str, expected: &T, got: &T) -> 
 }
 
 /// A resource as the cases have it: without a place in a file.
-fn object<T>(namespace: &str, name: &str, created: i64, spec: T) -> Object<T> {
-    Object {
+fn object<T>(namespace: &str, name: &str, created: i64, spec: T) -> Arc<Object<T>> {
+    Arc::new(Object {
         meta: ObjectMeta {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
@@ -131,7 +133,7 @@ fn object<T>(namespace: &str, name: &str, created: i64, spec: T) -> Object<T> {
             line: 1,
         },
         spec,
-    }
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `selection-cases.yaml`: which Sidecar applies to a workload.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
@@ -119,7 +119,7 @@ fn check(case: &Case) -> Result<(), String> {
         r#type,
         labels,
     } = &case.workload;
-    let objects: Vec<Object<Sidecar>> = case
+    let objects: Vec<Arc<Object<Sidecar>>> = case
         .sidecars
         .iter()
         .map(|s| sidecar(&s.namespace, &s.name, s.created, s.selector.clone()))
@@ -180,7 +180,12 @@ fn code(finding: &Finding) -> Option<&'static str> {
     }
 }
 
-fn sidecar(namespace: &str, name: &str, created: i64, selector: Option<Labels>) -> Object<Sidecar> {
+fn sidecar(
+    namespace: &str,
+    name: &str,
+    created: i64,
+    selector: Option<Labels>,
+) -> Arc<Object<Sidecar>> {
     object(
         namespace,
         name,
@@ -272,7 +277,7 @@ fn check_analyzer(analyzer: &Analyzer) -> Vec<CaseResult> {
         let (namespace, name) = name.split_once('/').unwrap_or(("", name));
         (namespace.to_owned(), name.to_owned())
     };
-    let objects: Vec<Object<Sidecar>> = analyzer
+    let objects: Vec<Arc<Object<Sidecar>>> = analyzer
         .sidecars
         .iter()
         .map(|s| {

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use super::{
@@ -16,6 +17,9 @@ use super::{
 };
 
 /// A consistent view of all resources. Within each list the order is (creation, name, namespace).
+///
+/// Resources are shared: a resource that did not change is the same allocation in the next
+/// snapshot, by which it is known to be unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Mesh-wide settings.
@@ -23,16 +27,16 @@ pub struct Snapshot {
     /// The document they come from; `None`: they are the defaults.
     pub mesh_origin: Option<ResourceRef>,
     /// `Sidecar`s.
-    pub sidecars: Vec<Object<Sidecar>>,
+    pub sidecars: Vec<Arc<Object<Sidecar>>>,
     /// Kubernetes services.
-    pub services: Vec<Object<Service>>,
+    pub services: Vec<Arc<Object<Service>>>,
     /// Service entries.
-    pub service_entries: Vec<Object<ServiceEntry>>,
+    pub service_entries: Vec<Arc<Object<ServiceEntry>>>,
     /// Virtual services.
-    pub virtual_services: Vec<Object<VirtualService>>,
+    pub virtual_services: Vec<Arc<Object<VirtualService>>>,
     /// Workloads: those with [`super::workload::CGROUP_ANNOTATION`] are captured on this node,
     /// all of them can be endpoints.
-    pub workloads: Vec<Object<WorkloadEntry>>,
+    pub workloads: Vec<Arc<Object<WorkloadEntry>>>,
     /// What host names resolve to. A name that is absent was not asked for; an empty set means
     /// that it could not be resolved.
     pub dns: BTreeMap<String, BTreeSet<IpAddr>>,

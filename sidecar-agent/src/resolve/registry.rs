@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -463,11 +464,11 @@ impl Resolver<'_> {
 
 /// Workloads by namespace and label, so that a selector does not have to try all of them.
 struct WorkloadIndex<'a> {
-    by_label: HashMap<(&'a str, &'a str, &'a str), Vec<&'a Object<WorkloadEntry>>>,
+    by_label: HashMap<(&'a str, &'a str, &'a str), Vec<&'a Arc<Object<WorkloadEntry>>>>,
 }
 
 impl<'a> WorkloadIndex<'a> {
-    fn new(workloads: &'a [Object<WorkloadEntry>]) -> Self {
+    fn new(workloads: &'a [Arc<Object<WorkloadEntry>>]) -> Self {
         let mut by_label: HashMap<_, Vec<_>> = HashMap::new();
         for workload in workloads {
             for (key, value) in workload.meta.labels.iter().chain(&workload.spec.labels) {

@@ -4,7 +4,10 @@
 //! selector first; the first of the workload's namespace that matches applies; else the first
 //! selector-less one of the root namespace. Exactly one applies: nothing is merged.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::model::{
     Object, ResourceRef,
@@ -29,15 +32,15 @@ pub enum ProxyType {
 /// All Sidecars, ordered for selection.
 #[derive(Debug)]
 pub struct Sidecars<'a> {
-    by_namespace: BTreeMap<&'a str, Vec<&'a Object<Sidecar>>>,
-    mesh_default: Option<&'a Object<Sidecar>>,
+    by_namespace: BTreeMap<&'a str, Vec<&'a Arc<Object<Sidecar>>>>,
+    mesh_default: Option<&'a Arc<Object<Sidecar>>>,
 }
 
 impl<'a> Sidecars<'a> {
     /// Orders `sidecars`, which may come in any order.
     #[must_use]
-    pub fn new(sidecars: &'a [Object<Sidecar>], root_namespace: &str) -> Self {
-        let mut by_namespace: BTreeMap<&str, Vec<&Object<Sidecar>>> = BTreeMap::new();
+    pub fn new(sidecars: &'a [Arc<Object<Sidecar>>], root_namespace: &str) -> Self {
+        let mut by_namespace: BTreeMap<&str, Vec<&Arc<Object<Sidecar>>>> = BTreeMap::new();
         for sidecar in sidecars {
             by_namespace
                 .entry(&sidecar.meta.namespace)
@@ -63,7 +66,7 @@ impl<'a> Sidecars<'a> {
         proxy_type: ProxyType,
         namespace: &str,
         labels: &BTreeMap<String, String>,
-    ) -> Option<&'a Object<Sidecar>> {
+    ) -> Option<&'a Arc<Object<Sidecar>>> {
         if proxy_type != ProxyType::Sidecar {
             return None;
         }
@@ -111,7 +114,7 @@ impl<'a> Sidecars<'a> {
         findings
     }
 
-    fn namespace(&self, namespace: &str) -> impl Iterator<Item = &'a Object<Sidecar>> + '_ {
+    fn namespace(&self, namespace: &str) -> impl Iterator<Item = &'a Arc<Object<Sidecar>>> + '_ {
         self.by_namespace
             .get(namespace)
             .into_iter()
@@ -141,7 +144,7 @@ pub fn matches(wanted: &BTreeMap<String, String>, labels: &BTreeMap<String, Stri
 }
 
 fn selector_conflicts(
-    sidecars: &[&Object<Sidecar>],
+    sidecars: &[&Arc<Object<Sidecar>>],
     workloads: &BTreeSet<&BTreeMap<String, String>>,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -189,7 +192,7 @@ fn selector_conflicts(
 }
 
 /// One finding for a group of Sidecars of which the first wins; none for a group of one.
-fn several(sidecars: &[&Object<Sidecar>], kind: FindingKind, what: &str) -> Option<Finding> {
+fn several(sidecars: &[&Arc<Object<Sidecar>>], kind: FindingKind, what: &str) -> Option<Finding> {
     let (first, rest @ [_, ..]) = sidecars.split_first()? else {
         return None;
     };

@@ -4,7 +4,10 @@
 //! name from several namespaces leave one namespace per listener; across listeners the first
 //! stays, and what can be merged is merged.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use crate::model::{
     Object, Snapshot,
@@ -42,7 +45,7 @@ pub struct VirtualService {
 /// The virtual services that hold for sidecars in `namespace`, oldest first, with complete names.
 #[must_use]
 pub fn virtual_services(snapshot: &Snapshot, namespace: &str) -> Vec<VirtualService> {
-    let is_for = |object: &&Object<virtual_service::VirtualService>| {
+    let is_for = |object: &&Arc<Object<virtual_service::VirtualService>>| {
         let own = object.meta.namespace.as_str();
         let exported = |to: &String| match to.as_str() {
             "*" => true,

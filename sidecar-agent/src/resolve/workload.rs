@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
 use crate::model::{
@@ -51,7 +52,7 @@ pub struct ResolvedWorkload {
     /// What is captured and what is exempt.
     pub traffic: Traffic,
     /// The Sidecar that applies; `None`: Istio's built-in default.
-    pub sidecar: Option<Object<Sidecar>>,
+    pub sidecar: Option<Arc<Object<Sidecar>>>,
 }
 
 /// Whether a workload has a sidecar proxy.
@@ -334,7 +335,7 @@ mod tests {
 
     fn resolve(entries: Vec<Object<WorkloadEntry>>) -> (Vec<ResolvedWorkload>, Vec<Finding>) {
         workloads(&Snapshot {
-            workloads: entries,
+            workloads: entries.into_iter().map(Arc::new).collect(),
             ..Snapshot::default()
         })
     }

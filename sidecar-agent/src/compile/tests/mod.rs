@@ -40,8 +40,8 @@ const EXCLUDE_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
 const INCLUDE_INBOUND: &str = "traffic.sidecar.istio.io/includeInboundPorts";
 const EXCLUDE_INBOUND: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
 
-fn object<T>(namespace: &str, name: &str, spec: T) -> Object<T> {
-    Object {
+fn object<T>(namespace: &str, name: &str, spec: T) -> Arc<Object<T>> {
+    Arc::new(Object {
         meta: ObjectMeta {
             namespace: namespace.into(),
             name: name.into(),
@@ -52,7 +52,7 @@ fn object<T>(namespace: &str, name: &str, spec: T) -> Object<T> {
             line: 7,
         },
         spec,
-    }
+    })
 }
 
 fn map<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
@@ -77,7 +77,7 @@ impl Node {
                 ..WorkloadEntry::default()
             },
         );
-        workload.meta.annotations = map([
+        Arc::make_mut(&mut workload).meta.annotations = map([
             (CGROUP_ANNOTATION, "productpage"),
             (NETNS_ANNOTATION, "/run/netns/p"),
             (ADDRESSES_ANNOTATION, addresses),
@@ -91,7 +91,7 @@ impl Node {
     }
 
     fn annotate(mut self, annotation: &str, value: &str) -> Self {
-        self.snapshot.workloads[0]
+        Arc::make_mut(&mut self.snapshot.workloads[0])
             .meta
             .annotations
             .insert(annotation.into(), value.into());
@@ -99,7 +99,7 @@ impl Node {
     }
 
     fn on_host(mut self) -> Self {
-        self.snapshot.workloads[0]
+        Arc::make_mut(&mut self.snapshot.workloads[0])
             .meta
             .annotations
             .remove(NETNS_ANNOTATION);

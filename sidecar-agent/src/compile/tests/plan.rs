@@ -20,8 +20,8 @@ fn node() -> Node {
 fn where_a_resource_was_written_is_no_part_of_a_plan() {
     let a = node().compile();
     let mut moved = node();
-    moved.snapshot.sidecars[0].origin.line = 99;
-    moved.snapshot.sidecars[0].origin.file = "elsewhere.yaml".into();
+    Arc::make_mut(&mut moved.snapshot.sidecars[0]).origin.line = 99;
+    Arc::make_mut(&mut moved.snapshot.sidecars[0]).origin.file = "elsewhere.yaml".into();
     let b = moved.compile();
     assert_eq!(a.plan(), b.plan());
     assert_eq!(a.plan().digest(), b.plan().digest());
@@ -36,13 +36,24 @@ fn every_other_change_makes_another_plan() {
         edit(&mut node.snapshot);
         changed.push(node);
     };
-    change(|s| s.sidecars[0].meta.name = "other".into());
-    change(|s| s.sidecars[0].spec.ingress[0].default_endpoint = "127.0.0.1:8081".into());
-    change(|s| s.sidecars[0].spec.ingress[0].port.number = 9081);
-    change(|s| s.services[0].spec.cluster_ips = vec!["10.96.0.9".parse().unwrap()]);
-    change(|s| s.services[0].meta.name = "b".into());
-    change(|s| s.workloads[1].spec.address = "10.0.0.6".into());
-    change(|s| s.service_entries[0].spec.addresses = vec!["10.1.0.0/17".parse().unwrap()]);
+    change(|s| Arc::make_mut(&mut s.sidecars[0]).meta.name = "other".into());
+    change(|s| {
+        Arc::make_mut(&mut s.sidecars[0]).spec.ingress[0].default_endpoint = "127.0.0.1:8081".into()
+    });
+    change(|s| {
+        Arc::make_mut(&mut s.sidecars[0]).spec.ingress[0]
+            .port
+            .number = 9081
+    });
+    change(|s| {
+        Arc::make_mut(&mut s.services[0]).spec.cluster_ips = vec!["10.96.0.9".parse().unwrap()]
+    });
+    change(|s| Arc::make_mut(&mut s.services[0]).meta.name = "b".into());
+    change(|s| Arc::make_mut(&mut s.workloads[1]).spec.address = "10.0.0.6".into());
+    change(|s| {
+        Arc::make_mut(&mut s.service_entries[0]).spec.addresses =
+            vec!["10.1.0.0/17".parse().unwrap()]
+    });
     let mut digests: Vec<_> = changed
         .iter()
         .map(|node| node.compile().plan().digest())
@@ -59,7 +70,8 @@ fn every_other_change_makes_another_plan() {
 #[test]
 fn replicas_share_a_plan() {
     let mut node = node();
-    let mut replica = node.snapshot.workloads[0].clone();
+    let mut shared = node.snapshot.workloads[0].clone();
+    let replica = Arc::make_mut(&mut shared);
     replica.meta.name = "productpage-2".into();
     replica
         .meta
@@ -69,7 +81,7 @@ fn replicas_share_a_plan() {
         .meta
         .annotations
         .insert(ADDRESSES_ANNOTATION.into(), "10.0.0.2".into());
-    node.snapshot.workloads.push(replica);
+    node.snapshot.workloads.push(shared);
     let plans = plans(&node.snapshot);
     let [a, b] = &plans.workloads[..] else {
         panic!("{plans:?}")

@@ -8,6 +8,8 @@ pub mod sidecar;
 pub mod virtual_service;
 pub mod workload_entry;
 
+use std::sync::Arc;
+
 use super::{
     Compat, catalogue,
     diagnostic::{Diagnostic, Finding},
@@ -186,15 +188,15 @@ impl Id {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// A `Sidecar`.
-    Sidecar(Object<Sidecar>),
+    Sidecar(Arc<Object<Sidecar>>),
     /// A `ServiceEntry`.
-    ServiceEntry(Object<ServiceEntry>),
+    ServiceEntry(Arc<Object<ServiceEntry>>),
     /// A `WorkloadEntry`.
-    WorkloadEntry(Object<WorkloadEntry>),
+    WorkloadEntry(Arc<Object<WorkloadEntry>>),
     /// A `VirtualService`.
-    VirtualService(Object<VirtualService>),
+    VirtualService(Arc<Object<VirtualService>>),
     /// A `Service`.
-    Service(Object<Service>),
+    Service(Arc<Object<Service>>),
     /// The `MeshConfig`; its metadata are empty.
     MeshConfig(Object<MeshConfig>),
 }
@@ -544,23 +546,23 @@ fn typed(kind: Kind, object: Object<()>, spec: &Node, left_to_proxy: Vec<String>
     match kind {
         Kind::Sidecar => {
             let spec = sidecar::decode(spec, left_to_proxy);
-            Resource::Sidecar(Object { meta, origin, spec })
+            Resource::Sidecar(Arc::new(Object { meta, origin, spec }))
         }
         Kind::ServiceEntry => {
             let spec = service_entry::decode(spec);
-            Resource::ServiceEntry(Object { meta, origin, spec })
+            Resource::ServiceEntry(Arc::new(Object { meta, origin, spec }))
         }
         Kind::WorkloadEntry => {
             let spec = workload_entry::decode(spec, &meta.labels);
-            Resource::WorkloadEntry(Object { meta, origin, spec })
+            Resource::WorkloadEntry(Arc::new(Object { meta, origin, spec }))
         }
         Kind::VirtualService => {
             let spec = virtual_service::decode(spec);
-            Resource::VirtualService(Object { meta, origin, spec })
+            Resource::VirtualService(Arc::new(Object { meta, origin, spec }))
         }
         Kind::Service => {
             let spec = service::decode(spec, &meta.annotations);
-            Resource::Service(Object { meta, origin, spec })
+            Resource::Service(Arc::new(Object { meta, origin, spec }))
         }
         Kind::MeshConfig => Resource::MeshConfig(Object {
             meta,

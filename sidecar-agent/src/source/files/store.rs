@@ -169,10 +169,13 @@ impl Store {
 }
 
 /// Istio's order: the oldest first.
-fn sort<T>(objects: &mut [Object<T>]) {
+fn sort<T>(objects: &mut [Arc<Object<T>>]) {
     objects.sort_by(|a, b| {
-        let key = |object: &'_ Object<T>| object.meta.created;
-        (key(a), &a.meta.name, &a.meta.namespace).cmp(&(key(b), &b.meta.name, &b.meta.namespace))
+        (a.meta.created, &a.meta.name, &a.meta.namespace).cmp(&(
+            b.meta.created,
+            &b.meta.name,
+            &b.meta.namespace,
+        ))
     });
 }
 
@@ -276,7 +279,8 @@ spec:
 
     fn hosts(update: &Update) -> Vec<(&str, &str)> {
         let of = |object| -> (&str, &str) {
-            let Object { meta, spec, .. }: &Object<crate::model::sidecar::Sidecar> = object;
+            let object: &Arc<Object<crate::model::sidecar::Sidecar>> = object;
+            let Object { meta, spec, .. } = &**object;
             (&meta.name, &spec.egress[0].hosts[0])
         };
         update.snapshot.sidecars.iter().map(of).collect()
