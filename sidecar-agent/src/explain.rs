@@ -13,7 +13,7 @@ use sidecar_common::{
 };
 
 use crate::{
-    compile::{MemTables, Plan, Target, WorkloadPlan},
+    compile::{Listener, MemTables, Plan, Target, WorkloadPlan},
     model::ResourceRef,
     resolve::declared,
 };
@@ -95,7 +95,7 @@ pub fn explain(plan: &Plan, addresses: &[IpAddr], connection: &Connection) -> Ex
     let targets = match path {
         Path::Pass => vec![Target::Original],
         Path::Direct => backends(plan, &tables, connection),
-        Path::Relay => listener.map(|l| l.targets.clone()).unwrap_or_default(),
+        Path::Relay => listener.map(|l| l.targets.to_vec()).unwrap_or_default(),
         Path::Proxy => vec![Target::Tcp(proxy(plan, connection))],
         Path::Deny => Vec::new(),
     };
@@ -103,11 +103,11 @@ pub fn explain(plan: &Plan, addresses: &[IpAddr], connection: &Connection) -> Ex
         path,
         reason,
         reason_text: reason.description().trim(),
-        listener: listener.map(|l| l.name.clone()),
-        service: listener.and_then(|l| l.service.clone()),
+        listener: listener.map(ToString::to_string),
+        service: listener.and_then(|l| l.service.as_deref().map(str::to_owned)),
         targets,
-        resource: listener.and_then(|l| l.resource.clone()),
-        field: listener.map(|l| l.field.clone()).unwrap_or_default(),
+        resource: listener.and_then(|l| plan.resource(l).cloned()),
+        field: listener.map(Listener::field).unwrap_or_default(),
     }
 }
 
@@ -131,7 +131,13 @@ pub fn decide(plan: &Plan, tables: &MemTables<'_>, connection: &Connection) -> D
 
 /// Every target the decision may choose.
 fn backends(plan: &Plan, tables: &MemTables<'_>, connection: &Connection) -> Vec<Target> {
-    let largest = plan.backends.iter().map(Vec::len).max().unwrap_or(1);
+    let largest = plan
+        .outbound
+        .backends
+        .iter()
+        .map(Vec::len)
+        .max()
+        .unwrap_or(1);
     let targets: BTreeSet<Target> = (0..u32::try_from(largest).unwrap_or(u32::MAX))
         .map(|choice| {
             tables.choose(choice);

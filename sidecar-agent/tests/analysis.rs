@@ -142,6 +142,27 @@ fn a_sensible_sidecar_has_no_findings() {
 }
 
 #[test]
+fn hosts_that_are_written_to_be_on_the_safe_side_need_not_match() {
+    let spec = |hosts: &str| {
+        sidecar(&format!("egress:\n- hosts: [{hosts}]\n"))
+            .replace("namespace: prod", "namespace: elsewhere")
+    };
+    for (hosts, found) in [
+        ("'./*'", &[][..]),
+        ("istio-system/*, ~prod/*", &[]),
+        ("./x.y", &["SCA0403"]),
+        ("other/*", &["SCA0403"]),
+    ] {
+        let read = read_as(
+            Compat::Current,
+            &[("a.yaml", SERVICES), ("s.yaml", &spec(hosts))],
+        );
+        let codes: Vec<_> = read.found.iter().map(|found| found.code).collect();
+        assert_eq!(codes, found, "{hosts}");
+    }
+}
+
+#[test]
 fn hosts_that_match_nothing_are_shown_where_they_are() {
     let read = read(
         "egress:\n- hosts:\n  - prod/web.prod.svc.cluster.local\n  - prod/wbe.prod.svc.cluster.local\n  - typo/*\n  - '*/*.example.org'\n",
@@ -163,6 +184,10 @@ fn a_host_of_a_virtual_service_matches_something() {
     for (export, codes) in [
         ("", &[][..]),
         ("exportTo: [elsewhere],", &["SCA0403"]),
+        ("exportTo: [prod],", &[]),
+        ("exportTo: ['.'],", &[]),
+        ("exportTo: ['~', prod],", &["SCA0403"]),
+        ("exportTo: ['~', '*'],", &[]),
         ("gateways: [ingress],", &["SCA0403"]),
     ] {
         let vs = vs.replace("EXPORT", export);
@@ -176,6 +201,44 @@ fn a_host_of_a_virtual_service_matches_something() {
         let service = &read.update.snapshot.virtual_services[0];
         assert_eq!(service.spec.destinations["web"], [80].into());
     }
+}
+
+#[test]
+fn virtual_services_are_exported_as_the_mesh_says_where_they_do_not() {
+    let vs = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: prod}\nspec: {EXPORT hosts: [front.example.org]}\n";
+    let mesh = "defaultVirtualServiceExportTo: [TO]\n";
+    for (of_mesh, export, codes) in [
+        ("'*'", "", &[][..]),
+        ("'.'", "", &[]),
+        ("elsewhere", "", &["SCA0403"]),
+        ("elsewhere", "exportTo: [],", &["SCA0403"]),
+        ("elsewhere", "exportTo: ['*'],", &[]),
+        ("'~'", "", &["SCA0403"]),
+    ] {
+        let files = [
+            ("a.yaml", SERVICES),
+            ("m.yaml", &mesh.replace("TO", of_mesh)),
+            (
+                "s.yaml",
+                &sidecar("egress:\n- hosts: [prod/front.example.org]\n"),
+            ),
+            ("v.yaml", &vs.replace("EXPORT", export)),
+        ];
+        let read = read_as(Compat::Current, &files);
+        let found: Vec<_> = read.found.iter().map(|found| found.code).collect();
+        assert_eq!(found, codes, "{of_mesh}, {export}");
+    }
+}
+
+#[test]
+fn a_sidecar_for_workloads_in_ambient_mode() {
+    let services = SERVICES.replace(
+        "    capture.sidecar-agent.io/cgroup",
+        "    ambient.istio.io/redirection: enabled\n    capture.sidecar-agent.io/cgroup",
+    );
+    let spec = sidecar("workloadSelector:\n  labels: {app: app}\negress:\n- hosts: ['./*']\n");
+    let read = read_as(Compat::Current, &[("a.yaml", &services), ("s.yaml", &spec)]);
+    assert_eq!(read.found(), [("SCA0405", 6, "labels")]);
 }
 
 #[test]
@@ -274,9 +337,8 @@ fn ingress_on_a_unix_socket_only_for_compatibility() {
     assert_eq!(old.found(), [("SCA0123", 7, "unix:///run/app.sock")]);
     let listeners: Vec<_> = old.node.workloads[0]
         .plan
-        .listeners
-        .iter()
-        .filter_map(|listener| Some((listener.unix_bind.clone()?, listener.targets.clone())))
+        .listeners()
+        .filter_map(|listener| Some((listener.unix_bind()?.clone(), listener.targets.to_vec())))
         .collect();
     let target = Target::Tcp("127.0.0.1:8080".parse().unwrap());
     assert_eq!(
@@ -408,4 +470,278 @@ fn an_application_in_the_way_of_a_listener() {
     }
     // The socket that the listener leads to.
     assert_eq!(found(&plan_of("127.0.0.1:9080"), "0.0.0.0:9080"), []);
+}
+
+const MORE_SERVICES: &str = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: other-proxy, namespace: prod}
+spec:
+  hosts: [other-proxy.example.com]
+  addresses: [10.97.0.2]
+  ports: [{number: 3128, name: tcp, protocol: TCP}]
+  resolution: STATIC
+  endpoints: [{address: 10.1.0.2}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: by-name, namespace: prod}
+spec:
+  hosts: [by-name.example.com]
+  ports: [{number: 443, name: tls, protocol: TLS}]
+  resolution: DNS
+";
+
+/// What is found where of resources like these, beside those of [`SERVICES`] as `services`.
+fn found_with(services: &str, mesh: &str, spec: &str) -> Vec<(String, String, u32)> {
+    let spec = sidecar(spec);
+    let read = read_as(
+        Compat::Current,
+        &[
+            ("a.yaml", services),
+            ("b.yaml", MORE_SERVICES),
+            ("m.yaml", mesh),
+            ("s.yaml", &spec),
+        ],
+    );
+    let of = |found: &Diagnostic| {
+        let at = found.location.as_ref().unwrap();
+        (found.code.to_owned(), at.file.to_string(), at.line)
+    };
+    read.found.iter().map(of).collect()
+}
+
+/// Each place in the code that finds something, by itself.
+#[test]
+fn every_finding_is_found_and_shown_where_it_is() {
+    let captured = "rootNamespace: istio-system\n";
+    let not_captured = "defaultConfig: {interceptionMode: NONE}\n";
+    let nowhere = SERVICES
+        .replace("    capture.sidecar-agent.io/netns: /run/netns/app\n", "")
+        .replace(
+            "spec: {address: 10.0.0.1, labels",
+            "spec: {address: app.example.com, labels",
+        );
+    let proxied = SERVICES.replace(
+        "capture.sidecar-agent.io/netns: /run/netns/app",
+        "capture.sidecar-agent.io/proxy: external",
+    );
+    let bad_annotation = SERVICES.replace("\"9999\"", "\"9999,x\"");
+    let ingress = |port, more: &str| {
+        format!(
+            "ingress:\n- port: {{number: {port}, protocol: TCP}}\n  defaultEndpoint: 127.0.0.1:1\n{more}"
+        )
+    };
+    let egress = |port: &str, more: &str, hosts: &str| {
+        format!("egress:\n- port: {{{port}}}\n{more}  hosts: [{hosts}]\n")
+    };
+    let none = "  captureMode: NONE\n";
+    let unix = "  bind: unix:///run/x.sock\n";
+    let (proxy, by_name) = ("./proxy.example.com", "./by-name.example.com");
+    let both = "./*.prod.svc.cluster.local";
+    for (services, mesh, spec, expected) in [
+        // An ingress listener on an excluded port.
+        (
+            SERVICES,
+            captured,
+            ingress(7777, ""),
+            ("SCA0420", "s.yaml", 6),
+        ),
+        // A proxy's workload in the host's network namespace.
+        (
+            &*proxied,
+            captured,
+            "egress:\n- hosts: ['./*']\n".into(),
+            ("SCA0420", "a.yaml", 22),
+        ),
+        // One that is to be captured where nothing is.
+        (
+            SERVICES,
+            not_captured,
+            ingress(9080, "  captureMode: IPTABLES\n"),
+            ("SCA0420", "s.yaml", 6),
+        ),
+        // One of a workload that is nowhere.
+        (
+            &*nowhere,
+            captured,
+            ingress(9080, ""),
+            ("SCA0420", "s.yaml", 6),
+        ),
+        // A captured egress listener on loopback.
+        (
+            SERVICES,
+            captured,
+            egress("number: 3128, protocol: TCP", "  bind: 127.0.0.1\n", proxy),
+            ("SCA0420", "s.yaml", 6),
+        ),
+        // Several TCP services at one address.
+        (
+            SERVICES,
+            captured,
+            egress("number: 3128, protocol: TCP", none, "./*.example.com"),
+            ("SCA0421", "s.yaml", 6),
+        ),
+        // Several services on one unix socket.
+        (
+            SERVICES,
+            captured,
+            egress(
+                "number: 0, protocol: TCP",
+                unix,
+                "./proxy.example.com, ./other-proxy.example.com",
+            ),
+            ("SCA0421", "s.yaml", 6),
+        ),
+        // Services without an endpoint, called at an address and at a unix socket.
+        (
+            SERVICES,
+            captured,
+            egress("number: 443, protocol: TLS", none, by_name),
+            ("SCA0422", "s.yaml", 6),
+        ),
+        (
+            SERVICES,
+            captured,
+            egress("number: 0, protocol: TLS", unix, by_name),
+            ("SCA0422", "s.yaml", 6),
+        ),
+        // Several HTTP services at one address.
+        (
+            SERVICES,
+            captured,
+            egress("number: 80, protocol: HTTP", none, both),
+            ("SCA0423", "s.yaml", 6),
+        ),
+        // Forward proxies: a real one, and one that is captured.
+        (
+            SERVICES,
+            captured,
+            egress("number: 3128, protocol: HTTP_PROXY", none, proxy),
+            ("SCA0423", "s.yaml", 6),
+        ),
+        (
+            SERVICES,
+            captured,
+            egress("number: 3128, protocol: HTTP_PROXY", "", proxy),
+            ("SCA0423", "s.yaml", 6),
+        ),
+        // A service that is recognised by its name only.
+        (
+            SERVICES,
+            captured,
+            egress("number: 443, protocol: TLS", "", by_name),
+            ("SCA0423", "s.yaml", 6),
+        ),
+        // A unix socket for no service.
+        (
+            SERVICES,
+            captured,
+            egress(
+                "number: 0, protocol: TCP",
+                "  bind: unix:///run/x.sock\n",
+                "'./*.example.net'",
+            ),
+            ("SCA0404", "s.yaml", 8),
+        ),
+        // An egress proxy without an endpoint.
+        (
+            SERVICES,
+            captured,
+            "outboundTrafficPolicy:\n  mode: ALLOW_ANY\n  \
+             egressProxy: {host: by-name.example.com, port: {number: 443}}\n"
+                .into(),
+            ("SCA0422", "s.yaml", 7),
+        ),
+        (
+            &*bad_annotation,
+            captured,
+            "egress:\n- hosts: ['./*']\n".into(),
+            ("SCA0410", "a.yaml", 30),
+        ),
+    ] {
+        let (code, file, line) = expected;
+        let found = found_with(services, mesh, &spec);
+        let of_code: Vec<_> = found.iter().filter(|found| found.0 == code).collect();
+        let [found_once] = &of_code[..] else {
+            panic!("{code}: {spec}\n{found:?}")
+        };
+        assert_eq!(
+            (&*found_once.1, found_once.2),
+            (file, line),
+            "{code}: {spec}"
+        );
+    }
+}
+
+#[test]
+fn workloads_that_share_a_cgroup() {
+    let second = SERVICES
+        .rsplit("---")
+        .next()
+        .unwrap()
+        .replace("name: app\n", "name: within\n")
+        .replace("cgroup: app", "cgroup: app/within");
+    let read = read_as(
+        Compat::Current,
+        &[("a.yaml", SERVICES), ("w.yaml", &second)],
+    );
+    let [found] = &read.found[..] else {
+        panic!("{:?}", read.found)
+    };
+    let at = found.location.as_ref().unwrap();
+    assert_eq!((found.code, &*at.file, at.line), ("SCA0411", "w.yaml", 8));
+}
+
+#[test]
+fn sidecars_that_conflict_or_select_nothing() {
+    let named = |name: &str, selector: &str| {
+        let spec = format!("{selector}\negress:\n- hosts: ['./*']\n");
+        sidecar(&spec).replace("name: s,", &format!("name: {name},"))
+    };
+    let selecting = |name: &str, app: &str| {
+        named(
+            name,
+            &format!("workloadSelector:\n  labels: {{app: {app}}}"),
+        )
+    };
+    for (first, second, code, line) in [
+        (selecting("a", "app"), selecting("b", "app"), "SCA0400", 5),
+        (named("a", ""), named("b", ""), "SCA0401", 4),
+        (
+            selecting("a", "app"),
+            selecting("b", "nobody"),
+            "SCA0402",
+            6,
+        ),
+    ] {
+        let read = read_as(
+            Compat::Current,
+            &[
+                ("a.yaml", SERVICES),
+                ("s.yaml", &first),
+                ("t.yaml", &second),
+            ],
+        );
+        let [found] = &read.found[..] else {
+            panic!("{code}: {:?}", read.found)
+        };
+        assert_eq!(found.code, code, "{found:?}");
+        assert_eq!(found.location.as_ref().unwrap().line, line, "{found:?}");
+    }
+}
+
+#[test]
+fn listeners_without_a_service_of_sidecars_that_are_not_used_here() {
+    let spec = sidecar("egress:\n- port: {number: 8080, protocol: HTTP}\n  hosts: ['prod/*']\n")
+        .replace("namespace: prod", "namespace: elsewhere");
+    let read = read_as(Compat::Current, &[("a.yaml", SERVICES), ("s.yaml", &spec)]);
+    assert_eq!(read.found(), []);
+    let unused = compile::unused_sidecars(&read.update.snapshot, &read.node);
+    let unused = read.update.places.diagnostics(&unused);
+    let found: Vec<_> = unused
+        .iter()
+        .map(|found| (found.code, found.location.as_ref().unwrap().line))
+        .collect();
+    assert_eq!(found, [("SCA0404", 6)]);
 }

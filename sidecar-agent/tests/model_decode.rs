@@ -809,6 +809,7 @@ fn mesh_config() {
 outboundTrafficPolicy: {mode: REGISTRY_ONLY}
 inboundTrafficPolicy: {mode: LOCALHOST}
 defaultServiceExportTo: [\".\"]
+defaultVirtualServiceExportTo: [\"~\"]
 proxyListenPort: 16001
 proxyInboundListenPort: 16006
 defaultConfig: {interceptionMode: TPROXY, concurrency: 2}
@@ -818,6 +819,7 @@ defaultConfig: {interceptionMode: TPROXY, concurrency: 2}
             root_namespace: "mesh".into(),
             outbound_traffic_policy: OutboundTrafficPolicy::RegistryOnly,
             default_service_export_to: strings(["."]),
+            default_virtual_service_export_to: strings(["~"]),
             proxy_listen_port: 16001,
             proxy_inbound_listen_port: 16006,
             interception_mode: InterceptionMode::Tproxy,
@@ -825,15 +827,74 @@ defaultConfig: {interceptionMode: TPROXY, concurrency: 2}
             cluster_domain: "cluster.local".into(),
         }
     );
-    let text = "rootNamespace: Not.One\nproxyListenPort: 0\nsomethingNew: 1\noutboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS}\n";
+    let text = "rootNamespace: Not.One\nproxyListenPort: 0\nsomethingNew: 1\ndefaultVirtualServiceExportTo: [prod, N_o]\noutboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS}\n";
     assert_eq!(
         found(text),
         [
             ("SCA0025", "proxyListenPort".into(), 2, 18),
             ("SCA0023", "somethingNew".into(), 3, 1),
             ("SCA0240", "rootNamespace".into(), 1, 16),
-            ("SCA0241", "outboundTrafficPolicy.mode".into(), 4, 31),
+            ("SCA0240", "defaultVirtualServiceExportTo[1]".into(), 4, 39),
+            ("SCA0241", "outboundTrafficPolicy.mode".into(), 5, 31),
         ]
     );
     assert!(decoded(text).resources.is_empty());
+}
+
+#[test]
+fn virtual_service() {
+    let text = "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: v, namespace: ns}
+spec:
+  hosts: [front]
+  gateways: [mesh, ingress]
+  exportTo: [\".\"]
+  http:
+  - route: [{destination: {host: a, port: {number: 1}}}, {destination: {host: a, port: {number: 2}}}]
+    mirror: {host: b}
+    mirrors: [{destination: {host: c, port: {number: 0}}}, {percentage: {value: 1}}]
+  - match: [{gateways: [ingress]}, {uri: {prefix: /}}]
+    route: [{destination: {host: d}}]
+  - match: [{uri: {prefix: /}}, {sourceNamespace: x}, {sourceNamespace: z}]
+    route: [{destination: {host: e}}]
+  tls:
+  - match: [{sniHosts: [f]}]
+    route: [{destination: {host: f, port: {number: 443}}}]
+  tcp:
+  - match: [{sourceNamespace: x}]
+    route: [{destination: {host: g}}]
+";
+    let service = match &clean(text)[..] {
+        [Resource::VirtualService(object)] => object.spec.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(service.hosts, ["front"]);
+    assert_eq!(service.gateways, ["mesh", "ingress"]);
+    assert_eq!(service.export_to, Some(strings(["."])));
+    let seen = |namespace| -> Vec<_> {
+        let of = |(host, ports): (String, std::collections::BTreeSet<u16>)| {
+            (host, ports.into_iter().collect::<Vec<_>>())
+        };
+        let destinations = service.destinations_from(namespace);
+        destinations.into_iter().map(of).collect()
+    };
+    let all = |with_e: bool| {
+        let mut all: Vec<(String, Vec<u16>)> = vec![
+            ("a".into(), vec![1, 2]),
+            ("b".into(), vec![]),
+            ("c".into(), vec![]),
+            ("d".into(), vec![]),
+            ("f".into(), vec![443]),
+            // Only HTTP knows source namespaces.
+            ("g".into(), vec![]),
+        ];
+        if with_e {
+            all.insert(4, ("e".into(), vec![]));
+        }
+        all
+    };
+    for (namespace, with_e) in [("x", true), ("z", true), ("ns", false)] {
+        assert_eq!(seen(namespace), all(with_e), "{namespace}");
+    }
 }

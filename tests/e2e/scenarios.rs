@@ -51,5 +51,6 @@ scenarios! {
     partial_ip_tables "partial-ip-tables";
     mixed_modes "mixed";
     egress_from_unix_sockets "unix-egress";
+    ingress_on_a_unix_socket "unix-ingress-bind";
     external_proxy "proxied";
 }

@@ -118,6 +118,45 @@ fn explain_names_listener_target_and_resource() -> anyhow::Result<()> {
 }
 
 #[test]
+fn explain_names_the_connection_pool_that_holds_for_a_port() -> anyhow::Result<()> {
+    let resources = Resources::new(&[
+        ("workload.yaml", WORKLOAD),
+        (
+            "sidecar.yaml",
+            "apiVersion: networking.istio.io/v1\nkind: Sidecar\n\
+             metadata: {name: pools, namespace: prod-us1}\n\
+             spec:\n  inboundConnectionPool: {tcp: {maxConnections: 9}}\n  ingress:\n  \
+             - port: {number: 9080, protocol: HTTP}\n    connectionPool: {http: {maxRetries: 1}}\n  \
+             - port: {number: 9081, protocol: HTTP}\n",
+        ),
+    ])?;
+    let explain = |destination: &str, format: &str| {
+        let args = ["explain", "--config", "DIR", "-o", format];
+        resources.agent(&[&args[..], &["prod-us1/productpage", destination]].concat())
+    };
+    for (destination, field, line) in [
+        ("inbound:10.0.0.1:9080", "spec.ingress[0].connectionPool", 8),
+        ("inbound:10.0.0.1:9081", "spec.inboundConnectionPool", 5),
+    ] {
+        let answer: Value = serde_json::from_slice(&explain(destination, "json")?.stdout)?;
+        let pool = &answer["connection_pool"];
+        assert_eq!(pool["field"], field, "{answer}");
+        assert_eq!(pool["resource"]["name"], "pools", "{answer}");
+        assert_eq!(pool["location"]["line"], line, "{answer}");
+        let text = explain(destination, "table")?.stdout;
+        let text = String::from_utf8_lossy(&text);
+        let shown = format!("left to the proxy: Sidecar prod-us1/pools {field} (");
+        ensure!(text.contains(&shown), "{shown:?} is not in\n{text}");
+    }
+    // No listener, and no inbound connection.
+    for destination in ["inbound:10.0.0.1:9082", "10.0.0.1:9080"] {
+        let answer: Value = serde_json::from_slice(&explain(destination, "json")?.stdout)?;
+        ensure!(answer["connection_pool"].is_null(), "{answer}");
+    }
+    Ok(())
+}
+
+#[test]
 fn explain_of_an_unknown_workload_names_those_that_are_known() -> anyhow::Result<()> {
     let resources = Resources::new(&[("workload.yaml", WORKLOAD)])?;
     let output = resources.agent(&["explain", "--config", "DIR", "prod-us1/x", "10.0.0.1:80"])?;

@@ -3,10 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
-use sidecar_agent::compile::Plan;
+use sidecar_agent::compile::{Outbound, Plan};
 use sidecar_common::{
     Endpoint, Path, Reason,
     values::{PlanHeader, Rule},
@@ -81,19 +82,24 @@ impl Planner {
                 outbound_default: pass(),
                 inbound_default: rule(Path::Pass, Reason::UndeclaredPort),
             },
-            outbound: BTreeMap::new(),
-            outbound_prefixes: BTreeMap::new(),
+            outbound: Arc::new(Outbound::new(
+                pass(),
+                BTreeMap::new(),
+                BTreeMap::new(),
+                Vec::new(),
+                Vec::new(),
+            )),
             inbound: BTreeMap::new(),
-            backends: Vec::new(),
-            listeners: Vec::new(),
+            inbound_listeners: Vec::new(),
             listen_ports: BTreeSet::new(),
+            sidecar: None,
         })
     }
 
     /// An outbound rule for one destination.
     pub fn outbound(mut self, destination: &str, rule: Rule) -> Self {
         self.0.header.tables |= PlanHeader::HAS_OUTBOUND_EXACT;
-        self.0.outbound.insert(at(destination).into(), rule);
+        self.half().exact.insert(at(destination).into(), rule);
         self
     }
 
@@ -105,7 +111,7 @@ impl Planner {
             PlanHeader::HAS_OUTBOUND_PORT_PREFIX
         };
         let net: IpNet = net.parse().unwrap_or_else(|error| panic!("{net}: {error}"));
-        self.0.outbound_prefixes.insert((port, net.trunc()), rule);
+        self.half().prefixes.insert((port, net.trunc()), rule);
         self
     }
 
@@ -135,7 +141,7 @@ impl Planner {
 
     /// A group of backends, for [`balanced`].
     pub fn group(mut self, backends: &[&str]) -> Self {
-        self.0
+        self.half()
             .backends
             .push(backends.iter().map(|backend| at(backend).into()).collect());
         self
@@ -145,6 +151,11 @@ impl Planner {
     pub fn listens(mut self, port: u16) -> Self {
         self.0.listen_ports.insert(port);
         self
+    }
+
+    /// Its digest is not kept up to date: nothing here asks for it.
+    fn half(&mut self) -> &mut Outbound {
+        Arc::make_mut(&mut self.0.outbound)
     }
 
     pub fn build(self) -> Plan {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
-use crate::{Agent, Cgroup, Dns, Host, Net, Place, Server, tempdir::TempDir};
+use crate::{Agent, AgentBuilder, Cgroup, Dns, Host, Net, Place, Server, tempdir::TempDir};
 
 /// The workload of every lab, as `explain` wants it.
 pub const WORKLOAD: &str = "prod-us1/productpage";
@@ -266,12 +266,22 @@ impl Lab {
     /// # Errors
     /// When it does not start: with its logs.
     pub fn start_agent_unready(&mut self) -> anyhow::Result<()> {
+        self.start_agent_with(|agent| agent)
+    }
+
+    /// Starts the agent with more settings and waits for nothing but its answer.
+    ///
+    /// # Errors
+    /// When it does not start: with its logs.
+    pub fn start_agent_with(
+        &mut self,
+        settings: impl FnOnce(AgentBuilder) -> AgentBuilder,
+    ) -> anyhow::Result<()> {
         ensure!(self.agent.is_none(), "the lab has an agent already");
         let agent = Agent::with_config(&self.config_dir())
             .mesh_config(&self.mesh_file())
-            .dns(&self.dns)
-            .start()?;
-        self.agent = Some(agent);
+            .dns(&self.dns);
+        self.agent = Some(settings(agent).start()?);
         Ok(())
     }
 

@@ -60,6 +60,16 @@ pub fn succeeds(command: &mut Command) -> anyhow::Result<bool> {
     Ok(status(command)?.success())
 }
 
+/// Runs a command that itself tells what is wrong when it fails; returns its exit code, or `None`
+/// when a signal ended it.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn exit_code(command: &mut Command) -> anyhow::Result<Option<u8>> {
+    let code = status(command)?.code();
+    Ok(code.and_then(|code| u8::try_from(code).ok()))
+}
+
 fn status(command: &mut Command) -> anyhow::Result<ExitStatus> {
     command
         .status()

@@ -1,6 +1,9 @@
 //! `cargo xtask conformance`.
 
-use std::path::{self, PathBuf};
+use std::{
+    path::{self, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 
@@ -15,13 +18,14 @@ pub struct Args {
 
 /// Builds the runner of the test vectors and runs it.
 ///
-/// Returns whether every case passed.
-pub fn run(args: &Args) -> anyhow::Result<bool> {
+/// Returns its exit code: 0 when every case passed, 1 when one failed, 2 when there was none to run.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let cases = match &args.cases {
         // Cargo runs in the workspace.
         Some(cases) => path::absolute(cases).context("cannot tell the current directory")?,
         None => cargo::workspace().join("tests/cases"),
     };
     setup::ensure()?;
-    cargo::succeeds(cargo::tool("conformance").arg(cases))
+    let code = cargo::exit_code(cargo::tool("conformance").arg(cases))?;
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }

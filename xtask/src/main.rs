@@ -4,10 +4,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build_ebpf;
 mod cargo;
 mod conformance;
 mod demo;
+mod fuzz;
 mod gen_docs;
 mod lint;
 mod setup;
@@ -33,6 +35,10 @@ enum Command {
     BuildEbpf,
     /// Run the test suites, installing what they need first
     Test(test::Args),
+    /// Run the fuzz targets, installing what they need first
+    Fuzz(fuzz::Args),
+    /// Measure how long a large node takes to compile
+    Bench(bench::Args),
     /// Run the test vectors
     Conformance(conformance::Args),
     /// Check formatting and run clippy, warnings being errors
@@ -44,22 +50,27 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // `false`: what failed was told, and counts stay the last line.
-    let good = match Cli::parse().command {
-        Command::Setup(args) => setup::run(&args).map(|()| true),
-        Command::BuildEbpf => build_ebpf::run().map(|()| true),
-        Command::Test(args) => test::run(&args),
-        Command::Conformance(args) => conformance::run(&args),
-        Command::Lint => lint::run().map(|()| true),
-        Command::Demo(args) => demo::run(&args).map(|()| true),
-        Command::GenDocs(args) => gen_docs::run(&args),
-    };
-    match good {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
+    // What failed was told, and counts stay the last line.
+    let verdict = |good| {
+        if good {
+            ExitCode::SUCCESS
+        } else {
             ExitCode::FAILURE
         }
-    }
+    };
+    let done = match Cli::parse().command {
+        Command::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::BuildEbpf => build_ebpf::run().map(|()| ExitCode::SUCCESS),
+        Command::Test(args) => test::run(&args).map(verdict),
+        Command::Fuzz(args) => fuzz::run(&args).map(verdict),
+        Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Conformance(args) => conformance::run(&args),
+        Command::Lint => lint::run().map(|()| ExitCode::SUCCESS),
+        Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::GenDocs(args) => gen_docs::run(&args).map(verdict),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -1,11 +1,25 @@
 //! The test suites.
 
-/// One run of `cargo test`.
+/// One suite.
 pub struct Suite {
     /// What `--suite` takes.
     pub name: &'static str,
     /// What it tests, for `--list`.
     pub about: &'static str,
+    /// How it is run.
+    pub run: Run,
+}
+
+/// How a suite is run.
+pub enum Run {
+    /// By `cargo test`.
+    Tests(Tests),
+    /// Each fuzz target for a short time; it counts as one test.
+    Fuzz,
+}
+
+/// One run of `cargo test`.
+pub struct Tests {
     /// Which packages and targets, as arguments of `cargo test`.
     pub targets: &'static [&'static str],
     /// Tests at a time; `None` is one per CPU. Tests that wait for the kernel more than they
@@ -21,40 +35,55 @@ pub const SUITES: &[Suite] = &[
     Suite {
         name: "unit",
         about: "everything that needs no kernel feature and no root",
-        targets: &[
-            "-p",
-            "sidecar-common",
-            "-p",
-            "sidecar-agent",
-            "-p",
-            "ebpf-build",
-            "-p",
-            "xtask",
-            "--features",
-            "sidecar-common/user",
-        ],
-        threads: None,
-        programs: &[],
+        run: Run::Tests(Tests {
+            targets: &[
+                "-p",
+                "sidecar-common",
+                "-p",
+                "sidecar-agent",
+                "-p",
+                "ebpf-build",
+                "-p",
+                "xtask",
+                "-p",
+                "sidecar-fuzz-checks",
+                "--features",
+                "sidecar-common/user",
+            ],
+            threads: None,
+            programs: &[],
+        }),
     },
     Suite {
         name: "harness",
         about: "the test harness itself: namespaces, cgroups, servers and clients",
-        targets: &["-p", "sidecar-tests", "--lib"],
-        threads: Some(4),
-        programs: &["sidecar-tests"],
+        run: Run::Tests(Tests {
+            targets: &["-p", "sidecar-tests", "--lib"],
+            threads: Some(4),
+            programs: &["sidecar-tests"],
+        }),
     },
     Suite {
         name: "kernel",
         about: "each BPF program in the running kernel: hit, miss, fail-safe",
-        targets: &["-p", "sidecar-tests", "--test", "kernel"],
-        threads: Some(4),
-        programs: &["sidecar-tests", "sidecar-agent"],
+        run: Run::Tests(Tests {
+            targets: &["-p", "sidecar-tests", "--test", "kernel"],
+            threads: Some(4),
+            programs: &["sidecar-tests", "sidecar-agent"],
+        }),
     },
     Suite {
         name: "e2e",
         about: "the agent as users run it, with real applications",
-        targets: &["-p", "sidecar-tests", "--test", "e2e"],
-        threads: Some(4),
-        programs: &["sidecar-tests", "sidecar-agent"],
+        run: Run::Tests(Tests {
+            targets: &["-p", "sidecar-tests", "--test", "e2e"],
+            threads: Some(4),
+            programs: &["sidecar-tests", "sidecar-agent"],
+        }),
+    },
+    Suite {
+        name: "fuzz",
+        about: "each fuzz target for some seconds",
+        run: Run::Fuzz,
     },
 ];

@@ -7,13 +7,16 @@ use std::{
     iter::Sum,
     path::Path,
     process::Stdio,
+    time::Duration,
 };
 
 use anyhow::Context as _;
 
 use crate::{
-    cargo, setup,
-    suites::{SUITES, Suite},
+    cargo,
+    fuzz::{self, Fuzzer},
+    setup,
+    suites::{Run, SUITES, Suite, Tests},
 };
 
 /// Names a file that a test which cannot run here appends a line to (see `sidecar_tests::skip`);
@@ -22,6 +25,11 @@ const SKIPS_ENV: &str = "SIDECAR_TEST_SKIPS";
 
 /// Tells the harness that the programs it runs are built (see `sidecar_tests::programs`).
 const PREBUILT_ENV: &str = "SIDECAR_TEST_PREBUILT";
+
+/// How long each fuzz target runs; `cargo xtask fuzz` takes longer.
+const FUZZ_TIME: Duration = Duration::from_secs(10);
+/// The same each time: what fails, fails again, as far as the same is reached in that time.
+const FUZZ_SEED: u32 = 1;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -60,7 +68,11 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     let suites: Vec<&Suite> = SUITES.iter().filter(wanted).collect();
     let programs: BTreeSet<&str> = suites
         .iter()
-        .flat_map(|suite| suite.programs)
+        .filter_map(|suite| match &suite.run {
+            Run::Tests(tests) => Some(tests.programs),
+            Run::Fuzz => None,
+        })
+        .flatten()
         .copied()
         .collect();
     for package in programs {
@@ -70,7 +82,11 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         .into_iter()
         .map(|suite| {
             println!("\n== {}: {}", suite.name, suite.about);
-            let counts = run_suite(suite, args.filter.as_deref())?;
+            let filter = args.filter.as_deref();
+            let counts = match &suite.run {
+                Run::Tests(tests) => run_tests(suite.name, tests, filter),
+                Run::Fuzz => run_fuzz(filter),
+            }?;
             println!("== {}: {}", suite.name, counts.line());
             Ok(counts)
         })
@@ -83,11 +99,29 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     Ok(total.failed == 0 && total.passed > 0)
 }
 
-fn run_suite(suite: &Suite, filter: Option<&str>) -> anyhow::Result<Counts> {
+fn run_fuzz(filter: Option<&str>) -> anyhow::Result<Counts> {
+    let wanted = |target: &&fuzz::Target| filter.is_none_or(|text| target.name.contains(text));
+    let targets: Vec<_> = fuzz::TARGETS.iter().filter(wanted).collect();
+    let mut counts = Counts::default();
+    if targets.is_empty() {
+        return Ok(counts);
+    }
+    let fuzzer = Fuzzer::quick()?;
+    for target in targets {
+        if fuzzer.run(target, FUZZ_TIME, FUZZ_SEED)? {
+            counts.passed += 1;
+        } else {
+            counts.failed += 1;
+        }
+    }
+    Ok(counts)
+}
+
+fn run_tests(suite: &str, tests: &Tests, filter: Option<&str>) -> anyhow::Result<Counts> {
     let skips = tempfile::NamedTempFile::new().context("cannot create a file for skipped tests")?;
     let mut command = cargo::cargo(&["test", "--no-fail-fast"]);
-    command.args(suite.targets).arg("--").args(filter);
-    if let Some(threads) = suite.threads {
+    command.args(tests.targets).arg("--").args(filter);
+    if let Some(threads) = tests.threads {
         command.arg(format!("--test-threads={threads}"));
     }
     command
@@ -108,10 +142,7 @@ fn run_suite(suite: &Suite, filter: Option<&str>) -> anyhow::Result<Counts> {
     }
     let status = child.wait().context("cannot wait for cargo")?;
     if !status.success() && counts.failed == 0 {
-        println!(
-            "{}: a test program did not compile, or died ({status})",
-            suite.name
-        );
+        println!("{suite}: a test program did not compile, or died ({status})");
         counts.failed = 1;
     }
     counts.take_skips(&read_skips(skips.path())?);

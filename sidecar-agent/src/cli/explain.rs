@@ -17,6 +17,7 @@ use super::{
 use crate::{
     explain::{self, Connection, Explanation},
     model::{ResourceRef, diagnostic::Location},
+    resolve::{ResolvedWorkload, pool},
     source::files::Places,
 };
 
@@ -80,6 +81,15 @@ struct Answer<'a> {
     resource: Option<&'a ResourceRef>,
     field: &'a str,
     location: Option<Location>,
+    connection_pool: Option<Pool<'a>>,
+}
+
+/// The connection pool settings that the proxy is left to honour.
+#[derive(Serialize)]
+struct Pool<'a> {
+    resource: ResourceRef,
+    field: &'a str,
+    location: Option<Location>,
 }
 
 /// Explains one connection.
@@ -118,18 +128,44 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             from_proxy: args.from_proxy,
         },
     );
-    let answer = answer(args, direction, address, &explanation, &places);
+    let pool = (direction == Direction::Inbound)
+        .then(|| pool(&found.workload, &explanation, address.port(), &places))
+        .flatten();
+    let answer = answer(args, &explanation, &places, pool);
     print(args.format, &answer, || human(&answer)).context("printing the explanation")?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// The settings for connections to a port that has a listener; others get none.
+fn pool<'a>(
+    workload: &'a ResolvedWorkload,
+    explanation: &Explanation,
+    port: u16,
+    places: &Places,
+) -> Option<Pool<'a>> {
+    let sidecar = workload.sidecar.as_ref()?;
+    let mut declared = sidecar.spec.ingress.iter();
+    if explanation.listener.is_none()
+        && !declared.any(|ingress| ingress.port.number == u32::from(port))
+    {
+        return None;
+    }
+    let field = pool::inbound(&sidecar.spec, port)?;
+    let resource = sidecar.reference("Sidecar");
+    Some(Pool {
+        location: places.locate(&resource, field),
+        resource,
+        field,
+    })
+}
+
 fn answer<'a>(
     args: &'a Args,
-    direction: Direction,
-    destination: SocketAddr,
     explanation: &'a Explanation,
     places: &Places,
+    connection_pool: Option<Pool<'a>>,
 ) -> Answer<'a> {
+    let Destination { direction, address } = args.destination;
     let targets: Vec<String> = explanation
         .targets
         .iter()
@@ -138,7 +174,7 @@ fn answer<'a>(
     Answer {
         workload: &args.workload,
         direction: direction.name(),
-        destination,
+        destination: address,
         path: explanation.path.to_string(),
         reason: explanation.reason.to_string(),
         explanation: explanation.reason_text,
@@ -152,6 +188,7 @@ fn answer<'a>(
             .resource
             .as_ref()
             .and_then(|resource| places.locate(resource, &explanation.field)),
+        connection_pool,
     }
 }
 
@@ -175,32 +212,42 @@ fn human(answer: &Answer<'_>) -> String {
         "target",
         (!answer.targets.is_empty()).then(|| answer.targets.join(", ")),
     );
-    let declared = answer.resource.map(|resource| {
-        let ResourceRef {
-            kind,
-            namespace,
-            name,
-            file,
-            line,
-        } = resource;
-        let at = match &answer.location {
-            Some(Location {
-                file, line, column, ..
-            }) => format!("{file}:{line}:{column}"),
-            None => format!("{file}:{line}"),
-        };
-        let name = [namespace.as_str(), name].join("/");
-        // A MeshConfig has no name.
-        let name = name.trim_matches('/');
-        [*kind, name, answer.field, &*format!("({at})")]
-            .into_iter()
-            .filter(|part| !part.is_empty())
-            .collect::<Vec<_>>()
-            .join(" ")
-    });
+    let declared = answer
+        .resource
+        .map(|resource| written(resource, answer.field, answer.location.as_ref()));
     line(
         "declared",
         declared.or_else(|| Some("by no resource: built in".into())),
     );
+    let pool = answer.connection_pool.as_ref().map(|pool| {
+        let written = written(&pool.resource, pool.field, pool.location.as_ref());
+        format!("left to the proxy: {written}")
+    });
+    line("pool", pool);
     lines.join("\n")
+}
+
+/// A resource and a field of it, and where they were written.
+fn written(resource: &ResourceRef, field: &str, location: Option<&Location>) -> String {
+    let ResourceRef {
+        kind,
+        namespace,
+        name,
+        file,
+        line,
+    } = resource;
+    let at = match location {
+        Some(Location {
+            file, line, column, ..
+        }) => format!("{file}:{line}:{column}"),
+        None => format!("{file}:{line}"),
+    };
+    let name = [namespace.as_str(), name].join("/");
+    // A MeshConfig has no name.
+    let name = name.trim_matches('/');
+    [*kind, name, field, &*format!("({at})")]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }

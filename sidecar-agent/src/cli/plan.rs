@@ -125,10 +125,10 @@ fn printed(workload: &WorkloadPlan, origins: &Origins<'_>) -> Printed {
     let mut add = |direction: Direction, destination: &dyn Display, port: u16, rule: &Rule| {
         rules.push(rule_of(plan, origins, direction, destination, port, rule));
     };
-    for (destination, rule) in &plan.outbound {
+    for (destination, rule) in &plan.outbound.exact {
         add(Direction::Outbound, destination, destination.port, rule);
     }
-    for ((port, net), rule) in &plan.outbound_prefixes {
+    for ((port, net), rule) in &plan.outbound.prefixes {
         let number = *port;
         let port = if number == 0 {
             "*".to_owned()
@@ -169,23 +169,17 @@ fn printed(workload: &WorkloadPlan, origins: &Origins<'_>) -> Printed {
             .map(|sidecar| sidecar.reference("Sidecar").to_string()),
         rules,
         unix_listeners: plan
-            .listeners
-            .iter()
+            .listeners()
             .filter_map(|listener| {
                 Some(UnixListener {
-                    direction: if listener.field.starts_with("spec.ingress") {
-                        Direction::Inbound.name()
-                    } else {
-                        Direction::Outbound.name()
-                    },
-                    bind: listener.unix_bind.as_ref()?.to_string(),
+                    direction: listener.direction.name(),
+                    bind: listener.unix_bind()?.to_string(),
                     targets: listener.targets.iter().map(Target::to_string).collect(),
-                    resource: listener.resource.as_ref().map(ToString::to_string),
-                    field: listener.field.clone(),
-                    declared: listener
-                        .resource
-                        .as_ref()
-                        .map(|resource| origins.place(resource, &listener.field)),
+                    resource: plan.resource(listener).map(ToString::to_string),
+                    field: listener.field(),
+                    declared: plan
+                        .resource(listener)
+                        .map(|resource| origins.place(resource, &listener.field())),
                 })
             })
             .collect(),
@@ -209,7 +203,7 @@ fn rule_of(
         Path::Direct => usize::try_from(rule.group)
             .ok()
             .filter(|_| rule.backends > 1)
-            .and_then(|group| plan.backends.get(group))
+            .and_then(|group| plan.outbound.backends.get(group))
             .map(|group| group.iter().map(ToString::to_string).collect())
             .unwrap_or_default(),
         Path::Relay => listener
@@ -230,7 +224,7 @@ fn rule_of(
         path,
         reason,
         targets,
-        listener: listener.map(|listener| listener.name.clone()),
+        listener: listener.map(ToString::to_string),
         resource: declared.as_ref().map(|by| by.resource.to_string()),
         declared: declared
             .as_ref()

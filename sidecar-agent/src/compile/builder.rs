@@ -1,8 +1,10 @@
-//! A plan in the making.
+//! The halves of a plan in the making. Whatever is put in first stays: callers go from the
+//! strongest rule to the weakest.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -11,77 +13,46 @@ use sidecar_common::{
     values::{NO_LISTENER, PlanHeader, Rule},
 };
 
-use crate::resolve::Finding;
-
-use super::{
-    Compiled,
-    plan::{Listener, Plan, Target},
+use crate::{
+    model::{ResourceRef, mesh::MeshConfig},
+    resolve::Finding,
 };
 
-/// Collects rules. Whatever is put in first stays: callers go from the strongest rule to the
-/// weakest.
-pub(super) struct Builder {
-    plan: Plan,
+use super::plan::{Listener, Outbound, Plan, Target};
+
+/// The outbound half.
+#[derive(Default)]
+pub(super) struct OutboundBuilder {
+    /// In the order they were put in.
+    exact: Vec<(Endpoint, Rule)>,
+    backends: Vec<Vec<Endpoint>>,
     groups: HashMap<Vec<Endpoint>, u32>,
+    listeners: Vec<Listener>,
+    /// What was found; of the Sidecar where no resource is named.
     pub findings: Vec<Finding>,
     pub dns: BTreeSet<String>,
 }
 
-impl Default for Builder {
-    fn default() -> Self {
-        let pass = Rule::new(Path::Pass, Reason::NoPlan);
-        Self {
-            plan: Plan {
-                header: PlanHeader {
-                    tables: 0,
-                    outbound_port: 0,
-                    inbound_port: 0,
-                    outbound_default: pass,
-                    inbound_default: pass,
-                },
-                outbound: BTreeMap::new(),
-                outbound_prefixes: BTreeMap::new(),
-                inbound: BTreeMap::new(),
-                backends: Vec::new(),
-                listeners: Vec::new(),
-                listen_ports: BTreeSet::new(),
-            },
-            groups: HashMap::new(),
-            findings: Vec::new(),
-            dns: BTreeSet::new(),
-        }
-    }
+/// The inbound half.
+pub(super) struct InboundBuilder {
+    /// Listeners of the outbound half, which are counted before those of this one.
+    before: usize,
+    rules: BTreeMap<Endpoint, Rule>,
+    listeners: Vec<Listener>,
+    default: Rule,
+    listen_ports: BTreeSet<u16>,
+    pub findings: Vec<Finding>,
 }
 
-impl Builder {
-    /// The ports of the external proxy.
-    pub fn proxy_ports(&mut self, outbound: u16, inbound: u16) {
-        self.plan.header.outbound_port = outbound;
-        self.plan.header.inbound_port = inbound;
-        self.plan.listen_ports.insert(inbound);
-    }
-
+impl OutboundBuilder {
     /// Adds a listener; returns its index.
     pub fn listener(&mut self, listener: Listener) -> u32 {
-        let index = index(self.plan.listeners.len());
-        self.plan.listeners.push(listener);
-        index
+        push(&mut self.listeners, listener)
     }
 
-    /// Adds an outbound rule for one address and port, unless there is one.
-    pub fn outbound(&mut self, ip: IpAddr, port: u16, rule: Rule) {
-        vacant(&mut self.plan.outbound, endpoint(ip, port), rule);
-    }
-
-    /// Adds an inbound rule, unless there is one. An unspecified `ip`: any local address of its
-    /// family.
-    pub fn inbound(&mut self, ip: IpAddr, port: u16, rule: Rule) {
-        vacant(&mut self.plan.inbound, endpoint(ip, port), rule);
-    }
-
-    /// The workload may be handed connections on a listening socket of this port.
-    pub fn listens_on(&mut self, port: u16) {
-        self.plan.listen_ports.insert(port);
+    /// Adds a rule for one address and port, unless there is one.
+    pub fn rule(&mut self, ip: IpAddr, port: u16, rule: Rule) {
+        self.exact.push((endpoint(ip, port), rule));
     }
 
     /// Completes a rule of path direct with the endpoints it leads to. None: the connection
@@ -92,11 +63,11 @@ impl Builder {
             [] => {}
             [target] => rule.target = target,
             _ => {
-                let next = index(self.plan.backends.len());
+                let next = index(self.backends.len());
                 rule.group = match self.groups.entry(endpoints) {
-                    std::collections::hash_map::Entry::Occupied(known) => *known.get(),
-                    std::collections::hash_map::Entry::Vacant(new) => {
-                        self.plan.backends.push(new.key().clone());
+                    hash_map::Entry::Occupied(known) => *known.get(),
+                    hash_map::Entry::Vacant(new) => {
+                        self.backends.push(new.key().clone());
                         *new.insert(next)
                     }
                 };
@@ -105,55 +76,124 @@ impl Builder {
         rule
     }
 
-    /// Sets what holds outbound where no exact rule does.
-    pub fn outbound_rest(&mut self, prefixes: BTreeMap<(u16, IpNet), Rule>, default: Rule) {
-        self.plan.outbound_prefixes = prefixes;
-        self.plan.header.outbound_default = default;
-    }
-
-    /// Sets what holds inbound where no rule does.
-    pub fn inbound_default(&mut self, default: Rule) {
-        self.plan.header.inbound_default = default;
-    }
-
-    pub fn finish(self) -> Compiled {
-        let Self {
-            mut plan,
-            findings,
-            dns,
-            ..
-        } = self;
-        let is_wildcard = |e: &Endpoint| e.addr == e.addr.wildcard();
-        let ports = plan.outbound_prefixes.keys();
-        for (present, flag) in [
-            (!plan.outbound.is_empty(), PlanHeader::HAS_OUTBOUND_EXACT),
-            (
-                ports.clone().any(|(port, _)| *port != 0),
-                PlanHeader::HAS_OUTBOUND_PORT_PREFIX,
-            ),
-            (
-                ports.clone().any(|(port, _)| *port == 0),
-                PlanHeader::HAS_OUTBOUND_PREFIX,
-            ),
-            (
-                !plan.inbound.keys().all(is_wildcard),
-                PlanHeader::HAS_INBOUND_EXACT,
-            ),
-            (
-                plan.inbound.keys().any(is_wildcard),
-                PlanHeader::HAS_INBOUND_PORT,
-            ),
-        ] {
-            if present {
-                plan.header.tables |= flag;
-            }
-        }
+    /// Completes the half with what holds where no exact rule does.
+    pub fn finish(self, prefixes: BTreeMap<(u16, IpNet), Rule>, default: Rule) -> Compiled {
+        // Of equal keys the last one stays.
+        let exact = self.exact.into_iter().rev().collect();
+        let outbound = Outbound::new(default, exact, prefixes, self.backends, self.listeners);
         Compiled {
-            plan,
-            findings,
-            dns,
+            outbound: Arc::new(outbound),
+            findings: self.findings,
+            dns: self.dns,
         }
     }
+}
+
+/// What compiling an outbound half yields.
+#[derive(Clone, Debug)]
+pub(super) struct Compiled {
+    /// The half.
+    pub outbound: Arc<Outbound>,
+    /// What was found on the way; of the Sidecar where no resource is named.
+    pub findings: Vec<Finding>,
+    /// Host names whose addresses it depends on.
+    pub dns: BTreeSet<String>,
+}
+
+impl InboundBuilder {
+    /// The inbound half that goes with this outbound one.
+    pub fn new(outbound: &Outbound) -> Self {
+        Self {
+            before: outbound.listeners.len(),
+            rules: BTreeMap::new(),
+            listeners: Vec::new(),
+            default: Rule::new(Path::Pass, Reason::NoPlan),
+            listen_ports: BTreeSet::new(),
+            findings: Vec::new(),
+        }
+    }
+
+    /// Adds a listener; returns its index.
+    pub fn listener(&mut self, listener: Listener) -> u32 {
+        index(self.before).saturating_add(push(&mut self.listeners, listener))
+    }
+
+    /// Adds a rule, unless there is one. An unspecified `ip`: any local address of its family.
+    pub fn rule(&mut self, ip: IpAddr, port: u16, rule: Rule) {
+        self.rules.entry(endpoint(ip, port)).or_insert(rule);
+    }
+
+    /// The workload may be handed connections on a listening socket of this port.
+    pub fn listens_on(&mut self, port: u16) {
+        self.listen_ports.insert(port);
+    }
+
+    /// Sets what holds where no rule does.
+    pub fn default(&mut self, default: Rule) {
+        self.default = default;
+    }
+
+    /// The plan of both halves. `proxied_by` has the ports of the external proxy that captured
+    /// connections go to.
+    pub fn finish(
+        self,
+        outbound: Arc<Outbound>,
+        sidecar: Option<ResourceRef>,
+        proxied_by: Option<&MeshConfig>,
+    ) -> (Plan, Vec<Finding>) {
+        let Self {
+            before: _,
+            rules: inbound,
+            listeners: inbound_listeners,
+            default: inbound_default,
+            mut listen_ports,
+            findings,
+        } = self;
+        listen_ports.extend(proxied_by.map(|mesh| mesh.proxy_inbound_listen_port));
+        let header = PlanHeader {
+            tables: tables(&outbound, &inbound),
+            outbound_port: proxied_by.map_or(0, |mesh| mesh.proxy_listen_port),
+            inbound_port: proxied_by.map_or(0, |mesh| mesh.proxy_inbound_listen_port),
+            outbound_default: outbound.default,
+            inbound_default,
+        };
+        let plan = Plan {
+            header,
+            outbound,
+            inbound,
+            inbound_listeners,
+            listen_ports,
+            sidecar,
+        };
+        (plan, findings)
+    }
+}
+
+/// Which tables have entries.
+fn tables(outbound: &Outbound, inbound: &BTreeMap<Endpoint, Rule>) -> u32 {
+    let is_wildcard = |e: &Endpoint| e.addr == e.addr.wildcard();
+    let any_port = |(port, _): &(u16, IpNet)| *port == 0;
+    let present = [
+        (!outbound.exact.is_empty(), PlanHeader::HAS_OUTBOUND_EXACT),
+        (
+            !outbound.prefixes.keys().all(any_port),
+            PlanHeader::HAS_OUTBOUND_PORT_PREFIX,
+        ),
+        (
+            outbound.prefixes.keys().any(any_port),
+            PlanHeader::HAS_OUTBOUND_PREFIX,
+        ),
+        (
+            !inbound.keys().all(is_wildcard),
+            PlanHeader::HAS_INBOUND_EXACT,
+        ),
+        (
+            inbound.keys().any(is_wildcard),
+            PlanHeader::HAS_INBOUND_PORT,
+        ),
+    ];
+    let flags = present.into_iter().filter(|(present, _)| *present);
+    flags.fold(0, |tables, (_, flag)| tables | flag)
 }
 
 /// A rule of a listener; `None`: of none.
@@ -161,6 +201,15 @@ pub(super) fn rule(path: Path, reason: Reason, listener: Option<u32>) -> Rule {
     Rule {
         listener: listener.unwrap_or(NO_LISTENER),
         ..Rule::new(path, reason)
+    }
+}
+
+/// A rule of path direct that leads to this endpoint.
+pub(super) fn leading_to(rule: Rule, target: Endpoint) -> Rule {
+    Rule {
+        backends: 1,
+        target,
+        ..rule
     }
 }
 
@@ -187,10 +236,10 @@ fn endpoint(ip: IpAddr, port: u16) -> Endpoint {
     Endpoint::from(SocketAddr::new(ip, port))
 }
 
-fn vacant<K: Ord>(rules: &mut BTreeMap<K, Rule>, key: K, rule: Rule) {
-    if let Entry::Vacant(vacant) = rules.entry(key) {
-        vacant.insert(rule);
-    }
+fn push(listeners: &mut Vec<Listener>, listener: Listener) -> u32 {
+    let index = index(listeners.len());
+    listeners.push(listener);
+    index
 }
 
 /// An index as the kernel has it. Plans are refused for their size long before this saturates,

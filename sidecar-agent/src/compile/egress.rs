@@ -1,45 +1,43 @@
 //! Outbound rules of a workload without a proxy.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, LazyLock},
+};
 
 use ipnet::IpNet;
-use sidecar_common::{Path, Reason, values::Rule};
+use sidecar_common::{Path, Reason, decide::Direction, values::Rule};
 
 use crate::{
-    model::{ResourceRef, mesh::MeshConfig, sidecar::OutboundTrafficPolicy},
+    model::{mesh::MeshConfig, sidecar::OutboundTrafficPolicy},
     resolve::{
-        Finding, FindingKind, ResolvedWorkload,
+        Finding, FindingKind,
         capture::{self, Families},
         listeners::{Bind, Member, OutboundListener},
         protocol::Protocol,
-        select,
     },
 };
 
 use super::{
-    builder::{Builder, exempting_self, reachable_from, rule},
+    builder::{Compiled, OutboundBuilder, exempting_self, reachable_from, rule},
     egress_proxy::EgressProxy,
-    plan::{Listener, Target, UnixAddr},
+    outbound::Inputs,
+    plan::{DeclaredBy, Field, Listener, Place, Target, UnixAddr},
     prefixes::{EVERYWHERE, Prefixes},
 };
 
-/// Adds the outbound rules.
+/// Compiles the outbound rules.
 pub(super) fn compile(
-    builder: &mut Builder,
-    workload: &ResolvedWorkload,
+    builder: OutboundBuilder,
+    inputs: &Inputs,
     mesh: &MeshConfig,
     listeners: &[OutboundListener<'_>],
     proxy: Option<EgressProxy<'_>>,
-) {
-    let sidecar = workload
-        .sidecar
-        .as_ref()
-        .map(|sidecar| sidecar.reference("Sidecar"));
+) -> Compiled {
     let mut egress = Egress {
         builder,
-        workload,
-        sidecar,
-        prefixes: Prefixes::new(&workload.traffic),
+        inputs,
+        prefixes: Prefixes::new(&inputs.traffic),
     };
     // Real listeners are called at their address, whatever captured services or exclude lists
     // say of it.
@@ -49,7 +47,7 @@ pub(super) fn compile(
     for listener in listeners.iter().filter(|listener| !listener.real) {
         egress.listener(listener);
     }
-    egress.finish(mesh, proxy);
+    egress.finish(mesh, proxy)
 }
 
 /// Where a rule leads.
@@ -57,15 +55,14 @@ enum Lead {
     /// To where the connection was going.
     Original,
     /// To these.
-    Targets(Vec<Target>),
+    Targets(Arc<[Target]>),
     /// Nowhere without an L7 proxy.
     NeedsProxy,
 }
 
 struct Egress<'a> {
-    builder: &'a mut Builder,
-    workload: &'a ResolvedWorkload,
-    sidecar: Option<ResourceRef>,
+    builder: OutboundBuilder,
+    inputs: &'a Inputs,
     prefixes: Prefixes<'a>,
 }
 
@@ -84,14 +81,17 @@ impl Egress<'_> {
             Bind::Unix(address) => self.at_unix(listener, first, address),
             Bind::Ip(ip) => self.at_addresses(listener, first, &[*ip]),
             Bind::Wildcard if listener.real => {
-                let mut own = Families::of(&self.workload.addresses).loopbacks();
-                own.extend(&self.workload.addresses);
+                let mut own = Families::of(&self.inputs.addresses).loopbacks();
+                own.extend(&self.inputs.addresses);
                 self.at_addresses(listener, first, &own);
             }
             Bind::Wildcard => {
-                for member in &listener.members {
-                    self.anywhere(listener, member);
-                }
+                let unknown: Vec<&Member<'_>> = listener
+                    .members
+                    .iter()
+                    .filter(|member| !self.anywhere(listener, member))
+                    .collect();
+                self.report_unknown(listener, &unknown);
             }
         }
     }
@@ -117,8 +117,7 @@ impl Egress<'_> {
         if targets.is_empty() {
             self.report_no_endpoint(listener, first);
         }
-        let mut entry = self.entry(listener, first, targets);
-        entry.unix_bind = Some(address.clone());
+        let entry = self.entry(listener, first, targets);
         self.builder.listener(entry);
     }
 
@@ -141,7 +140,7 @@ impl Egress<'_> {
         };
         if !listener.real
             && listener.explicit
-            && self.workload.traffic.exempts_self()
+            && self.inputs.traffic.exempts_self()
             && ips.iter().any(IpAddr::is_loopback)
         {
             let message = "is bound to a loopback address, where nothing is captured";
@@ -155,20 +154,21 @@ impl Egress<'_> {
         }
     }
 
-    /// A captured listener on the wildcard address.
-    fn anywhere(&mut self, listener: &OutboundListener<'_>, member: &Member<'_>) {
+    /// A captured listener on the wildcard address. Returns whether the service can be recognised by
+    /// an address.
+    fn anywhere(&mut self, listener: &OutboundListener<'_>, member: &Member<'_>) -> bool {
         let service = member.service;
         if let Some(net) = member.network {
             let lead = own(member);
             let index = self.index(listener, member, &lead);
             self.network(net, index, listener, member, &lead);
-            return;
+            return true;
         }
         if member.protocol == Protocol::HttpProxy {
             let message = "captures a forward proxy's port, which only an L7 proxy can serve";
             let remedy = "give the workload a proxy, or remove the listener";
             self.report(FindingKind::NeedsProxy, listener, member, message, remedy);
-            return;
+            return true;
         }
         // What is told apart by Host or SNI is told apart by address here.
         if member.protocol.is_http() && !service.vips.is_empty() {
@@ -181,7 +181,7 @@ impl Egress<'_> {
             for net in service.vip_networks() {
                 self.network(net, index, listener, member, &lead);
             }
-            return;
+            return true;
         }
         self.at_endpoints(listener, member);
         if !member.protocol.is_http() && member.protocol != Protocol::Tls {
@@ -191,14 +191,9 @@ impl Egress<'_> {
             for net in EVERYWHERE {
                 self.network(net, index, listener, member, &lead);
             }
-        } else if member.port.endpoints.is_empty() {
-            let message = format!(
-                "{} has no known address: only an L7 proxy can recognise it, by name",
-                describe(member)
-            );
-            let remedy = "give the service addresses, or the workload a proxy";
-            self.report(FindingKind::NeedsProxy, listener, member, &message, remedy);
+            return true;
         }
+        !member.port.endpoints.is_empty()
     }
 
     /// A service without addresses is called at its endpoints: there a connection stays, if the
@@ -206,7 +201,7 @@ impl Egress<'_> {
     fn at_endpoints(&mut self, listener: &OutboundListener<'_>, member: &Member<'_>) {
         let keeps = member.service.keeps_destination(member.port);
         let mut staying = None;
-        for target in &member.port.endpoints {
+        for target in &*member.port.endpoints {
             let Target::Tcp(address) = target else {
                 continue;
             };
@@ -219,7 +214,7 @@ impl Egress<'_> {
                 };
                 self.rule(ip, index, listener, member, &lead)
             } else {
-                let lead = Lead::Targets(vec![target.clone()]);
+                let lead = Lead::Targets([target.clone()].into());
                 let index = self.index(listener, member, &lead);
                 self.rule(ip, index, listener, member, &lead)
             };
@@ -229,8 +224,8 @@ impl Egress<'_> {
 
     /// A rule for one address, if calls to it get that far.
     fn exact(&mut self, ip: IpAddr, listener: &OutboundListener<'_>, rule: Rule) {
-        if listener.real || self.workload.traffic.outbound(ip, listener.port).is_ok() {
-            self.builder.outbound(ip, listener.port, rule);
+        if listener.real || self.inputs.traffic.outbound(ip, listener.port).is_ok() {
+            self.builder.rule(ip, listener.port, rule);
         }
     }
 
@@ -274,7 +269,7 @@ impl Egress<'_> {
                     .lead_to(rule(Path::Direct, reason, Some(index)), endpoints),
             },
         };
-        if listener.real || !self.workload.traffic.exempts_self() {
+        if listener.real || !self.inputs.traffic.exempts_self() {
             rule
         } else {
             exempting_self(rule)
@@ -284,9 +279,9 @@ impl Egress<'_> {
     /// Adds the listener's entry in the plan.
     fn index(&mut self, listener: &OutboundListener<'_>, member: &Member<'_>, lead: &Lead) -> u32 {
         let targets = match lead {
-            Lead::Original => vec![Target::Original],
-            Lead::Targets(targets) => targets.clone(),
-            Lead::NeedsProxy => Vec::new(),
+            Lead::Original => original(),
+            Lead::Targets(targets) => Arc::clone(targets),
+            Lead::NeedsProxy => Arc::default(),
         };
         let entry = self.entry(listener, member, targets);
         self.builder.listener(entry)
@@ -296,29 +291,23 @@ impl Egress<'_> {
         &self,
         listener: &OutboundListener<'_>,
         member: &Member<'_>,
-        targets: Vec<Target>,
+        targets: Arc<[Target]>,
     ) -> Listener {
         Listener {
-            name: name(listener),
-            resource: self.resource(member),
-            field: self.field(listener),
-            service: Some(member.service.hostname.clone()),
+            direction: Direction::Outbound,
+            place: place(listener),
+            declared: self.declared(listener, member),
+            service: Some(Arc::clone(&member.service.hostname)),
             targets,
-            unix_bind: None,
         }
     }
 
-    /// The resource that declares a listener: the Sidecar, else the service that implies it.
-    fn resource(&self, member: &Member<'_>) -> Option<ResourceRef> {
-        self.sidecar
-            .clone()
-            .or_else(|| member.service.origin.clone())
-    }
-
-    fn field(&self, listener: &OutboundListener<'_>) -> String {
-        match self.sidecar {
-            Some(_) => format!("spec.egress[{}]", listener.egress),
-            None => String::new(),
+    /// What declares a listener: the Sidecar, else the service that implies it.
+    fn declared(&self, listener: &OutboundListener<'_>, member: &Member<'_>) -> DeclaredBy {
+        match &member.service.origin {
+            _ if self.inputs.sidecar => DeclaredBy::Sidecar(Field::Egress(listener.egress)),
+            Some(service) => DeclaredBy::Resource(Arc::clone(service)),
+            None => DeclaredBy::Nothing,
         }
     }
 
@@ -345,21 +334,10 @@ impl Egress<'_> {
     }
 
     fn report_dropped(&mut self, listener: &OutboundListener<'_>, first: &Member<'_>) {
-        const SHOWN: usize = 5;
-        let mut names: Vec<&str> = listener
-            .dropped
-            .iter()
-            .take(SHOWN)
-            .map(|service| service.hostname.as_str())
-            .collect();
-        if listener.dropped.len() > SHOWN {
-            names.push("...");
-        }
         let message = format!(
-            "leads to {}; without effect on it: {} ({} in all)",
+            "leads to {}; without effect on it: {}",
             describe(first),
-            names.join(", "),
-            listener.dropped.len()
+            names(listener.dropped.iter().map(|service| &*service.hostname))
         );
         let remedy = "give the services addresses of their own, or select only one of them";
         self.report(
@@ -369,6 +347,18 @@ impl Egress<'_> {
             &message,
             remedy,
         );
+    }
+
+    fn report_unknown(&mut self, listener: &OutboundListener<'_>, members: &[&Member<'_>]) {
+        let Some(first) = members.first() else {
+            return;
+        };
+        let message = format!(
+            "no address is known of {}: only an L7 proxy can recognise them, by name",
+            names(members.iter().map(|member| &*member.service.hostname))
+        );
+        let remedy = "give the services addresses, or the workload a proxy";
+        self.report(FindingKind::NeedsProxy, listener, first, &message, remedy);
     }
 
     fn report_no_endpoint(&mut self, listener: &OutboundListener<'_>, member: &Member<'_>) {
@@ -397,17 +387,17 @@ impl Egress<'_> {
         message: &str,
         remedy: &str,
     ) {
-        let related = member
-            .service
-            .origin
-            .clone()
-            .filter(|_| self.sidecar.is_some());
-        let field = self.field(listener);
+        let origin = member.service.origin.as_deref().cloned();
+        let (resource, field, related) = if self.inputs.sidecar {
+            (None, Field::Egress(listener.egress).to_string(), origin)
+        } else {
+            (origin, String::new(), None)
+        };
         let finding = Finding {
-            resource: self.resource(member),
+            resource,
             kind,
             field,
-            message: format!("{}: {message}", name(listener)),
+            message: format!("egress {}: {message}", place(listener)),
             remedy: remedy.into(),
             related: related.into_iter().collect(),
         };
@@ -417,52 +407,46 @@ impl Egress<'_> {
         }
     }
 
-    fn finish(self, mesh: &MeshConfig, proxy: Option<EgressProxy<'_>>) {
+    fn finish(self, mesh: &MeshConfig, proxy: Option<EgressProxy<'_>>) -> Compiled {
         let Self {
-            builder,
-            workload,
-            sidecar,
+            mut builder,
+            inputs,
             prefixes,
         } = self;
-        if !capture::captures(workload.mode()) {
-            builder.outbound_rest([].into(), rule(Path::Pass, Reason::InterceptionNone, None));
-            return;
+        if !capture::captures(inputs.traffic.mode) {
+            let pass = rule(Path::Pass, Reason::InterceptionNone, None);
+            return builder.finish([].into(), pass);
         }
         let exempting = |rule| {
-            if workload.traffic.exempts_self() {
+            if inputs.traffic.exempts_self() {
                 exempting_self(rule)
             } else {
                 rule
             }
         };
         if let Some(proxy) = proxy {
-            let rules = proxy.rules(builder, sidecar).map(exempting);
+            let rules = proxy.rules(&mut builder).map(exempting);
             let (prefixes, default) = prefixes.finish_by_family(rules);
-            builder.outbound_rest(prefixes, default);
-            return;
+            return builder.finish(prefixes, default);
         }
-        let spec = workload.sidecar.as_ref().map(|sidecar| &sidecar.spec);
         // The Sidecar's word on unknown destinations, if it has one, is its virtualOutbound
         // listener's.
-        let index = sidecar
-            .filter(|_| spec.is_some_and(|spec| spec.outbound_traffic_policy.is_some()))
-            .map(|resource| {
-                builder.listener(Listener {
-                    name: "egress virtualOutbound".into(),
-                    resource: Some(resource),
-                    field: "spec.outboundTrafficPolicy".into(),
-                    service: None,
-                    targets: vec![Target::Original],
-                    unix_bind: None,
-                })
-            });
-        let policy = match select::outbound_traffic_policy(spec, mesh) {
+        let index = inputs.policy.map(|_| {
+            builder.listener(Listener {
+                direction: Direction::Outbound,
+                place: Place::Unknown,
+                declared: DeclaredBy::Sidecar(Field::OutboundTrafficPolicy),
+                service: None,
+                targets: original(),
+            })
+        });
+        let policy = match inputs.policy.unwrap_or(mesh.outbound_traffic_policy) {
             OutboundTrafficPolicy::AllowAny => rule(Path::Pass, Reason::AllowAny, index),
             OutboundTrafficPolicy::RegistryOnly => rule(Path::Deny, Reason::RegistryOnly, index),
         };
         let policy = exempting(policy);
         let (prefixes, default) = prefixes.finish(|_| policy);
-        builder.outbound_rest(prefixes, default);
+        builder.finish(prefixes, default)
     }
 }
 
@@ -471,19 +455,34 @@ fn own(member: &Member<'_>) -> Lead {
     if member.service.keeps_destination(member.port) {
         Lead::Original
     } else {
-        Lead::Targets(member.port.endpoints.clone())
+        Lead::Targets(Arc::clone(&member.port.endpoints))
     }
+}
+
+/// A few of the names, and how many there are.
+fn names<'a>(all: impl ExactSizeIterator<Item = &'a str>) -> String {
+    const SHOWN: usize = 5;
+    let count = all.len();
+    let shown: Vec<&str> = all.take(SHOWN).collect();
+    let more = if count > SHOWN { ", ..." } else { "" };
+    format!("{}{more} ({count} in all)", shown.join(", "))
 }
 
 fn describe(member: &Member<'_>) -> String {
     format!("{}:{}", member.service.hostname, member.port.number)
 }
 
-/// The listener's name for people.
-pub(super) fn name(listener: &OutboundListener<'_>) -> String {
+/// Where a listener is.
+pub(super) fn place(listener: &OutboundListener<'_>) -> Place {
     match &listener.bind {
-        Bind::Wildcard => format!("egress 0.0.0.0:{}", listener.port),
-        Bind::Ip(ip) => format!("egress {}", SocketAddr::new(*ip, listener.port)),
-        Bind::Unix(address) => format!("egress {address}"),
+        Bind::Wildcard => Place::Ip(SocketAddr::new([0, 0, 0, 0].into(), listener.port)),
+        Bind::Ip(ip) => Place::Ip(SocketAddr::new(*ip, listener.port)),
+        Bind::Unix(address) => Place::Unix(address.clone()),
     }
+}
+
+/// Most listeners lead to where the connection was going, and share this.
+pub(super) fn original() -> Arc<[Target]> {
+    static ORIGINAL: LazyLock<Arc<[Target]>> = LazyLock::new(|| [Target::Original].into());
+    Arc::clone(&ORIGINAL)
 }

@@ -2,25 +2,27 @@
 //! without a proxy. Istio makes that service's cluster the upstream of all connections that match
 //! no listener; as TCP, so that where they were going is lost there, too.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
-use sidecar_common::{Path, Reason, values::Rule};
+use sidecar_common::{Path, Reason, decide::Direction, values::Rule};
 
 use crate::{
-    model::{ResourceRef, sidecar::EgressProxy as Declared},
+    model::sidecar::EgressProxy as Declared,
     resolve::{
-        Finding, FindingKind, Registry, ResolvedWorkload,
+        Finding, FindingKind, Registry,
         registry::{Port, Service},
         visibility::{self, Features, VirtualService},
     },
 };
 
 use super::{
-    builder::{Builder, reachable_from, rule},
-    plan::Listener,
+    builder::{OutboundBuilder, reachable_from, rule},
+    outbound::Inputs,
+    plan::{DeclaredBy, Field, Listener, Place},
 };
-
-const FIELD: &str = "spec.outboundTrafficPolicy.egressProxy";
 
 /// An egress proxy, and the service it is.
 pub(super) struct EgressProxy<'a> {
@@ -28,25 +30,24 @@ pub(super) struct EgressProxy<'a> {
     service: Option<(&'a Service, &'a Port)>,
 }
 
-/// The egress proxy that the workload's Sidecar declares. Its service must be among those the
-/// workload sees: Istio has no cluster for others.
+/// The egress proxy that the Sidecar declares. Its service must be among those the workload sees:
+/// Istio has no cluster for others.
 pub(super) fn find<'a>(
-    workload: &'a ResolvedWorkload,
+    inputs: &'a Inputs,
     registry: &'a Registry,
     virtual_services: &[VirtualService],
 ) -> Option<EgressProxy<'a>> {
-    let sidecar = workload.sidecar.as_ref().map(|sidecar| &sidecar.spec)?;
-    let declared = sidecar.egress_proxy.as_ref()?;
+    let declared = inputs.egress_proxy.as_ref()?;
     let scope = visibility::scope(
         registry,
-        &workload.namespace,
-        &visibility::egress(Some(sidecar)),
+        &inputs.namespace,
+        &inputs.egress,
         virtual_services,
         Features::default(),
     );
     let service = scope
         .into_iter()
-        .filter(|selected| selected.service.hostname == declared.host)
+        .filter(|selected| *selected.service.hostname == *declared.host)
         .find_map(|selected| {
             let port = selected
                 .ports
@@ -59,7 +60,7 @@ pub(super) fn find<'a>(
 
 impl EgressProxy<'_> {
     /// The rules for unknown destinations by IPv4 and by IPv6.
-    pub fn rules(&self, builder: &mut Builder, sidecar: Option<ResourceRef>) -> [Rule; 2] {
+    pub fn rules(&self, builder: &mut OutboundBuilder) -> [Rule; 2] {
         let Declared { host, port, subset } = self.declared;
         let subset_of = (!subset.is_empty()).then_some(subset);
         let targets = match (self.service, subset_of) {
@@ -67,15 +68,14 @@ impl EgressProxy<'_> {
                 builder.dns.extend(service.dns.iter().cloned());
                 service.targets(port)
             }
-            _ => Vec::new(),
+            _ => Arc::default(),
         };
         let index = builder.listener(Listener {
-            name: "egress virtualOutbound".into(),
-            resource: sidecar.clone(),
-            field: FIELD.into(),
-            service: Some(host.clone()),
-            targets: targets.clone(),
-            unix_bind: None,
+            direction: Direction::Outbound,
+            place: Place::Unknown,
+            declared: DeclaredBy::Sidecar(Field::EgressProxy),
+            service: Some(host.as_str().into()),
+            targets: Arc::clone(&targets),
         });
         let problem = match (subset_of, self.service) {
             (Some(subset), _) => Some((
@@ -98,9 +98,9 @@ impl EgressProxy<'_> {
                 _ => Reason::NeedsProxy,
             };
             builder.findings.push(Finding {
-                resource: sidecar,
+                resource: None,
                 kind,
-                field: FIELD.into(),
+                field: Field::EgressProxy.to_string(),
                 message: format!("{what}; connections to unknown destinations are refused"),
                 remedy: "name a service that an egress listener exposes, without subset, or give \
                          the workload a proxy"

@@ -43,12 +43,11 @@ pub fn collisions(plan: &Plan, workload: &str, listening: &BTreeSet<Endpoint>) -
             )
         };
         found.entry(rule.listener).or_insert_with(|| Finding {
-            resource: listener.resource.clone(),
+            resource: plan.resource(listener).cloned(),
             kind: FindingKind::PortInUse,
-            field: listener.field.clone(),
+            field: listener.field(),
             message: format!(
-                "{}: a process of {workload} already listens on {socket}; {consequence}",
-                listener.name
+                "{listener}: a process of {workload} already listens on {socket}; {consequence}"
             ),
             remedy: "let the application listen on 127.0.0.1 or another port, or give the \
                      listener another port"

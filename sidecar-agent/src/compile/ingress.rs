@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use sidecar_common::{Path, Reason};
+use sidecar_common::{Path, Reason, decide::Direction};
 
 use crate::{
     model::mesh::MeshConfig,
@@ -14,13 +14,13 @@ use crate::{
 };
 
 use super::{
-    builder::{Builder, exempting_self, reachable_from, rule},
-    plan::{Listener, Target},
+    builder::{InboundBuilder, exempting_self, leading_to, reachable_from, rule},
+    plan::{DeclaredBy, Field, Listener, Place, Target},
 };
 
 /// Adds the inbound rules.
 pub(super) fn compile(
-    builder: &mut Builder,
+    builder: &mut InboundBuilder,
     workload: &ResolvedWorkload,
     mesh: &MeshConfig,
     registry: &Registry,
@@ -45,7 +45,7 @@ pub(super) fn compile(
             add(builder, workload, &listener);
         }
     }
-    builder.inbound_default(if capture::captures(workload.mode()) {
+    builder.default(if capture::captures(workload.mode()) {
         rule(Path::Pass, Reason::UndeclaredPort, None)
     } else {
         rule(Path::Pass, Reason::InterceptionNone, None)
@@ -53,7 +53,10 @@ pub(super) fn compile(
 }
 
 /// The listeners that the Sidecar declares; what is wrong with others is reported.
-pub(super) fn declared(builder: &mut Builder, workload: &ResolvedWorkload) -> Vec<InboundListener> {
+pub(super) fn declared(
+    builder: &mut InboundBuilder,
+    workload: &ResolvedWorkload,
+) -> Vec<InboundListener> {
     let Some(sidecar) = &workload.sidecar else {
         return Vec::new();
     };
@@ -87,10 +90,10 @@ pub(super) fn captured_at(workload: &ResolvedWorkload) -> Vec<IpAddr> {
     }
 }
 
-fn add(builder: &mut Builder, workload: &ResolvedWorkload, listener: &InboundListener) {
+fn add(builder: &mut InboundBuilder, workload: &ResolvedWorkload, listener: &InboundListener) {
     if listener.unix.is_some() {
         // The relay listens on it; no connection has to be decided.
-        builder.listener(entry(workload, listener));
+        builder.listener(entry(listener));
         return;
     }
     let port = listener.port;
@@ -111,7 +114,7 @@ fn add(builder: &mut Builder, workload: &ResolvedWorkload, listener: &InboundLis
         return;
     }
     let target = &listener.forward.target;
-    let index = builder.listener(entry(workload, listener));
+    let index = builder.listener(entry(listener));
     let excluded = !listener.real && workload.traffic.inbound(port) == Err(Reason::ExcludedPort);
     if excluded {
         let message = format!(
@@ -129,12 +132,14 @@ fn add(builder: &mut Builder, workload: &ResolvedWorkload, listener: &InboundLis
         } else {
             match (target, reachable_from(ip, std::slice::from_ref(target))) {
                 (Target::Original, _) => rule(Path::Pass, reason, Some(index)),
-                // A socket cannot be given connections of the other family.
-                (_, endpoints) if endpoints.is_empty() => rule(Path::Relay, reason, Some(index)),
-                (_, endpoints) => {
-                    builder.listens_on(endpoints.first().map_or(port, |e| e.port));
-                    builder.lead_to(rule(Path::Direct, reason, Some(index)), endpoints)
-                }
+                (_, endpoints) => match endpoints.first() {
+                    Some(endpoint) => {
+                        builder.listens_on(endpoint.port);
+                        leading_to(rule(Path::Direct, reason, Some(index)), *endpoint)
+                    }
+                    // A socket cannot be given connections of the other family.
+                    None => rule(Path::Relay, reason, Some(index)),
+                },
             }
         };
         // A real listener serves the workload's own calls, too.
@@ -143,35 +148,29 @@ fn add(builder: &mut Builder, workload: &ResolvedWorkload, listener: &InboundLis
         } else {
             exempting_self(rule)
         };
-        builder.inbound(ip, port, rule);
+        builder.rule(ip, port, rule);
     }
 }
 
 /// The listener's entry in the plan.
-pub(super) fn entry(workload: &ResolvedWorkload, listener: &InboundListener) -> Listener {
-    let at = match (&listener.unix, listener.binds.first()) {
-        (Some(unix), _) => unix.to_string(),
-        (None, Some(ip)) => SocketAddr::new(*ip, listener.port).to_string(),
-        (None, None) => format!("*:{}", listener.port),
-    };
+pub(super) fn entry(listener: &InboundListener) -> Listener {
     Listener {
-        name: format!("ingress {at}"),
-        resource: match listener.ingress {
-            Some(_) => workload.sidecar.as_ref().map(|s| s.reference("Sidecar")),
-            None => None,
+        direction: Direction::Inbound,
+        place: match (&listener.unix, listener.binds.first()) {
+            (Some(unix), _) => Place::Unix(unix.clone()),
+            (None, Some(ip)) => Place::Ip(SocketAddr::new(*ip, listener.port)),
+            (None, None) => Place::Port(listener.port),
         },
-        field: listener
-            .ingress
-            .map(|index| format!("spec.ingress[{index}]"))
-            .unwrap_or_default(),
+        declared: listener.ingress.map_or(DeclaredBy::Nothing, |index| {
+            DeclaredBy::Sidecar(Field::Ingress(index))
+        }),
         service: listener.service.clone(),
-        targets: vec![listener.forward.target.clone()],
-        unix_bind: listener.unix.clone(),
+        targets: [listener.forward.target.clone()].into(),
     }
 }
 
 pub(super) fn report(
-    builder: &mut Builder,
+    builder: &mut InboundBuilder,
     workload: &ResolvedWorkload,
     kind: FindingKind,
     ingress: Option<usize>,
@@ -183,7 +182,7 @@ pub(super) fn report(
         .as_ref()
         .map(|sidecar| sidecar.reference("Sidecar"));
     let (resource, field) = match (sidecar, ingress) {
-        (Some(sidecar), Some(index)) => (sidecar, format!("spec.ingress[{index}]")),
+        (Some(sidecar), Some(index)) => (sidecar, Field::Ingress(index).to_string()),
         _ => (workload.resource.clone(), String::new()),
     };
     builder.findings.push(Finding {

@@ -10,80 +10,54 @@ mod egress_proxy;
 pub mod in_use;
 mod ingress;
 pub mod node;
+mod outbound;
 pub mod plan;
 mod prefixes;
 mod proxied;
 pub mod tables;
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 
-pub use node::{NodePlan, WorkloadPlan, plans, unused_sidecars};
-pub use plan::{Listener, Plan, PlanSize, Target, UnixAddr};
+pub use node::{Compiler, NodePlan, WorkloadPlan, plans, unused_sidecars};
+pub use plan::{DeclaredBy, Listener, Outbound, Place, Plan, PlanSize, Target, UnixAddr};
 pub use tables::MemTables;
 
 use crate::{
     model::mesh::MeshConfig,
-    resolve::{
-        Finding, Registry, ResolvedWorkload, analysis,
-        listeners::{self, Context, OutboundListener},
-        visibility::{self, VirtualService},
-        workload::Proxy,
-    },
+    resolve::{Finding, Registry, ResolvedWorkload, capture, workload::Proxy},
 };
 
-/// What compiling a workload yields.
-#[derive(Clone, Debug)]
-pub struct Compiled {
-    /// What the kernel needs.
-    pub plan: Plan,
-    /// What was found on the way.
-    pub findings: Vec<Finding>,
-    /// Host names whose addresses the plan depends on.
-    pub dns: BTreeSet<String>,
-}
-
-/// Compiles the plan of one workload. `registry` is that of the snapshot the workload comes
-/// from.
-#[must_use]
-pub fn compile(
+/// The plan of a workload whose outbound half is compiled, and everything that was found.
+fn workload_plan(
     workload: &ResolvedWorkload,
+    compiled: &builder::Compiled,
     mesh: &MeshConfig,
     registry: &Registry,
-    virtual_services: &[VirtualService],
-) -> Compiled {
-    let mut builder = builder::Builder::default();
-    let listeners = egress_listeners(workload, mesh, registry);
-    if let Some(sidecar) = &workload.sidecar {
-        let found = analysis::egress(sidecar, workload, mesh, registry, &listeners);
-        builder.findings.extend(found);
-    }
-    match workload.proxy {
+) -> (Plan, Vec<Finding>) {
+    let outbound = Arc::clone(&compiled.outbound);
+    let mut builder = builder::InboundBuilder::new(&outbound);
+    let proxied = match workload.proxy {
         Proxy::None => {
-            let proxy = egress_proxy::find(workload, registry, virtual_services);
-            egress::compile(&mut builder, workload, mesh, &listeners, proxy);
             ingress::compile(&mut builder, workload, mesh, registry);
+            false
         }
-        Proxy::External { .. } => proxied::compile(&mut builder, workload, mesh, &listeners),
-    }
-    builder.finish()
-}
-
-/// The egress listeners of a workload.
-fn egress_listeners<'a>(
-    workload: &ResolvedWorkload,
-    mesh: &MeshConfig,
-    registry: &'a Registry,
-) -> Vec<OutboundListener<'a>> {
-    let context = Context {
-        mesh,
-        namespace: &workload.namespace,
-        mode: workload.mode(),
-        addresses: &workload.addresses,
-        // Nothing is bound: direct listeners exist in the kernel's tables only.
-        unprivileged: false,
+        Proxy::External { .. } => {
+            proxied::inbound(&mut builder, workload);
+            capture::captures(workload.mode())
+        }
     };
-    let egress = visibility::egress(workload.sidecar.as_ref().map(|sidecar| &sidecar.spec));
-    listeners::outbound(&context, registry, &egress)
+    let sidecar = workload
+        .sidecar
+        .as_ref()
+        .map(|sidecar| sidecar.reference("Sidecar"));
+    let outbound_findings = compiled.findings.iter().map(|found| Finding {
+        resource: found.resource.clone().or_else(|| sidecar.clone()),
+        ..found.clone()
+    });
+    let mut findings: Vec<Finding> = outbound_findings.collect();
+    let (plan, found) = builder.finish(outbound, sidecar, proxied.then_some(mesh));
+    findings.extend(found);
+    (plan, findings)
 }
 
 #[cfg(test)]

@@ -6,15 +6,22 @@ use std::{
 };
 
 use crate::{
-    model::{ResourceRef, Snapshot},
+    model::{Object, ResourceRef, Snapshot, mesh::MeshConfig, virtual_service::VirtualService},
     resolve::{
-        Finding, Registry, ResolvedWorkload, analysis,
-        visibility::{self, VirtualService},
+        Finding, Registry, ResolvedWorkload,
+        analysis::{self, HostMatches},
+        registry,
+        visibility::VirtualServices,
         workload,
     },
 };
 
-use super::{Compiled, compile, plan::Plan};
+use super::{
+    builder::Compiled,
+    outbound::{self, Inputs, Interest},
+    plan::Plan,
+    workload_plan,
+};
 
 /// What the kernel of this node needs.
 #[derive(Clone, Debug, Default)]
@@ -50,36 +57,107 @@ pub fn unused_sidecars(snapshot: &Snapshot, node: &NodePlan) -> Vec<Finding> {
 /// Compiles the plans of all workloads of the node.
 #[must_use]
 pub fn plans(snapshot: &Snapshot) -> NodePlan {
-    let registry = Registry::new(snapshot);
-    let (workloads, findings) = workload::workloads(snapshot);
-    let mut findings: BTreeSet<Finding> = findings.into_iter().collect();
-    findings.extend(analysis::hosts(snapshot, &registry, &workloads));
-    let mut virtual_services: HashMap<String, Vec<VirtualService>> = HashMap::new();
-    let mut node = NodePlan {
-        mesh: snapshot.mesh_origin.clone(),
-        ..NodePlan::default()
-    };
-    let mut known: HashMap<blake3::Hash, Arc<Plan>> = HashMap::new();
-    for workload in workloads {
-        let virtual_services = virtual_services
-            .entry(workload.namespace.clone())
-            .or_insert_with(|| visibility::virtual_services(snapshot, &workload.namespace));
-        let compiled = compile(&workload, &snapshot.mesh, &registry, virtual_services);
-        let Compiled {
-            plan,
-            findings: found,
-            dns,
-        } = compiled;
-        let digest = plan.digest();
-        let plan = Arc::clone(known.entry(digest).or_insert_with(|| Arc::new(plan)));
-        findings.extend(found);
-        node.dns.extend(dns);
-        node.workloads.push(WorkloadPlan {
-            workload,
-            plan,
-            digest,
-        });
+    Compiler::default().plans(snapshot)
+}
+
+/// Compiles one snapshot after another. What a change does not concern is not compiled again; the
+/// result is the same as that of [`plans`].
+#[derive(Debug, Default)]
+pub struct Compiler {
+    registry: registry::Source,
+    mesh: MeshConfig,
+    virtual_services: Vec<Arc<Object<VirtualService>>>,
+    outbound: HashMap<Inputs, Known>,
+    host_matches: HostMatches,
+}
+
+/// An outbound half, and what it has to do with.
+#[derive(Debug)]
+struct Known {
+    interest: Interest,
+    compiled: Arc<Compiled>,
+}
+
+impl Compiler {
+    /// Compiles the plans of all workloads of the node.
+    #[must_use]
+    pub fn plans(&mut self, snapshot: &Snapshot) -> NodePlan {
+        self.forget_what_changed(snapshot);
+        let registry = self.registry.registry();
+        let (workloads, findings) = workload::workloads(snapshot);
+        let mut virtual_services = VirtualServices::new(snapshot);
+        let mut findings: BTreeSet<Finding> = findings.into_iter().collect();
+        findings.extend(self.host_matches.findings(
+            snapshot,
+            registry,
+            &mut virtual_services,
+            &workloads,
+        ));
+        let mut node = NodePlan {
+            mesh: snapshot.mesh_origin.clone(),
+            ..NodePlan::default()
+        };
+        let mut before = std::mem::take(&mut self.outbound);
+        let mut shared: HashMap<blake3::Hash, Arc<Plan>> = HashMap::new();
+        for workload in workloads {
+            let inputs = Inputs::of(&workload, registry);
+            let compiled = if let Some(known) = self.outbound.get(&inputs) {
+                Arc::clone(&known.compiled)
+            } else {
+                let (inputs, known) = before.remove_entry(&inputs).unwrap_or_else(|| {
+                    let virtual_services = virtual_services.of(&inputs.namespace);
+                    let mesh = &snapshot.mesh;
+                    let compiled = outbound::compile(&inputs, mesh, registry, virtual_services);
+                    let known = Known {
+                        interest: inputs.interest(),
+                        compiled: Arc::new(compiled),
+                    };
+                    (inputs, known)
+                });
+                node.dns.extend(known.compiled.dns.iter().cloned());
+                Arc::clone(&self.outbound.entry(inputs).or_insert(known).compiled)
+            };
+            let (plan, found) = workload_plan(&workload, &compiled, &snapshot.mesh, registry);
+            let digest = plan.digest();
+            let plan = Arc::clone(shared.entry(digest).or_insert_with(|| Arc::new(plan)));
+            findings.extend(found);
+            node.workloads.push(WorkloadPlan {
+                workload,
+                plan,
+                digest,
+            });
+        }
+        node.findings = findings.into_iter().collect();
+        node
     }
-    node.findings = findings.into_iter().collect();
-    node
+
+    /// Takes in what changed, and forgets what depends on it.
+    fn forget_what_changed(&mut self, snapshot: &Snapshot) {
+        let was_empty = self.registry.registry().is_empty();
+        let changed = self.registry.update(snapshot);
+        let registry = self.registry.registry();
+        let everything = self.mesh != snapshot.mesh
+            || was_empty != registry.is_empty()
+            || !same(&self.virtual_services, &snapshot.virtual_services);
+        if everything {
+            self.mesh = snapshot.mesh.clone();
+            self.virtual_services.clone_from(&snapshot.virtual_services);
+            self.outbound.clear();
+            self.host_matches.clear();
+            return;
+        }
+        for service in &changed {
+            self.host_matches.forget(service);
+        }
+        let concerns = |interest: &Interest| {
+            let mut changed = changed.iter();
+            changed.any(|service| interest.covers(registry, service))
+        };
+        self.outbound.retain(|_, known| !concerns(&known.interest));
+    }
+}
+
+/// Whether two lists hold the same allocations.
+fn same<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
 }

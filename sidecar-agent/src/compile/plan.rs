@@ -7,12 +7,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::SocketAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 use serde::Serialize;
 use sidecar_common::{
     Endpoint,
+    decide::Direction,
     values::{PlanHeader, Rule},
 };
 
@@ -20,43 +22,127 @@ use crate::model::ResourceRef;
 
 /// The plan of one workload.
 ///
-/// Equality and [`Plan::digest`] leave out where resources were written (file, line, field): moving a
-/// resource within a file is no new plan.
+/// [`Plan::digest`] leaves out where resources were written (file, line, field): moving a resource
+/// within a file is no new plan.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// What holds for every connection.
     pub header: PlanHeader,
-    /// Outbound rules for one address and port.
-    pub outbound: BTreeMap<Endpoint, Rule>,
-    /// Outbound rules for a network; port 0: any port. IPv4 networks are IPv4 (`ipnet`).
-    pub outbound_prefixes: BTreeMap<(u16, IpNet), Rule>,
+    /// Outbound rules; those of other plans too.
+    pub outbound: Arc<Outbound>,
     /// Inbound rules; a wildcard address: any local address of its family.
     pub inbound: BTreeMap<Endpoint, Rule>,
-    /// Backends of the rules that have several; index: `Rule::group`.
-    pub backends: Vec<Vec<Endpoint>>,
-    /// Every listener, by `Rule::listener`: for `explain`, `trace`, and the relay.
-    pub listeners: Vec<Listener>,
+    /// Listeners of the inbound rules. `Rule::listener` counts them after the outbound ones.
+    pub inbound_listeners: Vec<Listener>,
     /// Ports on which a connection may be handed to a listening socket of the workload: targets of
     /// direct ingress, the proxy's inbound port.
     pub listen_ports: BTreeSet<u16>,
+    /// The Sidecar, which declares what is [`DeclaredBy::Sidecar`].
+    pub sidecar: Option<ResourceRef>,
+}
+
+/// The outbound half of a plan.
+#[derive(Clone, Debug)]
+pub struct Outbound {
+    /// What holds where no rule does.
+    pub default: Rule,
+    /// Rules for one address and port.
+    pub exact: BTreeMap<Endpoint, Rule>,
+    /// Rules for a network; port 0: any port. IPv4 networks are IPv4 (`ipnet`).
+    pub prefixes: BTreeMap<(u16, IpNet), Rule>,
+    /// Backends of the rules that have several; index: `Rule::group`.
+    pub backends: Vec<Vec<Endpoint>>,
+    /// Listeners of the rules; index: `Rule::listener`.
+    pub listeners: Vec<Listener>,
+    /// Of all this.
+    pub digest: blake3::Hash,
+}
+
+impl Outbound {
+    /// The half with these parts; see the fields.
+    #[must_use]
+    pub fn new(
+        default: Rule,
+        exact: BTreeMap<Endpoint, Rule>,
+        prefixes: BTreeMap<(u16, IpNet), Rule>,
+        backends: Vec<Vec<Endpoint>>,
+        listeners: Vec<Listener>,
+    ) -> Self {
+        let mut outbound = Self {
+            default,
+            exact,
+            prefixes,
+            backends,
+            listeners,
+            digest: blake3::Hash::from_bytes([0; 32]),
+        };
+        outbound.digest = outbound.compute_digest();
+        outbound
+    }
 }
 
 /// A listener that a Sidecar declares or implies.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
-    /// A name for people: `ingress 0.0.0.0:9080`, `egress 127.0.0.1:3306`, ...
-    pub name: String,
-    /// The resource that declares it.
-    pub resource: Option<ResourceRef>,
-    /// Field path of what declares it in the resource, such as `spec.egress[1]`; empty: the
-    /// resource as a whole.
-    pub field: String,
+    /// Ingress or egress.
+    pub direction: Direction,
+    /// Where it is.
+    pub place: Place,
+    /// What declares it.
+    pub declared: DeclaredBy,
     /// The service that is reached through it (a host name), if one is.
-    pub service: Option<String>,
+    pub service: Option<Arc<str>>,
     /// Where its connections lead, for people and for the relay.
-    pub targets: Vec<Target>,
-    /// A unix socket the relay must listen on for it.
-    pub unix_bind: Option<UnixAddr>,
+    pub targets: Arc<[Target]>,
+}
+
+/// Where a listener is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At an address and port.
+    Ip(SocketAddr),
+    /// At this port of whatever address captured connections were going to.
+    Port(u16),
+    /// At a unix socket, on which the relay listens.
+    Unix(UnixAddr),
+    /// Wherever nothing else is: Istio's `virtualOutbound`.
+    Unknown,
+}
+
+/// What declares a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeclaredBy {
+    /// No resource: it follows from the mesh's settings.
+    Nothing,
+    /// A resource as a whole.
+    Resource(Arc<ResourceRef>),
+    /// A field of the plan's Sidecar.
+    Sidecar(Field),
+}
+
+/// A field of a Sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// An element of `ingress`.
+    Ingress(usize),
+    /// An element of `egress`.
+    Egress(usize),
+    /// `outboundTrafficPolicy`.
+    OutboundTrafficPolicy,
+    /// `outboundTrafficPolicy.egressProxy`.
+    EgressProxy,
+}
+
+impl fmt::Display for Field {
+    /// The field's path, such as `spec.egress[1]`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ingress(index) => write!(f, "spec.ingress[{index}]"),
+            Self::Egress(index) => write!(f, "spec.egress[{index}]"),
+            Self::OutboundTrafficPolicy => f.write_str("spec.outboundTrafficPolicy"),
+            Self::EgressProxy => f.write_str("spec.outboundTrafficPolicy.egressProxy"),
+        }
+    }
 }
 
 /// Where connections of a listener lead.
@@ -129,82 +215,98 @@ pub struct PlanSize {
 }
 
 impl Plan {
+    /// All listeners, by `Rule::listener`.
+    pub fn listeners(&self) -> impl Iterator<Item = &Listener> {
+        self.outbound
+            .listeners
+            .iter()
+            .chain(&self.inbound_listeners)
+    }
+
     /// The listener of a rule, by `Rule::listener`.
     #[must_use]
     pub fn listener(&self, index: u32) -> Option<&Listener> {
-        self.listeners.get(usize::try_from(index).ok()?)
+        let index = usize::try_from(index).ok()?;
+        let outbound = &self.outbound.listeners;
+        outbound.get(index).or_else(|| {
+            self.inbound_listeners
+                .get(index.checked_sub(outbound.len())?)
+        })
+    }
+
+    /// The resource that declares a listener of this plan.
+    #[must_use]
+    pub fn resource<'a>(&'a self, listener: &'a Listener) -> Option<&'a ResourceRef> {
+        match &listener.declared {
+            DeclaredBy::Nothing => None,
+            DeclaredBy::Resource(resource) => Some(resource),
+            DeclaredBy::Sidecar(_) => self.sidecar.as_ref(),
+        }
+    }
+
+    /// Every rule.
+    pub fn rules(&self) -> impl Iterator<Item = &Rule> {
+        let Outbound {
+            exact, prefixes, ..
+        } = &*self.outbound;
+        exact
+            .values()
+            .chain(prefixes.values())
+            .chain(self.inbound.values())
+            .chain([&self.header.outbound_default, &self.header.inbound_default])
     }
 
     /// How many map entries this plan needs.
     #[must_use]
     pub fn size(&self) -> PlanSize {
         PlanSize {
-            outbound: self.outbound.len(),
-            outbound_prefixes: self.outbound_prefixes.len(),
+            outbound: self.outbound.exact.len(),
+            outbound_prefixes: self.outbound.prefixes.len(),
             inbound: self.inbound.len(),
-            backends: self.backends.iter().map(Vec::len).sum(),
+            backends: self.outbound.backends.iter().map(Vec::len).sum(),
             listen_ports: self.listen_ports.len(),
         }
     }
 }
 
-impl PartialEq for Plan {
-    fn eq(&self, other: &Self) -> bool {
-        // Destructured, so that a new field is not forgotten.
-        let Self {
-            header,
-            outbound,
-            outbound_prefixes,
-            inbound,
-            backends,
-            listeners,
-            listen_ports,
-        } = self;
-        *header == other.header
-            && *outbound == other.outbound
-            && *outbound_prefixes == other.outbound_prefixes
-            && *inbound == other.inbound
-            && *backends == other.backends
-            && *listen_ports == other.listen_ports
-            && listeners.len() == other.listeners.len()
-            && listeners
-                .iter()
-                .zip(&other.listeners)
-                .all(|(a, b)| a.content() == b.content())
-    }
-}
-
-impl Eq for Plan {}
-
 impl Listener {
-    /// All but where it was written: the resource's file and line, and the field.
-    pub(crate) fn content(&self) -> ListenerContent<'_> {
-        let Self {
-            name,
-            resource,
-            field: _,
-            service,
-            targets,
-            unix_bind,
-        } = self;
-        let resource = resource
-            .as_ref()
-            .map(|r| (r.kind, r.namespace.as_str(), r.name.as_str()));
-        (
-            name,
-            resource,
-            service.as_deref(),
-            targets,
-            unix_bind.as_ref(),
-        )
+    /// The unix socket that the relay listens on for it, if it is one.
+    #[must_use]
+    pub fn unix_bind(&self) -> Option<&UnixAddr> {
+        match &self.place {
+            Place::Unix(address) => Some(address),
+            Place::Ip(_) | Place::Port(_) | Place::Unknown => None,
+        }
+    }
+
+    /// Field path of what declares it, such as `spec.egress[1]`; empty: the resource as a whole.
+    #[must_use]
+    pub fn field(&self) -> String {
+        match &self.declared {
+            DeclaredBy::Sidecar(field) => field.to_string(),
+            DeclaredBy::Nothing | DeclaredBy::Resource(_) => String::new(),
+        }
     }
 }
 
-/// Name, resource (kind, namespace, name), service, targets, unix bind address.
-pub(crate) type ListenerContent<'a> = (
-    &'a str,
-    Option<(&'static str, &'a str, &'a str)>,
-    Option<&'a str>,
-    &'a [Target],
-    Option<&'a UnixAddr>,
-);
+impl fmt::Display for Listener {
+    /// A name for people: `ingress *:9080`, `egress 127.0.0.1:3306`, ...
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let direction = match self.direction {
+            Direction::Inbound => "ingress",
+            Direction::Outbound => "egress",
+        };
+        write!(f, "{direction} {}", self.place)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Port(port) => write!(f, "*:{port}"),
+            Self::Unix(address) => address.fmt(f),
+            Self::Unknown => f.write_str("virtualOutbound"),
+        }
+    }
+}

@@ -1,24 +1,26 @@
 //! Rules of a workload with an external proxy: the lists decide what reaches it, and the rest is
 //! the proxy's business.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
-use sidecar_common::{Path, Reason, values::Rule};
+use sidecar_common::{Path, Reason, decide::Direction, values::Rule};
 
-use crate::{
-    model::mesh::MeshConfig,
-    resolve::{
-        FindingKind, ResolvedWorkload,
-        capture::{self, Families},
-        listeners::{Bind, Member, OutboundListener},
-        traffic::Include,
-    },
+use crate::resolve::{
+    FindingKind, ResolvedWorkload,
+    capture::{self, Families},
+    inbound::InboundListener,
+    listeners::{Bind, Member, OutboundListener},
+    traffic::Include,
 };
 
 use super::{
-    builder::{Builder, exempting_self, rule},
+    builder::{Compiled, InboundBuilder, OutboundBuilder, exempting_self, rule},
     egress, ingress,
-    plan::{Listener, Target},
+    outbound::Inputs,
+    plan::{DeclaredBy, Field, Listener},
     prefixes::Prefixes,
 };
 
@@ -28,51 +30,38 @@ const ANYWHERE: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::UNSPECIFIED),
 ];
 
-/// Adds all rules.
-pub(super) fn compile(
-    builder: &mut Builder,
-    workload: &ResolvedWorkload,
-    mesh: &MeshConfig,
+/// Compiles the outbound rules.
+pub(super) fn outbound(
+    mut builder: OutboundBuilder,
+    inputs: &Inputs,
     listeners: &[OutboundListener<'_>],
-) {
-    if capture::captures(workload.mode()) {
-        builder.proxy_ports(mesh.proxy_listen_port, mesh.proxy_inbound_listen_port);
-    }
-    outbound(builder, workload, listeners);
-    inbound(builder, workload);
-}
-
-fn outbound(
-    builder: &mut Builder,
-    workload: &ResolvedWorkload,
-    listeners: &[OutboundListener<'_>],
-) {
+) -> Compiled {
     for listener in listeners.iter().filter(|listener| listener.real) {
         // The proxy itself holds the listener open.
         let ips = match &listener.bind {
             Bind::Unix(_) => continue,
             Bind::Ip(ip) => vec![*ip],
             Bind::Wildcard => {
-                let mut own = Families::of(&workload.addresses).loopbacks();
-                own.extend(&workload.addresses);
+                let mut own = Families::of(&inputs.addresses).loopbacks();
+                own.extend(&inputs.addresses);
                 own
             }
         };
         let Some(first) = listener.members.first() else {
             continue;
         };
-        let index = builder.listener(entry(workload, listener, first));
+        let index = builder.listener(entry(inputs, listener, first));
         for ip in ips {
             let rule = rule(Path::Pass, Reason::NoneListener, Some(index));
-            builder.outbound(ip, listener.port, rule);
+            builder.rule(ip, listener.port, rule);
         }
     }
-    if !capture::captures(workload.mode()) {
-        builder.outbound_rest([].into(), rule(Path::Pass, Reason::InterceptionNone, None));
-        return;
+    if !capture::captures(inputs.traffic.mode) {
+        let pass = rule(Path::Pass, Reason::InterceptionNone, None);
+        return builder.finish([].into(), pass);
     }
-    let exempts_self = workload.traffic.exempts_self();
-    let (prefixes, default) = Prefixes::new(&workload.traffic).finish(|reason| {
+    let exempts_self = inputs.traffic.exempts_self();
+    let (prefixes, default) = Prefixes::new(&inputs.traffic).finish(|reason| {
         let rule = rule(Path::Proxy, reason, None);
         if exempts_self {
             exempting_self(rule)
@@ -80,31 +69,25 @@ fn outbound(
             rule
         }
     });
-    builder.outbound_rest(prefixes, default);
+    builder.finish(prefixes, default)
 }
 
-fn entry(
-    workload: &ResolvedWorkload,
-    listener: &OutboundListener<'_>,
-    first: &Member<'_>,
-) -> Listener {
+fn entry(inputs: &Inputs, listener: &OutboundListener<'_>, first: &Member<'_>) -> Listener {
     Listener {
-        name: egress::name(listener),
-        resource: workload
-            .sidecar
-            .as_ref()
-            .map(|sidecar| sidecar.reference("Sidecar")),
-        field: match workload.sidecar {
-            Some(_) => format!("spec.egress[{}]", listener.egress),
-            None => String::new(),
+        direction: Direction::Outbound,
+        place: egress::place(listener),
+        declared: if inputs.sidecar {
+            DeclaredBy::Sidecar(Field::Egress(listener.egress))
+        } else {
+            DeclaredBy::Nothing
         },
-        service: Some(first.service.hostname.clone()),
-        targets: vec![Target::Original],
-        unix_bind: None,
+        service: Some(Arc::clone(&first.service.hostname)),
+        targets: egress::original(),
     }
 }
 
-fn inbound(builder: &mut Builder, workload: &ResolvedWorkload) {
+/// Adds the inbound rules.
+pub(super) fn inbound(builder: &mut InboundBuilder, workload: &ResolvedWorkload) {
     let traffic = &workload.traffic;
     let to_proxy = |reason, listener| exempting_self(rule(Path::Proxy, reason, listener));
     let places = if workload.netns.is_some() {
@@ -117,7 +100,7 @@ fn inbound(builder: &mut Builder, workload: &ResolvedWorkload) {
         if listener.unix.is_some() {
             continue;
         }
-        let index = builder.listener(ingress::entry(workload, &listener));
+        let index = builder.listener(ingress::entry(&listener));
         let at = if listener.real {
             real_binds(workload, &listener)
         } else {
@@ -129,16 +112,16 @@ fn inbound(builder: &mut Builder, workload: &ResolvedWorkload) {
             _ => to_proxy(Reason::IngressListener, Some(index)),
         };
         for ip in at {
-            builder.inbound(ip, listener.port, rule);
+            builder.rule(ip, listener.port, rule);
         }
     }
     if !capture::captures(workload.mode()) {
-        builder.inbound_default(rule(Path::Pass, Reason::InterceptionNone, None));
+        builder.default(rule(Path::Pass, Reason::InterceptionNone, None));
         return;
     }
     let mut add = |port, rule: Rule| {
         for ip in &places {
-            builder.inbound(*ip, port, rule);
+            builder.rule(*ip, port, rule);
         }
     };
     let default = match &traffic.include_inbound {
@@ -170,14 +153,11 @@ fn inbound(builder: &mut Builder, workload: &ResolvedWorkload) {
             to_proxy(Reason::CaptureAll, None)
         }
     };
-    builder.inbound_default(default);
+    builder.default(default);
 }
 
 /// Where the proxy listens for real: where it says, else at any address.
-fn real_binds(
-    workload: &ResolvedWorkload,
-    listener: &crate::resolve::inbound::InboundListener,
-) -> Vec<IpAddr> {
+fn real_binds(workload: &ResolvedWorkload, listener: &InboundListener) -> Vec<IpAddr> {
     let ingress = workload
         .sidecar
         .as_ref()

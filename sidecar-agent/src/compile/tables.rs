@@ -43,7 +43,8 @@ impl<'a> MemTables<'a> {
 
     fn prefix(&self, port: u16, net: impl Into<IpNet>) -> Option<Rule> {
         self.plan
-            .outbound_prefixes
+            .outbound
+            .prefixes
             .get(&(port, net.into()))
             .copied()
     }
@@ -51,7 +52,7 @@ impl<'a> MemTables<'a> {
 
 impl Tables for MemTables<'_> {
     fn outbound_exact(&self, key: &RuleKey) -> Option<Rule> {
-        self.plan.outbound.get(&key.dst).copied()
+        self.plan.outbound.exact.get(&key.dst).copied()
     }
 
     fn outbound_prefix(&self, key: &PrefixKey) -> Option<Rule> {
@@ -79,7 +80,11 @@ impl Tables for MemTables<'_> {
     }
 
     fn backend(&self, key: &BackendKey) -> Option<Endpoint> {
-        let group = self.plan.backends.get(usize::try_from(key.group).ok()?)?;
+        let group = self
+            .plan
+            .outbound
+            .backends
+            .get(usize::try_from(key.group).ok()?)?;
         group.get(usize::try_from(key.index).ok()?).copied()
     }
 

@@ -6,8 +6,7 @@ use std::{
     ops::RangeInclusive,
 };
 
-use serde::{Deserialize, de::IgnoredAny};
-use serde_json::Value;
+use serde::Deserialize;
 
 use crate::{
     compile::{Target, UnixAddr},
@@ -25,68 +24,39 @@ use crate::{
     },
 };
 
-use super::{CaseResult, Malformed, expect, object, or_default, read, visibility::CaseCaptureMode};
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    bind_to_port: Vec<Value>,
-    #[serde(default)]
-    egress_bind: Vec<Value>,
-    #[serde(default)]
-    ingress_bind_when_real: Vec<Value>,
-    #[serde(default)]
-    default_endpoint_forwarding: Vec<Value>,
-    #[serde(default)]
-    inbound_clusters: Vec<Value>,
-    #[serde(default)]
-    privileged_ports: Section,
-    #[serde(default)]
-    virtual_listeners: Section,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Section {
-    #[serde(default, rename = "source")]
-    _source: IgnoredAny,
-    #[serde(default)]
-    cases: Vec<Value>,
-}
+use super::{CaseResult, Malformed, expect, object, or_default, visibility::CaseCaptureMode};
 
 /// Runs the file.
 ///
 /// # Errors
 /// When the text is no such file.
 pub fn run(text: &str) -> Result<Vec<CaseResult>, Malformed> {
-    let file: File = read(text)?;
-    Ok([
-        super::run("bindToPort", &file.bind_to_port, check_bind_to_port),
-        super::run("egressBind", &file.egress_bind, check_egress_bind),
-        super::run(
-            "ingressBindWhenReal",
-            &file.ingress_bind_when_real,
-            check_ingress_bind,
-        ),
-        super::run(
-            "defaultEndpointForwarding",
-            &file.default_endpoint_forwarding,
-            check_forwarding,
-        ),
-        super::run("inboundClusters", &file.inbound_clusters, check_clusters),
-        super::run(
-            "privilegedPorts",
-            &file.privileged_ports.cases,
-            check_privileged,
-        ),
-        super::run(
-            "virtualListeners",
-            &file.virtual_listeners.cases,
-            check_virtual,
-        ),
-    ]
-    .concat())
+    super::sections(
+        text,
+        &[
+            ("bindToPort", |name, cases| {
+                super::run(name, cases, check_bind_to_port)
+            }),
+            ("egressBind", |name, cases| {
+                super::run(name, cases, check_egress_bind)
+            }),
+            ("ingressBindWhenReal", |name, cases| {
+                super::run(name, cases, check_ingress_bind)
+            }),
+            ("defaultEndpointForwarding", |name, cases| {
+                super::run(name, cases, check_forwarding)
+            }),
+            ("inboundClusters", |name, cases| {
+                super::run(name, cases, check_clusters)
+            }),
+            ("privilegedPorts", |name, section| {
+                super::run_sourced(name, section, check_privileged)
+            }),
+            ("virtualListeners", |name, section| {
+                super::run_sourced(name, section, check_virtual)
+            }),
+        ],
+    )
 }
 
 const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 244, 1, 5));
@@ -406,8 +376,12 @@ fn derived_clusters(name: &str) -> Result<BTreeMap<String, Endpoints>, String> {
     let mut got = clusters(&listeners);
     if services > 1 {
         let oldest = format!("s{services}.ns.svc.cluster.local");
-        let named: Vec<_> = listeners.iter().map(|l| l.service.as_ref()).collect();
-        expect("services that name a cluster", &vec![Some(&oldest)], &named)?;
+        let named: Vec<_> = listeners.iter().map(|l| l.service.as_deref()).collect();
+        expect(
+            "services that name a cluster",
+            &vec![Some(&*oldest)],
+            &named,
+        )?;
         for endpoints in got.values_mut() {
             *endpoints = Endpoints::Text("one cluster; first (oldest) Service names it".into());
         }

@@ -1,29 +1,20 @@
 //! `cgroup-cases.yaml`: pod UID and container id from the cgroup paths of a process.
 
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::Value;
 
 use crate::source::pod_cgroup;
 
-use super::{CaseResult, Malformed, expect, read};
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    /// Prose.
-    #[serde(default, rename = "rules")]
-    _rules: IgnoredAny,
-    #[serde(default)]
-    cases: Vec<Value>,
-}
+use super::{CaseResult, Malformed, expect};
 
 /// Runs the file.
 ///
 /// # Errors
 /// When the text is no such file.
 pub fn run(text: &str) -> Result<Vec<CaseResult>, Malformed> {
-    let file: File = read(text)?;
-    Ok(super::run("cgroup", &file.cases, check))
+    super::sections(
+        text,
+        &[("cases", |name, cases| super::run(name, cases, check))],
+    )
 }
 
 #[derive(Deserialize)]

@@ -1,9 +1,10 @@
 //! Runs files of test vectors (`tests/cases`) against the rules.
 //!
-//! Each runner takes the text of a file and returns one result for each case. A field that a
-//! runner does not understand is a failure: a case that is only half looked at would pass for
-//! the wrong reason.
+//! Each runner takes the text of a file and returns one result for each case. A field or a section
+//! that a runner does not understand is a failure: a case that is only half looked at would pass
+//! for the wrong reason.
 
+mod analyzer;
 pub mod capture;
 pub mod cgroup;
 pub mod selection;
@@ -12,8 +13,11 @@ pub mod visibility;
 
 use std::sync::Arc;
 
-use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
+use serde_json::{Map, Value};
 
 use crate::model::{Object, ObjectMeta, Origin};
 
@@ -48,8 +52,6 @@ pub enum Outcome {
     Passed,
     /// They do not, or the case is not understood: what was expected, and what came.
     Failed(String),
-    /// The case is about something that the agent does not do: what that is.
-    NotRun(&'static str),
 }
 
 impl From<Result<(), String>> for Outcome {
@@ -70,12 +72,47 @@ fn read<T: DeserializeOwned>(text: &str) -> Result<T, Malformed> {
     serde_saphyr::from_str_with_options(text, options).map_err(|error| Malformed(error.to_string()))
 }
 
+/// Runs a section of a file; told its name.
+type Section = fn(&str, &Value) -> Vec<CaseResult>;
+
+/// Sections of prose.
+const PROSE: [&str; 1] = ["rules"];
+
+/// Runs the sections of a file, each on its own: one that is not understood fails by itself.
+fn sections(text: &str, known: &[(&str, Section)]) -> Result<Vec<CaseResult>, Malformed> {
+    let file: Map<String, Value> = read(text)?;
+    let written = file
+        .iter()
+        .filter(|(name, _)| !PROSE.contains(&name.as_str()));
+    Ok(written
+        .flat_map(
+            |(name, section)| match known.iter().find(|(known, _)| name == known) {
+                Some((_, run)) => run(name, section),
+                None => vec![failed(name, "the section is not understood")],
+            },
+        )
+        .collect())
+}
+
+/// A section that could not be run.
+fn failed(section: &str, why: impl Into<String>) -> CaseResult {
+    CaseResult {
+        name: section.to_owned(),
+        outcome: Outcome::Failed(why.into()),
+    }
+}
+
 /// Runs every case of a section.
 fn run<T: DeserializeOwned>(
     section: &str,
-    cases: &[Value],
+    cases: &Value,
     check: impl Fn(&T) -> Result<(), String>,
 ) -> Vec<CaseResult> {
+    let cases = match cases {
+        Value::Array(cases) => cases.as_slice(),
+        Value::Null => &[],
+        other => return vec![failed(section, format!("it is no list of cases: {other}"))],
+    };
     let run = |(index, case): (usize, &Value)| {
         let mut stripped = case.clone();
         if let Some(fields) = stripped.as_object_mut() {
@@ -91,6 +128,26 @@ fn run<T: DeserializeOwned>(
         }
     };
     cases.iter().enumerate().map(run).collect()
+}
+
+/// Runs a section that says of all its cases where they come from.
+fn run_sourced<T: DeserializeOwned>(
+    section: &str,
+    sourced: &Value,
+    check: impl Fn(&T) -> Result<(), String>,
+) -> Vec<CaseResult> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Sourced {
+        #[serde(default, rename = "source")]
+        _source: IgnoredAny,
+        #[serde(default)]
+        cases: Value,
+    }
+    match Sourced::deserialize(sourced) {
+        Ok(Sourced { cases, .. }) => run(section, &cases, check),
+        Err(error) => vec![failed(section, format!("it is not understood: {error}"))],
+    }
 }
 
 /// What a case is called: its section, its position, and its name if it has one.

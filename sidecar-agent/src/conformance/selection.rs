@@ -3,60 +3,41 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::Value;
 
 use crate::{
     model::{
         Object,
+        decode::{self, Resource},
         mesh::MeshConfig,
         sidecar::{OutboundTrafficPolicy, Sidecar},
+        tree::Source,
     },
     resolve::{
-        Finding, FindingKind,
+        Finding, FindingKind, pool,
         select::{self, ProxyType, Sidecars},
     },
 };
 
-use super::{CaseResult, Malformed, Outcome, expect, object, or_default, read};
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct File {
-    /// Prose.
-    #[serde(default, rename = "rules")]
-    _rules: IgnoredAny,
-    #[serde(default)]
-    cases: Vec<Value>,
-    #[serde(default)]
-    outbound_traffic_policy_fallback: Vec<Value>,
-    #[serde(default)]
-    inbound_connection_pool_precedence: Vec<Value>,
-    analyzer: Option<Analyzer>,
-}
+use super::{CaseResult, Malformed, analyzer, expect, object, or_default};
 
 /// Runs the file.
 ///
 /// # Errors
 /// When the text is no such file.
 pub fn run(text: &str) -> Result<Vec<CaseResult>, Malformed> {
-    let file: File = read(text)?;
-    let mut results = super::run("cases", &file.cases, check);
-    results.extend(super::run(
-        "outboundTrafficPolicyFallback",
-        &file.outbound_traffic_policy_fallback,
-        check_policy,
-    ));
-    let pools = file.inbound_connection_pool_precedence.iter().enumerate();
-    results.extend(pools.map(|(index, case)| CaseResult {
-        name: super::name(
-            "inboundConnectionPoolPrecedence",
-            index,
-            case.get("name").and_then(Value::as_str),
-        ),
-        outcome: Outcome::NotRun("connection pools are left to the proxy"),
-    }));
-    results.extend(file.analyzer.iter().flat_map(check_analyzer));
-    Ok(results)
+    super::sections(
+        text,
+        &[
+            ("cases", |name, cases| super::run(name, cases, check)),
+            ("outboundTrafficPolicyFallback", |name, cases| {
+                super::run(name, cases, check_policy)
+            }),
+            ("inboundConnectionPoolPrecedence", |name, cases| {
+                super::run(name, cases, check_pool)
+            }),
+            ("analyzer", analyzer::run),
+        ],
+    )
 }
 
 type Labels = BTreeMap<String, String>;
@@ -164,23 +145,25 @@ fn check(case: &Case) -> Result<(), String> {
 }
 
 /// Istio's codes of what the agent reports, too.
-const CODES: [&str; 3] = [
+const CODES: [&str; 4] = [
     "ConflictingSidecarWorkloadSelectors",
     "MultipleSidecarsWithoutWorkloadSelectors",
     "ReferencedResourceNotFound",
+    "IneffectivePolicy",
 ];
 
-fn code(finding: &Finding) -> Option<&'static str> {
-    let [selectors, defaults, nothing] = CODES;
+pub(super) fn code(finding: &Finding) -> Option<&'static str> {
+    let [selectors, defaults, nothing, ineffective] = CODES;
     match finding.kind {
         FindingKind::SeveralSelectors => Some(selectors),
         FindingKind::SeveralDefaults => Some(defaults),
         FindingKind::SelectorMatchesNothing => Some(nothing),
+        FindingKind::Ineffective => Some(ineffective),
         _ => None,
     }
 }
 
-fn sidecar(
+pub(super) fn sidecar(
     namespace: &str,
     name: &str,
     created: i64,
@@ -249,76 +232,107 @@ fn check_policy(case: &PolicyCase) -> Result<(), String> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Analyzer {
-    #[serde(default, rename = "source")]
-    _source: IgnoredAny,
-    pods: Vec<Pod>,
-    sidecars: Vec<AnalyzedSidecar>,
+struct PoolCase {
+    /// What is set: the cases say it here only, in clauses.
+    name: String,
+    /// By port, or for `every port`.
+    want: BTreeMap<String, Option<String>>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Pod {
-    pod: String,
-    #[serde(default, deserialize_with = "or_default")]
-    labels: Labels,
-}
+const EVERY_PORT: &str = "every port";
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AnalyzedSidecar {
-    sidecar: String,
-    code: Option<String>,
-    selector: Option<Labels>,
-}
-
-fn check_analyzer(analyzer: &Analyzer) -> Vec<CaseResult> {
-    let split = |name: &str| {
-        let (namespace, name) = name.split_once('/').unwrap_or(("", name));
-        (namespace.to_owned(), name.to_owned())
+fn check_pool(case: &PoolCase) -> Result<(), String> {
+    let (text, declared) = pool_sidecar(&case.name)?;
+    let sidecar = match decode::text(&Source::new("case", text))
+        .resources
+        .as_slice()
+    {
+        [Resource::Sidecar(sidecar)] => Arc::clone(sidecar),
+        other => return Err(format!("it is no valid Sidecar: {other:?}")),
     };
-    let objects: Vec<Arc<Object<Sidecar>>> = analyzer
-        .sidecars
-        .iter()
-        .map(|s| {
-            let (namespace, name) = split(&s.sidecar);
-            sidecar(&namespace, &name, 0, s.selector.clone())
-        })
-        .collect();
-    let pods: Vec<(String, &Labels)> = analyzer
-        .pods
-        .iter()
-        .map(|pod| (split(&pod.pod).0, &pod.labels))
-        .collect();
-    let findings = Sidecars::new(&objects, "istio-system").conflicts(
-        pods.iter()
-            .map(|(namespace, labels)| (namespace.as_str(), *labels)),
-    );
-    let found = |name: &str| {
-        let mut findings = findings.iter().filter(|finding| names(finding, name));
-        findings.find_map(code)
-    };
-    let outcome = |case: &AnalyzedSidecar| match case.code.as_deref() {
-        Some("IneffectivePolicy") => {
-            Outcome::NotRun("nothing in the case says that pods are ambient")
+    if case.want.is_empty() {
+        return Err("it wants nothing".into());
+    }
+    for (ports, wanted) in &case.want {
+        let ports: Vec<u16> = if ports == EVERY_PORT {
+            let others = [1, 22, 80, 443, u16::MAX];
+            declared.keys().copied().chain(others).collect()
+        } else {
+            let port = ports.parse();
+            vec![port.map_err(|error| format!("port {ports:?}: {error}"))?]
+        };
+        // What is in brackets says why.
+        let wanted = wanted
+            .as_deref()
+            .map(|text| text.split(" (").next().unwrap_or(text));
+        for port in ports {
+            let field = match wanted {
+                None => None,
+                Some("top level") => Some("spec.inboundConnectionPool".to_owned()),
+                Some("port setting") => {
+                    let index = declared.keys().position(|known| *known == port);
+                    let index = index.ok_or_else(|| format!("port {port} is not declared"))?;
+                    Some(format!("spec.ingress[{index}].connectionPool"))
+                }
+                Some(other) => return Err(format!("{other:?} is not understood")),
+            };
+            let got = pool::inbound(&sidecar.spec, port);
+            expect(&format!("port {port}"), &field.as_deref(), &got)?;
         }
-        expected => expect("code", &expected, &found(&case.sidecar)).into(),
-    };
-    analyzer
-        .sidecars
-        .iter()
-        .enumerate()
-        .map(|(index, case)| CaseResult {
-            name: super::name("analyzer", index, Some(&case.sidecar)),
-            outcome: outcome(case),
-        })
-        .collect()
+    }
+    Ok(())
 }
 
-fn names(finding: &Finding, sidecar: &str) -> bool {
-    finding
-        .resource
+/// The Sidecar that a case's name describes, and the ports that it declares.
+fn pool_sidecar(name: &str) -> Result<(String, BTreeMap<u16, bool>), String> {
+    let mut top_level = false;
+    // With settings of its own, or without.
+    let mut declared: BTreeMap<u16, bool> = BTreeMap::new();
+    for clause in name.split(", ") {
+        let ports = |verb| {
+            let listed = clause.strip_suffix(verb)?.split_once(' ')?;
+            matches!(listed.0, "port" | "ports").then_some(listed.1.split(" and "))
+        };
+        let mut declare = |ports: std::str::Split<'_, &str>, own| {
+            for port in ports {
+                let port = port
+                    .parse()
+                    .map_err(|error| format!("{clause:?}: {error}"))?;
+                declared.insert(port, own);
+            }
+            Ok::<_, String>(())
+        };
+        match clause {
+            "no settings" | "no top level" => {}
+            "top level only" | "top level set" => top_level = true,
+            _ => match (ports(" set"), ports(" declared")) {
+                (Some(ports), _) => declare(ports, true)?,
+                (_, Some(ports)) => declare(ports, false)?,
+                _ => return Err(format!("{clause:?} is not understood")),
+            },
+        }
+    }
+    let pool = |set: bool, key| {
+        if set {
+            format!("{key}: {{tcp: {{maxConnections: 1}}}}")
+        } else {
+            String::new()
+        }
+    };
+    let listeners: Vec<String> = declared
         .iter()
-        .chain(&finding.related)
-        .any(|resource| format!("{}/{}", resource.namespace, resource.name) == sidecar)
+        .map(|(port, own)| {
+            format!(
+                "{{port: {{number: {port}}}, {}}}",
+                pool(*own, "connectionPool")
+            )
+        })
+        .collect();
+    let text = format!(
+        "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: case}}\n\
+         spec: {{egress: [{{hosts: ['*/*']}}], ingress: [{}], {}}}\n",
+        listeners.join(", "),
+        pool(top_level, "inboundConnectionPool"),
+    );
+    Ok((text, declared))
 }

@@ -6,7 +6,7 @@ use crate::model::{
     validate,
 };
 
-use super::{CaseResult, Malformed, Outcome, expect, name};
+use super::{CaseResult, Malformed, Outcome, expect, failed, name};
 
 /// What a case may say. The texts of errors, warnings and reasons are gists.
 const FIELDS: [&str; 10] = [
@@ -44,10 +44,15 @@ pub fn run(text: &str) -> Result<Vec<CaseResult>, Malformed> {
         let check: fn(&Node) -> Result<(), String> = match section {
             "webhook" => check_webhook,
             "crd" => check_crd,
-            other => return Err(Malformed(format!("unknown section {other:?}"))),
+            prose if super::PROSE.contains(&prose) => continue,
+            other => {
+                results.push(failed(other, "the section is not understood"));
+                continue;
+            }
         };
         if !matches!(cases.value, Value::List(_) | Value::Null) {
-            return Err(Malformed(format!("{section} is not a list")));
+            results.push(failed(section, "it is no list of cases"));
+            continue;
         }
         let run = |(index, case): (usize, &Node)| CaseResult {
             name: name(section, index, case.get("name").and_then(Node::as_text)),

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::Value;
 
 use crate::{
     model::{
         mesh::MeshConfig,
         sidecar::{self, CaptureMode, EgressListener, Sidecar},
+        virtual_service,
     },
     resolve::{
         Registry,
@@ -22,27 +22,23 @@ use crate::{
 use super::{
     CaseResult, Malformed,
     capture::{address, mode},
-    expect, or_default, read,
+    expect, or_default,
 };
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    cases: Vec<Value>,
-    #[serde(default)]
-    lds: Vec<Value>,
-}
 
 /// Runs the file.
 ///
 /// # Errors
 /// When the text is no such file.
 pub fn run(text: &str) -> Result<Vec<CaseResult>, Malformed> {
-    let file: File = read(text)?;
-    let mut results = super::run("cases", &file.cases, check);
-    results.extend(super::run("lds", &file.lds, check_listeners));
-    Ok(results)
+    super::sections(
+        text,
+        &[
+            ("cases", |name, cases| super::run(name, cases, check)),
+            ("lds", |name, cases| {
+                super::run(name, cases, check_listeners)
+            }),
+        ],
+    )
 }
 
 #[derive(Deserialize)]
@@ -51,23 +47,16 @@ struct Case {
     #[serde(default, rename = "name")]
     _name: IgnoredAny,
     config_namespace: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pre_sorted: bool,
-    #[serde(default)]
-    features: CaseFeatures,
+    #[serde(default, deserialize_with = "or_default")]
+    features: BTreeMap<String, bool>,
     #[serde(default, deserialize_with = "or_default")]
     services: Vec<CaseService>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     virtual_services: Vec<CaseVirtualService>,
     egress: Option<Vec<CaseEgress>>,
     expect: Expect,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CaseFeatures {
-    #[serde(rename = "PILOT_SIDECAR_PICK_BEST_SERVICE_NAMESPACE")]
-    pick_best_namespace: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -75,18 +64,18 @@ struct CaseFeatures {
 struct CaseService {
     hostname: String,
     namespace: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     name: String,
     address: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     ports: Vec<CasePort>,
     registry: Option<CaseRegistry>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     export_to: BTreeSet<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     creation_time: i64,
     resolution: Option<CaseResolution>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     label_selectors: BTreeMap<String, String>,
 }
 
@@ -111,10 +100,10 @@ enum CaseResolution {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CasePort {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     name: String,
     port: u16,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     protocol: String,
 }
 
@@ -125,26 +114,43 @@ struct CaseVirtualService {
     _name: IgnoredAny,
     namespace: String,
     hosts: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     http: Vec<Route>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     tcp: Vec<Route>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     tls: Vec<Route>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Route {
+    #[serde(default, deserialize_with = "or_default")]
+    r#match: Vec<Match>,
     mirror: Option<Destination>,
-    #[serde(default)]
-    route: Vec<RouteDestination>,
+    #[serde(default, deserialize_with = "or_default")]
+    mirrors: Vec<RouteDestination>,
+    #[serde(default, rename = "route", deserialize_with = "or_default")]
+    weighted: Vec<RouteDestination>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Match {
+    #[serde(default, deserialize_with = "or_default")]
+    source_namespace: String,
+    /// Does not decide what is seen.
+    #[serde(default, rename = "gateways")]
+    _gateways: IgnoredAny,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RouteDestination {
     destination: Destination,
+    /// Does not decide what is seen.
+    #[serde(default, rename = "weight")]
+    _weight: IgnoredAny,
 }
 
 #[derive(Deserialize)]
@@ -152,6 +158,9 @@ struct RouteDestination {
 struct Destination {
     host: String,
     port: Option<DestinationPort>,
+    /// Does not decide what is seen.
+    #[serde(default, rename = "subset")]
+    _subset: IgnoredAny,
 }
 
 #[derive(Deserialize)]
@@ -164,9 +173,9 @@ struct DestinationPort {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct CaseEgress {
     port: Option<EgressPort>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     bind: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     capture_mode: CaseCaptureMode,
     hosts: Vec<String>,
 }
@@ -175,9 +184,9 @@ struct CaseEgress {
 #[serde(deny_unknown_fields)]
 struct EgressPort {
     number: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     protocol: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     name: String,
 }
 
@@ -205,7 +214,7 @@ impl From<CaseCaptureMode> for CaptureMode {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Expect {
     scope: Option<Vec<Seen>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     order: Order,
     per_listener: Option<Vec<Vec<Seen>>>,
 }
@@ -223,16 +232,17 @@ enum Order {
 struct Seen {
     hostname: String,
     namespace: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     name: String,
+    #[serde(default, deserialize_with = "or_default")]
     ports: Vec<u16>,
 }
 
 impl From<&Selected<'_>> for Seen {
     fn from(selected: &Selected<'_>) -> Self {
         Self {
-            hostname: selected.service.hostname.clone(),
-            namespace: selected.service.namespace.clone(),
+            hostname: selected.service.hostname.to_string(),
+            namespace: selected.service.namespace.to_string(),
             name: selected.service.name.clone(),
             ports: selected.ports.iter().map(|port| port.number).collect(),
         }
@@ -283,22 +293,19 @@ fn check(case: &Case) -> Result<(), String> {
     let Some(scope) = scope else {
         return Ok(());
     };
-    let virtual_services: Vec<VirtualService> =
-        case.virtual_services.iter().map(virtual_service).collect();
-    let default = Features::default();
-    let features = Features {
-        pick_best_namespace: case
-            .features
-            .pick_best_namespace
-            .unwrap_or(default.pick_best_namespace),
-    };
+    let virtual_services: Vec<VirtualService> = case
+        .virtual_services
+        .iter()
+        .map(|service| virtual_service(service, namespace))
+        .collect();
+    let features = features(&case.features)?;
     let got = visibility::scope(&registry, namespace, &egress, &virtual_services, features);
     expect("scope", &in_order(scope.clone()), &seen(&got))
 }
 
 fn service(case: &CaseService) -> Result<Service, String> {
-    let vips = match &case.address {
-        None => Vec::new(),
+    let vips = match case.address.as_deref() {
+        None | Some("") => Vec::new(),
         Some(text) => match text.parse::<std::net::IpAddr>() {
             // How Istio writes that there is none.
             Ok(ip) if ip.is_unspecified() => Vec::new(),
@@ -307,8 +314,8 @@ fn service(case: &CaseService) -> Result<Service, String> {
         },
     };
     Ok(Service {
-        hostname: case.hostname.clone(),
-        namespace: case.namespace.clone(),
+        hostname: case.hostname.as_str().into(),
+        namespace: case.namespace.as_str().into(),
         name: case.name.clone(),
         created: case.creation_time,
         provider: match &case.registry {
@@ -338,29 +345,47 @@ fn service(case: &CaseService) -> Result<Service, String> {
     })
 }
 
-fn virtual_service(case: &CaseVirtualService) -> VirtualService {
-    let routes = case.http.iter().chain(&case.tcp).chain(&case.tls);
-    let destinations = routes.flat_map(|route| {
-        let weighted = route.route.iter().map(|route| &route.destination);
-        weighted.chain(&route.mirror)
-    });
-    let mut ports: BTreeMap<String, BTreeSet<u16>> = BTreeMap::new();
-    let mut all = BTreeSet::new();
-    for Destination { host, port } in destinations {
-        let known = ports.entry(host.clone()).or_default();
-        match port {
-            Some(port) => _ = known.insert(port.number),
-            None => _ = all.insert(host),
+/// The virtual service for clients in `namespace`.
+fn virtual_service(case: &CaseVirtualService, namespace: &str) -> VirtualService {
+    let mut service = virtual_service::VirtualService::default();
+    for (routes, have_sources) in [(&case.http, true), (&case.tcp, false), (&case.tls, false)] {
+        for route in routes {
+            let sources = route.r#match.iter().map(|of| of.source_namespace.clone());
+            let sources = sources.filter(|source| have_sources && !source.is_empty());
+            let weighted = route.weighted.iter().chain(&route.mirrors);
+            let destinations = weighted.map(|to| &to.destination).chain(&route.mirror);
+            service.add_route(
+                sources.collect(),
+                destinations.map(|Destination { host, port, .. }| {
+                    (host.as_str(), port.as_ref().map(|port| port.number))
+                }),
+            );
         }
-    }
-    for host in all {
-        ports.insert(host.clone(), BTreeSet::new());
     }
     VirtualService {
         namespace: case.namespace.clone(),
         hosts: case.hosts.clone(),
-        destinations: ports,
+        destinations: service.destinations_from(namespace),
     }
+}
+
+/// Istio's switches that decide what is seen, with the values that the rules here follow.
+const FIXED_FEATURES: [(&str, bool); 3] = [
+    ("ENABLE_LAZY_SIDECAR_EVALUATION", true),
+    ("PILOT_ALLOW_SIDECAR_SERVICE_INBOUND_LISTENER_MERGE", false),
+    ("PILOT_UNIFIED_SIDECAR_SCOPE", true),
+];
+
+fn features(case: &BTreeMap<String, bool>) -> Result<Features, String> {
+    let mut features = Features::default();
+    for (name, value) in case {
+        if name == "PILOT_SIDECAR_PICK_BEST_SERVICE_NAMESPACE" {
+            features.pick_best_namespace = *value;
+        } else if !FIXED_FEATURES.contains(&(name.as_str(), *value)) {
+            return Err(format!("the feature {name}: {value} is not understood"));
+        }
+    }
+    Ok(features)
 }
 
 fn egress(case: &CaseEgress) -> EgressListener {
@@ -379,7 +404,7 @@ fn egress(case: &CaseEgress) -> EgressListener {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ListenersCase {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     name: String,
     config_namespace: String,
     interception_mode: Option<String>,
@@ -387,7 +412,7 @@ struct ListenersCase {
     services: Vec<CaseService>,
     egress: Option<Vec<CaseEgress>>,
     expect_listeners: Vec<ExpectedListener>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     note: String,
 }
 
@@ -432,7 +457,7 @@ fn check_listeners(case: &ListenersCase) -> Result<(), String> {
         hosts: listener
             .members
             .iter()
-            .map(|member| member.service.hostname.clone())
+            .map(|member| member.service.hostname.to_string())
             .collect(),
     });
     // Which listeners exist, in whatever order.

@@ -196,7 +196,7 @@ impl Maps {
     }
 
     fn write_plan(&mut self, id: PlanId, plan: &Plan) -> Result<()> {
-        for (dst, rule) in &plan.outbound {
+        for (dst, rule) in &plan.outbound.exact {
             self.outbound
                 .insert(
                     RuleKey {
@@ -208,7 +208,7 @@ impl Maps {
                 )
                 .context("writing map OUTBOUND")?;
         }
-        for ((port, net), rule) in &plan.outbound_prefixes {
+        for ((port, net), rule) in &plan.outbound.prefixes {
             self.prefixes
                 .insert(&prefix_key(id, *port, net), rule, 0)
                 .context("writing map PREFIXES")?;
@@ -239,13 +239,13 @@ impl Maps {
     /// Removes all entries of a plan. Entries that are not there do not matter.
     pub fn remove_plan(&mut self, id: PlanId, plan: &Plan) {
         let _ = self.plans.remove(&id);
-        for dst in plan.outbound.keys() {
+        for dst in plan.outbound.exact.keys() {
             let _ = self.outbound.remove(&RuleKey {
                 plan: id,
                 dst: *dst,
             });
         }
-        for (port, net) in plan.outbound_prefixes.keys() {
+        for (port, net) in plan.outbound.prefixes.keys() {
             let _ = self.prefixes.remove(&prefix_key(id, *port, net));
         }
         for dst in plan.inbound.keys() {
@@ -457,11 +457,13 @@ fn prefix_key(plan: PlanId, port: u16, net: &IpNet) -> Key<PrefixKey> {
 }
 
 fn backends(plan: PlanId, of: &Plan) -> impl Iterator<Item = (BackendKey, Endpoint)> {
-    (0..).zip(&of.backends).flat_map(move |(group, backends)| {
-        (0..)
-            .zip(backends)
-            .map(move |(index, backend)| (BackendKey { plan, group, index }, *backend))
-    })
+    (0..)
+        .zip(&of.outbound.backends)
+        .flat_map(move |(group, backends)| {
+            (0..)
+                .zip(backends)
+                .map(move |(index, backend)| (BackendKey { plan, group, index }, *backend))
+        })
 }
 
 fn workload_port(workload: WorkloadId, port: u16) -> WorkloadPort {

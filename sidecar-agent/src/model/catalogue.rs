@@ -252,6 +252,9 @@ catalogue! {
     PORT_MATCHES_NOTHING "SCA0404" Warning "no selected service has the listener's port",
         "An egress listener with a port exposes only services that have this port. Without one it creates nothing, and connections to the port are treated as to unknown destinations.",
         "correct the port, or the hosts";
+    INEFFECTIVE "SCA0405" Warning "Sidecar for workloads in ambient mode",
+        "Workloads in ambient mode have no sidecar, so that no Sidecar applies to them. Istio: IneffectivePolicy.",
+        "delete the Sidecar, or take what it selects out of ambient mode";
     BAD_ANNOTATION "SCA0410" Error "annotation cannot be used",
         "The annotation, or the element of its list that is named, is left out; the rest holds.",
         "correct the annotation's value";

@@ -11,6 +11,8 @@ pub struct MeshConfig {
     pub outbound_traffic_policy: OutboundTrafficPolicy,
     /// `defaultServiceExportTo`.
     pub default_service_export_to: Vec<String>,
+    /// `defaultVirtualServiceExportTo`.
+    pub default_virtual_service_export_to: Vec<String>,
     /// `proxyListenPort`.
     pub proxy_listen_port: u16,
     /// `proxyInboundListenPort`.
@@ -24,7 +26,7 @@ pub struct MeshConfig {
 }
 
 /// `interceptionMode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum InterceptionMode {
     /// Captured; the source address is kept by the kernel anyway.
     #[default]
@@ -41,6 +43,7 @@ impl Default for MeshConfig {
             root_namespace: "istio-system".into(),
             outbound_traffic_policy: OutboundTrafficPolicy::AllowAny,
             default_service_export_to: vec!["*".into()],
+            default_virtual_service_export_to: vec!["*".into()],
             proxy_listen_port: 15001,
             proxy_inbound_listen_port: 15006,
             interception_mode: InterceptionMode::Redirect,

@@ -1,8 +1,10 @@
 //! `Sidecar` (networking.istio.io v1, v1beta1, v1alpha3: one schema).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::Serialize;
+
+use super::validate::syntax;
 
 /// `Sidecar.spec`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,7 +24,7 @@ pub struct Sidecar {
 }
 
 /// `outboundTrafficPolicy.egressProxy`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct EgressProxy {
     /// `host`: a service's full name.
     pub host: String,
@@ -46,7 +48,7 @@ pub struct IngressListener {
 }
 
 /// One element of `egress`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct EgressListener {
     /// `port`. `None`: the catch-all.
     pub port: Option<Port>,
@@ -58,8 +60,16 @@ pub struct EgressListener {
     pub hosts: Vec<String>,
 }
 
+impl EgressListener {
+    /// `bind` as an IP address; a zone is dropped. `None`: it is absent or a unix socket.
+    #[must_use]
+    pub fn bind_ip(&self) -> Option<IpAddr> {
+        syntax::ip(&self.bind)
+    }
+}
+
 /// `SidecarPort`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Port {
     /// `number`; 0 for unix sockets.
     pub number: u32,
@@ -70,7 +80,7 @@ pub struct Port {
 }
 
 /// `CaptureMode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum CaptureMode {
     /// What the workload's interception mode says.
@@ -83,7 +93,7 @@ pub enum CaptureMode {
 }
 
 /// `OutboundTrafficPolicy.mode`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum OutboundTrafficPolicy {
     /// Unknown destinations are refused.

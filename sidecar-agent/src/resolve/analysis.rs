@@ -8,7 +8,6 @@ use std::{
 
 use crate::model::{
     Object, ResourceRef, Snapshot,
-    mesh::MeshConfig,
     sidecar::{EgressListener, Sidecar},
 };
 
@@ -17,124 +16,193 @@ use super::{
     capture::{self, UNIX_PREFIX},
     finding::{Finding, FindingKind},
     hosts::Hosts,
-    listeners::OutboundListener,
+    listeners::{Context, OutboundListener},
     protocol::Protocol,
-    visibility,
+    registry::Service,
+    visibility::{self, VirtualServices},
 };
 
 /// How many names a message lists.
 const SHOWN: usize = 5;
 
-/// Hosts of egress listeners that select neither a service nor a virtual service, in the
-/// namespaces in which each Sidecar applies: its own, and for the mesh's default those of
-/// `workloads`.
-///
-/// Nothing is said where no service is known at all, nor of `*/*`, `./*` and the root
-/// namespace's `*`, which are written to be on the safe side; nor of exclusions.
-#[must_use]
-pub fn hosts(
-    snapshot: &Snapshot,
-    registry: &Registry,
-    workloads: &[ResolvedWorkload],
-) -> Vec<Finding> {
-    if registry.is_empty() {
-        return Vec::new();
-    }
-    let root = snapshot.mesh.root_namespace.as_str();
-    let mut known = HashMap::new();
-    let mut findings = Vec::new();
-    for sidecar in &snapshot.sidecars {
-        let own = sidecar.meta.namespace.as_str();
-        let namespaces: BTreeSet<&str> = if own == root && sidecar.spec.selector.is_none() {
-            let applies = |workload: &&ResolvedWorkload| {
-                workload
-                    .sidecar
-                    .as_ref()
-                    .map(|s| (&s.meta.namespace, &s.meta.name))
-                    == Some((&sidecar.meta.namespace, &sidecar.meta.name))
+/// Hosts of egress listeners and whether they select anything, remembered from one snapshot to the
+/// next.
+#[derive(Debug, Default)]
+pub struct HostMatches {
+    /// By namespace of the workload, and host as written.
+    known: HashMap<String, HashMap<String, bool>>,
+}
+
+impl HostMatches {
+    /// Forgets what another version of this service, or its absence, could change.
+    pub fn forget(&mut self, service: &Service) {
+        for (namespace, hosts) in &mut self.known {
+            let in_scope = |host: &str| {
+                let scope = host.split_once('/').map(|(scope, _)| scope);
+                scope.is_some_and(|scope| ["*", ".", &*service.namespace].contains(&scope))
             };
-            workloads
-                .iter()
-                .filter(applies)
-                .map(|workload| workload.namespace.as_str())
-                .collect()
-        } else {
-            [own].into()
-        };
-        for (index, listener) in sidecar.spec.egress.iter().enumerate() {
-            for (at, host) in listener.hosts.iter().enumerate() {
-                let expected_to_match = !(host.starts_with('~')
-                    || host == "*/*"
-                    || host == "./*"
-                    || host.strip_suffix("/*") == Some(root));
-                if !expected_to_match || namespaces.is_empty() {
-                    continue;
-                }
-                let mut selected = false;
-                for namespace in &namespaces {
-                    selected |= *known
-                        .entry((*namespace, host.as_str()))
-                        .or_insert_with(|| selects_any(snapshot, registry, namespace, host));
-                }
-                if !selected {
-                    findings.push(Finding {
-                        resource: Some(sidecar.reference("Sidecar")),
-                        kind: FindingKind::HostMatchesNothing,
-                        field: format!("spec.egress[{index}].hosts[{at}]"),
-                        message: format!("`{host}` matches no service that workloads here may see"),
-                        remedy: "correct the namespace or the name, add the service, or check its \
-                                 exportTo"
-                            .into(),
-                        related: Vec::new(),
-                    });
+            hosts.retain(|host, _| {
+                !in_scope(host)
+                    || !Hosts::parse(std::slice::from_ref(host), namespace)
+                        .selects(&service.namespace, &service.hostname)
+            });
+        }
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.known.clear();
+    }
+
+    /// Hosts of egress listeners that select neither a service nor a virtual service, in the
+    /// namespaces in which each Sidecar applies: its own, and for the mesh's default those of
+    /// `workloads`.
+    ///
+    /// Nothing is said where no service is known at all, nor of `*/*`, `./*` and the root
+    /// namespace's `*`, which are written to be on the safe side; nor of exclusions.
+    #[must_use]
+    pub fn findings(
+        &mut self,
+        snapshot: &Snapshot,
+        registry: &Registry,
+        virtual_services: &mut VirtualServices<'_>,
+        workloads: &[ResolvedWorkload],
+    ) -> Vec<Finding> {
+        let mut before = std::mem::take(&mut self.known);
+        if registry.is_empty() {
+            return Vec::new();
+        }
+        let root = snapshot.mesh.root_namespace.as_str();
+        let mut findings = Vec::new();
+        for sidecar in &snapshot.sidecars {
+            let namespaces = applies_in(sidecar, root, workloads);
+            for (index, listener) in sidecar.spec.egress.iter().enumerate() {
+                for (at, host) in listener.hosts.iter().enumerate() {
+                    let expected_to_match = !(host.starts_with('~')
+                        || host == "*/*"
+                        || host == "./*"
+                        || host.strip_suffix("/*") == Some(root));
+                    if !expected_to_match || namespaces.is_empty() {
+                        continue;
+                    }
+                    let mut selected = false;
+                    for namespace in &namespaces {
+                        selected |= self.matches(namespace, host, &mut before, || {
+                            selects_any(registry, virtual_services, namespace, host)
+                        });
+                    }
+                    if !selected {
+                        findings.push(matches_nothing(sidecar, index, at, host));
+                    }
                 }
             }
         }
+        findings
     }
-    findings
+
+    /// What is known of a host from this snapshot, or from the one before, or is found out.
+    fn matches(
+        &mut self,
+        namespace: &str,
+        host: &str,
+        before: &mut HashMap<String, HashMap<String, bool>>,
+        find: impl FnOnce() -> bool,
+    ) -> bool {
+        if let Some(known) = self.known.get(namespace).and_then(|hosts| hosts.get(host)) {
+            return *known;
+        }
+        let of_before = before
+            .get_mut(namespace)
+            .and_then(|hosts| hosts.remove_entry(host));
+        let (host, selects) = of_before.unwrap_or_else(|| (host.to_owned(), find()));
+        if let Some(hosts) = self.known.get_mut(namespace) {
+            hosts.insert(host, selects);
+        } else {
+            let hosts = HashMap::from([(host, selects)]);
+            self.known.insert(namespace.to_owned(), hosts);
+        }
+        selects
+    }
 }
 
-fn selects_any(snapshot: &Snapshot, registry: &Registry, namespace: &str, host: &str) -> bool {
+/// The namespaces of the workloads that a Sidecar applies to, or may apply to.
+fn applies_in<'a>(
+    sidecar: &'a Object<Sidecar>,
+    root: &str,
+    workloads: &'a [ResolvedWorkload],
+) -> BTreeSet<&'a str> {
+    let own = sidecar.meta.namespace.as_str();
+    if own != root || sidecar.spec.selector.is_some() {
+        return [own].into();
+    }
+    workloads
+        .iter()
+        .filter(|workload| {
+            workload.sidecar.as_ref().is_some_and(|applies| {
+                applies.meta.namespace == sidecar.meta.namespace
+                    && applies.meta.name == sidecar.meta.name
+            })
+        })
+        .map(|workload| workload.namespace.as_str())
+        .collect()
+}
+
+fn matches_nothing(sidecar: &Object<Sidecar>, index: usize, at: usize, host: &str) -> Finding {
+    Finding {
+        resource: Some(sidecar.reference("Sidecar")),
+        kind: FindingKind::HostMatchesNothing,
+        field: format!("spec.egress[{index}].hosts[{at}]"),
+        message: format!("`{host}` matches no service that workloads here may see"),
+        remedy: "correct the namespace or the name, add the service, or check its exportTo".into(),
+        related: Vec::new(),
+    }
+}
+
+fn selects_any(
+    registry: &Registry,
+    virtual_services: &mut VirtualServices<'_>,
+    namespace: &str,
+    host: &str,
+) -> bool {
     let hosts = Hosts::parse(&[host.to_owned()], namespace);
     let scope_and_name = host.split_once('/');
     let exact = scope_and_name.filter(|(_, name)| !name.starts_with('*'));
     let any_service = match exact {
-        Some((_, name)) => registry.by_hostname(name).any(|(index, service)| {
-            hosts.selects(&service.namespace, name) && registry.is_visible(index, namespace)
+        Some((_, name)) => registry.by_hostname(name).any(|(position, service)| {
+            hosts.selects(&service.namespace, name) && registry.is_visible(position, namespace)
         }),
         None => registry
-            .visible(namespace)
+            .visible(namespace, hosts.scopes().as_deref())
             .any(|(_, service)| hosts.selects(&service.namespace, &service.hostname)),
     };
+    let mut virtual_services = virtual_services.of(namespace).iter();
     any_service
-        || visibility::virtual_services(snapshot, namespace)
-            .iter()
-            .any(|vs| vs.hosts.iter().any(|host| hosts.meets(&vs.namespace, host)))
+        || virtual_services.any(|vs| vs.hosts.iter().any(|host| hosts.meets(&vs.namespace, host)))
 }
 
 /// What the egress listeners of a Sidecar come to: `listeners` are those that exist because of
-/// it in the workload's namespace.
+/// `egress` in the context of a workload. The resource is left out of the findings: it is the
+/// Sidecar.
 #[must_use]
 pub fn egress(
-    sidecar: &Object<Sidecar>,
-    workload: &ResolvedWorkload,
-    mesh: &MeshConfig,
+    context: &Context<'_>,
     registry: &Registry,
+    egress: &[EgressListener],
     listeners: &[OutboundListener<'_>],
 ) -> Vec<Finding> {
     if registry.is_empty() {
         return Vec::new();
     }
-    let resource = sidecar.reference("Sidecar");
     let mut findings = Vec::new();
-    for (index, egress) in sidecar.spec.egress.iter().enumerate() {
+    let present: BTreeSet<usize> = listeners.iter().map(|listener| listener.egress).collect();
+    for (index, egress) in egress.iter().enumerate() {
         let field = format!("spec.egress[{index}]");
-        if listeners.iter().any(|listener| listener.egress == index) {
+        if present.contains(&index) {
             continue;
         }
-        if let Some(port) = reserved(egress, workload, mesh) {
+        if let Some(port) = reserved(egress, context) {
             findings.push(Finding {
-                resource: Some(resource.clone()),
+                resource: None,
                 kind: FindingKind::ReservedPort,
                 field: format!("{field}.port.number"),
                 message: format!(
@@ -145,10 +213,10 @@ pub fn egress(
                 related: Vec::new(),
             });
         } else if let Some(port) = &egress.port {
-            findings.push(without_service(&resource, &field, egress, port.number));
+            findings.push(without_service(None, &field, egress, port.number));
         }
     }
-    findings.extend(shadowed(&resource, listeners));
+    findings.extend(shadowed(listeners));
     findings
 }
 
@@ -173,9 +241,9 @@ pub fn unused_sidecars<'a>(
         for (index, egress) in sidecar.spec.egress.iter().enumerate() {
             let Some(port) = &egress.port else { continue };
             if visibility::exposed(registry, namespace, egress).is_empty() {
-                let resource = sidecar.reference("Sidecar");
+                let resource = Some(sidecar.reference("Sidecar"));
                 let field = format!("spec.egress[{index}]");
-                findings.push(without_service(&resource, &field, egress, port.number));
+                findings.push(without_service(resource, &field, egress, port.number));
             }
         }
     }
@@ -183,7 +251,7 @@ pub fn unused_sidecars<'a>(
 }
 
 fn without_service(
-    resource: &ResourceRef,
+    resource: Option<ResourceRef>,
     field: &str,
     egress: &EgressListener,
     port: u32,
@@ -206,7 +274,7 @@ fn without_service(
         )
     };
     Finding {
-        resource: Some(resource.clone()),
+        resource,
         kind: FindingKind::PortMatchesNothing,
         field,
         message,
@@ -217,27 +285,21 @@ fn without_service(
 }
 
 /// The port of a listener that there is not because the proxy keeps it for itself.
-fn reserved(
-    egress: &EgressListener,
-    workload: &ResolvedWorkload,
-    mesh: &MeshConfig,
-) -> Option<u16> {
+fn reserved(egress: &EgressListener, context: &Context<'_>) -> Option<u16> {
     let port = egress.port.as_ref()?;
     let number = u16::try_from(port.number).ok()?;
-    let real = capture::egress_is_real(workload.mode(), egress.capture_mode, &egress.bind);
-    let bind: Option<IpAddr> = match egress.bind.parse() {
-        Ok(ip) => Some(ip),
-        Err(_) if real || egress.bind.starts_with(UNIX_PREFIX) => {
-            Some(IpAddr::from([127, 0, 0, 1]))
-        }
-        Err(_) => None,
+    let real = capture::egress_is_real(context.mode, egress.capture_mode, &egress.bind);
+    let bind = match egress.bind_ip() {
+        None if real || egress.bind.starts_with(UNIX_PREFIX) => Some(IpAddr::from([127, 0, 0, 1])),
+        ip => ip,
     };
-    capture::is_reserved(mesh, bind, number, Protocol::parse(&port.protocol)).then_some(number)
+    capture::is_reserved(context.mesh, bind, number, Protocol::parse(&port.protocol))
+        .then_some(number)
 }
 
 /// Services of the catch-all that are not reached, because a listener with a port has the
 /// address and port they would need.
-fn shadowed(resource: &ResourceRef, listeners: &[OutboundListener<'_>]) -> Vec<Finding> {
+fn shadowed(listeners: &[OutboundListener<'_>]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for listener in listeners {
         let Some((egress, _)) = listener.shadowed.first() else {
@@ -246,12 +308,12 @@ fn shadowed(resource: &ResourceRef, listeners: &[OutboundListener<'_>]) -> Vec<F
         let names: BTreeSet<&str> = listener
             .shadowed
             .iter()
-            .map(|(_, service)| service.hostname.as_str())
+            .map(|(_, service)| &*service.hostname)
             .collect();
         let more = if names.len() > SHOWN { ", ..." } else { "" };
         let shown: Vec<&str> = names.iter().copied().take(SHOWN).collect();
         findings.push(Finding {
-            resource: Some(resource.clone()),
+            resource: None,
             kind: FindingKind::Shadowed,
             field: format!("spec.egress[{egress}]"),
             message: format!(

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sidecar_common::{Reason, decide::Direction};
 
 use crate::{
-    compile::plan::Listener,
+    compile::plan::{DeclaredBy, Listener},
     model::{ResourceRef, workload::PROXY_ANNOTATION},
 };
 
@@ -53,8 +53,12 @@ pub fn declared(
     let by_listener = || {
         let listener = listener?;
         Some(Declared {
-            resource: listener.resource.clone()?,
-            field: listener.field.clone(),
+            resource: match &listener.declared {
+                DeclaredBy::Nothing => return None,
+                DeclaredBy::Resource(resource) => ResourceRef::clone(resource),
+                DeclaredBy::Sidecar(_) => workload.sidecar.as_ref()?.reference("Sidecar"),
+            },
+            field: listener.field(),
         })
     };
     let outbound = direction == Direction::Outbound;

@@ -24,6 +24,8 @@ pub enum FindingKind {
     HostMatchesNothing,
     /// No service has the port of an egress listener.
     PortMatchesNothing,
+    /// A Sidecar for workloads in ambient mode (Istio: `IneffectivePolicy`).
+    Ineffective,
     /// An annotation of a workload cannot be used as written.
     BadAnnotation,
     /// A workload's cgroup is another workload's, or lies within or around it.
@@ -54,6 +56,7 @@ impl FindingKind {
             Self::SelectorMatchesNothing => catalogue::SELECTOR_MATCHES_NOTHING,
             Self::HostMatchesNothing => catalogue::HOST_MATCHES_NOTHING,
             Self::PortMatchesNothing => catalogue::PORT_MATCHES_NOTHING,
+            Self::Ineffective => catalogue::INEFFECTIVE,
             Self::BadAnnotation => catalogue::BAD_ANNOTATION,
             Self::CgroupConflict => catalogue::CGROUP_CONFLICT,
             Self::Unreachable => catalogue::UNREACHABLE,

@@ -41,14 +41,14 @@ pub fn forward(default_endpoint: &str, addresses: &[IpAddr]) -> Option<Forward> 
         });
     }
     let (host, port) = default_endpoint.rsplit_once(':')?;
-    if host.is_empty() {
-        return Some(original(families));
-    }
-    let port: u16 = port.parse().ok().filter(|port| *port != 0)?;
     let host = host
         .strip_prefix('[')
         .and_then(|h| h.strip_suffix(']'))
         .unwrap_or(host);
+    if host.is_empty() {
+        return Some(original(families));
+    }
+    let port: u16 = port.parse().ok().filter(|port| *port != 0)?;
     let ip: IpAddr = match host.parse().ok()? {
         IpAddr::V4(Ipv4Addr::LOCALHOST) if families.v4 => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V4(Ipv4Addr::LOCALHOST) => Ipv6Addr::LOCALHOST.into(),

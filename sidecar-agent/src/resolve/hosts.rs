@@ -49,16 +49,23 @@ impl Hosts {
     /// wherever they stand in the list.
     #[must_use]
     pub fn selects(&self, namespace: &str, hostname: &str) -> bool {
-        self.any(namespace, |names| names.covers(hostname))
+        Self::any(&self.include, namespace, |names| names.covers(hostname))
+            && !self.excludes(namespace, hostname)
     }
 
     /// Whether a virtual service of `namespace` for `host` is selected: as [`Self::selects`],
     /// but a wildcard host also meets the narrower names it covers.
     #[must_use]
     pub fn meets(&self, namespace: &str, host: &str) -> bool {
-        self.any(namespace, |names| {
-            names.covers(host) || names.covered_by(host)
-        })
+        let meets = |names: &Names| names.covers(host) || names.covered_by(host);
+        Self::any(&self.include, namespace, meets) && !self.excludes(namespace, host)
+    }
+
+    /// The namespaces that inclusions name; `None`: one is for all namespaces.
+    #[must_use]
+    pub fn scopes(&self) -> Option<Vec<&str>> {
+        (!self.include.contains_key(ALL_NAMESPACES))
+            .then(|| self.include.keys().map(String::as_str).collect())
     }
 
     /// Whether every inclusion is a complete name.
@@ -67,13 +74,19 @@ impl Hosts {
         self.exact_only
     }
 
-    fn any(&self, namespace: &str, matches: impl Fn(&Names) -> bool) -> bool {
-        let hit = |side: &HashMap<String, Names>| {
-            [namespace, ALL_NAMESPACES]
-                .iter()
-                .any(|scope| side.get(*scope).is_some_and(&matches))
-        };
-        hit(&self.include) && !hit(&self.exclude)
+    /// An exclusion takes away what it covers, no more: Istio's `Excluded`.
+    fn excludes(&self, namespace: &str, host: &str) -> bool {
+        Self::any(&self.exclude, namespace, |names| names.covers(host))
+    }
+
+    fn any(
+        side: &HashMap<String, Names>,
+        namespace: &str,
+        matches: impl Fn(&Names) -> bool,
+    ) -> bool {
+        [namespace, ALL_NAMESPACES]
+            .iter()
+            .any(|scope| side.get(*scope).is_some_and(&matches))
     }
 }
 
@@ -147,6 +160,18 @@ mod tests {
         assert!(!selects(&["*/*.b.c"], "x", "b.c"));
         assert!(!selects(&["*/*.b.c"], "x", "*.c"));
         assert!(!selects(&["*/a.b.c"], "x", "*.b.c"));
+    }
+
+    #[test]
+    fn virtual_services_are_excluded_by_what_covers_them() {
+        let meets = |entries: &[&str], host: &str| {
+            let entries: Vec<_> = entries.iter().map(ToString::to_string).collect();
+            Hosts::parse(&entries, "own").meets("x", host)
+        };
+        assert!(meets(&["x/a.b.c"], "*.b.c"), "covered by the wildcard");
+        assert!(meets(&["*/*", "~/a.b.c"], "*.b.c"), "more is left of it");
+        assert!(!meets(&["*/*", "~/*.b.c"], "*.b.c"));
+        assert!(!meets(&["*/*", "~x/*.c"], "a.b.c"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
 };
 
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
         mesh::{InterceptionMode, MeshConfig},
         service::TargetPort,
         sidecar::Sidecar,
+        validate::syntax,
     },
 };
 
@@ -28,7 +30,7 @@ pub struct InboundListener {
     /// Index in the Sidecar's `ingress`; `None`: it follows from a service.
     pub ingress: Option<usize>,
     /// The service it follows from.
-    pub service: Option<String>,
+    pub service: Option<Arc<str>>,
     /// Its port.
     pub port: u16,
     /// A real listener; else one that captured connections reach.
@@ -91,7 +93,7 @@ pub fn declared<'a>(
                 let bind = match ingress.bind.as_str() {
                     "" => None,
                     _ if unix.is_some() => None,
-                    text => Some(text.parse().map_err(|_| {
+                    text => Some(syntax::ip(text).ok_or_else(|| {
                         Skipped::unreachable(format!("bind {text:?} is no address"))
                     })?),
                 };
@@ -172,7 +174,7 @@ pub fn derived(
             };
             listeners.push(InboundListener {
                 ingress: None,
-                service: Some(service.hostname.clone()),
+                service: Some(Arc::clone(&service.hostname)),
                 port: number,
                 real: false,
                 binds: Vec::new(),

@@ -10,10 +10,12 @@ use std::{
     net::IpAddr,
 };
 
+use foldhash::fast::RandomState;
 use ipnet::IpNet;
+use smallvec::{SmallVec, smallvec};
 
 use crate::{
-    compile::plan::{Target, UnixAddr},
+    compile::plan::UnixAddr,
     model::{
         mesh::{InterceptionMode, MeshConfig},
         sidecar::EgressListener,
@@ -69,7 +71,7 @@ pub struct OutboundListener<'a> {
     pub explicit: bool,
     /// The services on it, at least one; the first stands for all where they cannot be told
     /// apart.
-    pub members: Vec<Member<'a>>,
+    pub members: SmallVec<[Member<'a>; 1]>,
     /// Services that wanted it and did not get it.
     pub dropped: Vec<&'a Service>,
     /// Services of the catch-all (its index in `egress`) that would have been on it, had it not
@@ -88,6 +90,21 @@ pub struct Member<'a> {
     pub protocol: Protocol,
     /// On the wildcard address: the network whose connections are the service's.
     pub network: Option<IpNet>,
+}
+
+/// Host name, namespace and port.
+type MemberId<'a> = (&'a str, &'a str, u16);
+
+impl<'a> Member<'a> {
+    /// What tells members apart: parts of one service, declared by several resources, are one.
+    fn id(&self) -> MemberId<'a> {
+        let Service {
+            hostname,
+            namespace,
+            ..
+        } = self.service;
+        (hostname, namespace, self.port.number)
+    }
 }
 
 /// The egress listeners of a workload, in the order in which they come to be.
@@ -134,7 +151,7 @@ impl Site {
         let real = capture::egress_is_real(context.mode, listener.capture_mode, &listener.bind);
         let binds = if let Some(unix) = UnixAddr::parse(&listener.bind) {
             vec![Bind::Unix(unix)]
-        } else if let Ok(ip) = listener.bind.parse::<IpAddr>() {
+        } else if let Some(ip) = listener.bind_ip() {
             vec![Bind::from(ip)]
         } else if real {
             Families::of(context.addresses)
@@ -180,10 +197,12 @@ impl From<IpAddr> for Bind {
 #[derive(Default)]
 struct Table<'a> {
     listeners: Vec<OutboundListener<'a>>,
-    keys: HashMap<(Bind, u16), usize>,
+    keys: HashMap<(Bind, u16), usize, RandomState>,
     /// What a listener already tells apart, so that a second service of the same kind is a
     /// conflict: per listener, the network, and the name where SNI tells services apart.
-    taken: HashSet<(usize, Option<IpNet>, Option<&'a str>)>,
+    taken: HashSet<(usize, Option<IpNet>, Option<&'a str>), RandomState>,
+    /// The members of locked listeners that others wanted.
+    members: HashMap<usize, HashSet<MemberId<'a>, RandomState>, RandomState>,
     /// Listeners below this index take no more services.
     locked: usize,
 }
@@ -261,7 +280,7 @@ impl<'a> Table<'a> {
                 port: number,
                 real: site.real,
                 explicit,
-                members: Vec::new(),
+                members: SmallVec::new(),
                 dropped: Vec::new(),
                 shadowed: Vec::new(),
             };
@@ -291,16 +310,12 @@ impl<'a> Table<'a> {
         let Some(listener) = self.listeners.get_mut(index) else {
             return;
         };
-        let is_member = |member: &Member<'_>, of: &OutboundListener<'_>| {
-            let same = |known: &Member<'_>| {
-                known.service.hostname == member.service.hostname
-                    && known.service.namespace == member.service.namespace
-                    && known.port.number == member.port.number
-            };
-            of.members.iter().any(same)
-        };
         if index < self.locked {
-            if !is_member(&member, listener) {
+            let members = self
+                .members
+                .entry(index)
+                .or_insert_with(|| listener.members.iter().map(Member::id).collect());
+            if !members.contains(&member.id()) {
                 listener.shadowed.push((egress, member.service));
             }
             return;
@@ -311,12 +326,16 @@ impl<'a> Table<'a> {
             .first()
             .is_none_or(|first| server_first(first.protocol) == server_first(member.protocol));
         let name = (member.protocol == Protocol::Tls && !matches!(listener.bind, Bind::Ip(_)))
-            .then_some(member.service.hostname.as_str());
+            .then_some(&*member.service.hostname);
         // HTTP services are told apart by Host; on a unix socket the order decides.
         let shares = member.protocol.is_http() || matches!(listener.bind, Bind::Unix(_));
         if mixes && (shares || self.taken.insert((index, member.network, name))) {
             listener.members.push(member);
-        } else if !is_member(&member, listener) {
+        } else if !listener
+            .members
+            .iter()
+            .any(|known| known.id() == member.id())
+        {
             // Resources that declare parts of one service do not compete.
             listener.dropped.push(member.service);
         }
@@ -335,12 +354,12 @@ fn places(
     site: &Site,
     protocol: Protocol,
     Pair { service, port }: Pair<'_>,
-) -> Vec<(Bind, Option<IpNet>)> {
+) -> SmallVec<[(Bind, Option<IpNet>); 1]> {
     if !site.binds.is_empty() {
         return site.binds.iter().map(|bind| (bind.clone(), None)).collect();
     }
     if protocol.is_http() {
-        return vec![(Bind::Wildcard, None)];
+        return smallvec![(Bind::Wildcard, None)];
     }
     if !service.vips.is_empty() {
         let single = service.single_vips().map(|ip| (Bind::Ip(ip), None));
@@ -359,15 +378,10 @@ fn places(
     // An ExternalName is an alias, and takes nothing.
     let alias = service.provider == Provider::Kubernetes && service.discovery == Discovery::Dns;
     if !at_endpoints && !alias {
-        return vec![(Bind::Wildcard, None)];
+        return smallvec![(Bind::Wildcard, None)];
     }
     let own = context.addresses.first();
-    port.endpoints
-        .iter()
-        .filter_map(|target| match target {
-            Target::Tcp(address) => Some(address.ip()),
-            Target::Unix(_) | Target::Original => None,
-        })
+    port.ips()
         .filter(|ip| Some(ip) != own)
         .map(|ip| (Bind::Ip(ip), None))
         .collect()

@@ -4,6 +4,8 @@
 //! | module | question |
 //! |---|---|
 //! | [`select`] | which Sidecar applies to a workload |
+//! | [`ambient`] | which Sidecars conflict, or are for workloads that none applies to |
+//! | [`pool`] | which connection pool settings hold for an ingress port |
 //! | [`traffic`] | what the workload's annotations capture and exempt |
 //! | [`workload`] | which workloads are on this node |
 //! | [`registry`] | which services exist, and where they lead |
@@ -14,6 +16,7 @@
 //! | [`declared`] | which resource and field decided |
 //! | [`capture`] | real listener or captured; bind addresses; reserved ports |
 
+pub mod ambient;
 pub mod analysis;
 pub mod capture;
 pub mod declared;
@@ -22,6 +25,7 @@ pub mod forward;
 pub mod hosts;
 pub mod inbound;
 pub mod listeners;
+pub mod pool;
 pub mod protocol;
 pub mod registry;
 pub mod select;

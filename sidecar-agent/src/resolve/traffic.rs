@@ -32,7 +32,7 @@ const DEFAULT_STATUS_PORT: u16 = 15020;
 const TUNNEL_PORT: u16 = 15008;
 
 /// Everything, or a list.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Include<T> {
     /// `*`.
     All,
@@ -41,7 +41,7 @@ pub enum Include<T> {
 }
 
 /// What is captured and what is exempt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Traffic {
     /// Inbound ports.
     pub include_inbound: Include<BTreeSet<u16>>,
@@ -118,6 +118,18 @@ impl Traffic {
                 .unwrap_or(DEFAULT_PROXY_UID),
         };
         (traffic, reader.bad)
+    }
+
+    /// The same outbound, and nothing said of what is inbound or the proxy's.
+    #[must_use]
+    pub fn outbound_only(&self) -> Self {
+        Self {
+            include_inbound: Include::All,
+            exclude_inbound: BTreeSet::new(),
+            status_port: 0,
+            proxy_uid: 0,
+            ..self.clone()
+        }
     }
 
     /// Why an outbound connection is captured (`Ok`) or not (`Err`). Self-calls and loopback

@@ -9,6 +9,8 @@ use std::{
     sync::Arc,
 };
 
+use smallvec::SmallVec;
+
 use crate::model::{
     Object, Snapshot,
     sidecar::{EgressListener, Sidecar},
@@ -28,7 +30,7 @@ pub struct Selected<'a> {
     /// The service.
     pub service: &'a Service,
     /// The exposed ports.
-    pub ports: Vec<&'a Port>,
+    pub ports: SmallVec<[&'a Port; 2]>,
 }
 
 /// The part of a `VirtualService` that decides which services are seen.
@@ -47,13 +49,14 @@ pub struct VirtualService {
 pub fn virtual_services(snapshot: &Snapshot, namespace: &str) -> Vec<VirtualService> {
     let is_for = |object: &&Arc<Object<virtual_service::VirtualService>>| {
         let own = object.meta.namespace.as_str();
-        let exported = |to: &String| match to.as_str() {
-            "*" => true,
-            "." => own == namespace,
-            other => other == namespace,
+        let export_to = match object.spec.export_to.as_deref() {
+            None | Some([]) => &snapshot.mesh.default_virtual_service_export_to,
+            Some(named) => named,
         };
-        let export_to = object.spec.export_to.as_deref().unwrap_or_default();
-        object.spec.is_for_mesh() && (export_to.is_empty() || export_to.iter().any(exported))
+        let has = |name: &str| export_to.iter().any(|to| to == name);
+        let named = || has(namespace) || own == namespace && has(".");
+        // As in Istio, `*` outweighs `~`, and `~` outweighs names.
+        object.spec.is_for_mesh() && (has("*") || !has("~") && named())
     };
     snapshot
         .virtual_services
@@ -67,13 +70,41 @@ pub fn virtual_services(snapshot: &Snapshot, namespace: &str) -> Vec<VirtualServ
                 hosts: object.spec.hosts.iter().map(complete).collect(),
                 destinations: object
                     .spec
-                    .destinations
-                    .iter()
-                    .map(|(host, ports)| (complete(host), ports.clone()))
+                    .destinations_from(namespace)
+                    .into_iter()
+                    .map(|(host, ports)| (complete(&host), ports))
                     .collect(),
             }
         })
         .collect()
+}
+
+/// The virtual services of a snapshot by namespace, found when they are asked for.
+#[derive(Debug)]
+pub struct VirtualServices<'a> {
+    snapshot: &'a Snapshot,
+    known: HashMap<String, Vec<VirtualService>>,
+}
+
+impl<'a> VirtualServices<'a> {
+    /// Those of this snapshot.
+    #[must_use]
+    pub fn new(snapshot: &'a Snapshot) -> Self {
+        Self {
+            snapshot,
+            known: HashMap::new(),
+        }
+    }
+
+    /// See [`virtual_services`].
+    pub fn of(&mut self, namespace: &str) -> &[VirtualService] {
+        if self.snapshot.virtual_services.is_empty() {
+            return &[];
+        }
+        self.known
+            .entry(namespace.to_owned())
+            .or_insert_with(|| virtual_services(self.snapshot, namespace))
+    }
 }
 
 /// A short name is a service's of the virtual service's own namespace.
@@ -123,34 +154,39 @@ pub fn exposed<'a>(
     let hosts = Hosts::parse(&listener.hosts, namespace);
     let port = port_filter(listener);
     let mut candidates: Vec<(usize, Selected<'a>)> = registry
-        .visible(namespace)
+        .visible(namespace, hosts.scopes().as_deref())
         .filter(|(_, service)| hosts.selects(&service.namespace, &service.hostname))
-        .filter_map(|(index, service)| Some((index, trim(service, port)?)))
+        .filter_map(|(position, service)| Some((position, trim(service, port)?)))
         .collect();
 
     // One namespace per host name: the workload's own, else Kubernetes', else the first.
-    let mut winners: HashMap<&str, &Service> = HashMap::with_capacity(candidates.len());
-    for (_, Selected { service, .. }) in &candidates {
+    let mut winners: HashMap<&str, &Service> = HashMap::new();
+    for (position, Selected { service, .. }) in &candidates {
+        if !registry.shares_name(*position) {
+            continue;
+        }
         winners
             .entry(&service.hostname)
             .and_modify(|winner| {
-                let better = service.namespace == namespace
+                let better = *service.namespace == *namespace
                     || service.provider == Provider::Kubernetes
                         && winner.provider != Provider::Kubernetes;
-                if winner.namespace != namespace && better {
+                if *winner.namespace != *namespace && better {
                     *winner = service;
                 }
             })
             .or_insert(service);
     }
-    candidates.retain(|(_, Selected { service, .. })| {
-        winners
-            .get(service.hostname.as_str())
-            .is_some_and(|w| w.namespace == service.namespace)
-    });
+    if !winners.is_empty() {
+        candidates.retain(|(_, Selected { service, .. })| {
+            winners
+                .get(&*service.hostname)
+                .is_none_or(|winner| winner.namespace == service.namespace)
+        });
+    }
     if hosts.exact_only() {
         // Istio looks complete names up one by one, in the registry's order.
-        candidates.sort_by_key(|(index, _)| *index);
+        candidates.sort_by_key(|(position, _)| *position);
     }
     candidates
         .into_iter()
@@ -184,9 +220,9 @@ pub fn scope<'a>(
             };
             let trimmed = match listener_port {
                 Some(_) => trim(service, listener_port),
-                None => trim_to(service, |port| {
-                    ports.is_empty() || ports.contains(&port.number)
-                }),
+                // A service without ports stays: nothing of it is left out.
+                None if ports.is_empty() || service.ports.is_empty() => trim(service, None),
+                None => trim_to(service, |port| ports.contains(&port.number)),
             };
             if let Some(selected) = trimmed {
                 scope.add(selected);
@@ -216,7 +252,7 @@ fn trim(service: &Service, port: Option<u32>) -> Option<Selected<'_>> {
 }
 
 fn trim_to(service: &Service, keep: impl Fn(&Port) -> bool) -> Option<Selected<'_>> {
-    let ports: Vec<&Port> = service.ports.iter().filter(|port| keep(port)).collect();
+    let ports: SmallVec<[&Port; 2]> = service.ports.iter().filter(|port| keep(port)).collect();
     (!ports.is_empty()).then_some(Selected { service, ports })
 }
 
@@ -229,7 +265,7 @@ fn destination<'a>(
     features: Features,
 ) -> Option<&'a Service> {
     let candidates = || registry.by_hostname(hostname);
-    if let Some((_, own)) = candidates().find(|(_, service)| service.namespace == namespace) {
+    if let Some((_, own)) = candidates().find(|(_, service)| *service.namespace == *namespace) {
         return Some(own);
     }
     let visible = candidates().filter(|(index, _)| registry.is_visible(*index, namespace));
@@ -250,7 +286,7 @@ struct Scope<'a> {
 
 impl<'a> Scope<'a> {
     fn add(&mut self, new: Selected<'a>) {
-        let at = self.by_hostname.get(new.service.hostname.as_str()).copied();
+        let at = self.by_hostname.get(&*new.service.hostname).copied();
         let Some(known) = at.and_then(|at| self.services.get_mut(at)) else {
             self.by_hostname
                 .insert(&new.service.hostname, self.services.len());
@@ -267,6 +303,7 @@ impl<'a> Scope<'a> {
             known.ports.extend(
                 new.ports
                     .iter()
+                    .copied()
                     .filter(|port| !ports.contains(&port.number)),
             );
         }

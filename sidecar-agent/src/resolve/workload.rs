@@ -18,6 +18,7 @@ use crate::model::{
 };
 
 use super::{
+    ambient,
     finding::{Finding, FindingKind},
     registry,
     select::{ProxyType, Sidecars},
@@ -128,9 +129,25 @@ pub fn workloads(snapshot: &Snapshot) -> (Vec<ResolvedWorkload>, Vec<Finding>) {
     let labels: Vec<_> = snapshot
         .workloads
         .iter()
-        .map(|entry| (entry.meta.namespace.as_str(), registry::labels(entry)))
+        .map(|e| registry::labels(e))
         .collect();
-    findings.extend(sidecars.conflicts(labels.iter().map(|(ns, labels)| (*ns, labels))));
+    let known: Vec<_> = snapshot
+        .workloads
+        .iter()
+        .zip(&labels)
+        .map(|(entry, labels)| ambient::Workload {
+            namespace: &entry.meta.namespace,
+            labels,
+            annotations: &entry.meta.annotations,
+        })
+        .collect();
+    findings.extend(ambient::conflicts(
+        &snapshot.sidecars,
+        &snapshot.mesh.root_namespace,
+        &known,
+        // Namespaces are not read.
+        &BTreeMap::new(),
+    ));
     (workloads, findings)
 }
 

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    compile,
+    compile::Compiler,
     dataplane::{self, Capacity},
     model::Compat,
     observe::admin::{self, Answer, Request},
@@ -79,6 +79,7 @@ pub async fn run(options: Options) -> Result<()> {
     let mut collisions = interval(LOOK_FOR_COLLISIONS);
     collisions.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
+    let mut compiler = Compiler::default();
     let mut input = store.update(files::read(&paths));
     let mut generation = 0_u64;
     loop {
@@ -87,7 +88,7 @@ pub async fn run(options: Options) -> Result<()> {
             .snapshot
             .dns
             .clone_from(&names.borrow_and_update().addresses);
-        apply(&mut node, &input, &dns, generation);
+        apply(&mut node, &mut compiler, &input, &dns, generation);
         // What follows changes nothing that is wanted; `break` leads to the next application.
         loop {
             tokio::select! {
@@ -115,9 +116,15 @@ pub async fn run(options: Options) -> Result<()> {
     }
 }
 
-fn apply(node: &mut Node, input: &files::Update, dns: &DnsWatcher, generation: u64) {
+fn apply(
+    node: &mut Node,
+    compiler: &mut Compiler,
+    input: &files::Update,
+    dns: &DnsWatcher,
+    generation: u64,
+) {
     let started = Instant::now();
-    let wanted = compile::plans(&input.snapshot);
+    let wanted = compiler.plans(&input.snapshot);
     dns.want(wanted.dns);
     let mut diagnostics = input.diagnostics.clone();
     diagnostics.extend(dns.state().borrow().diagnostics());

@@ -45,15 +45,9 @@ struct UnixListener {
 /// Whether a plan needs the relay.
 pub fn needs_relay(plan: &Plan) -> bool {
     let relays = |path: u8| path == sidecar_common::Path::Relay as u8;
-    plan.listeners
-        .iter()
-        .any(|listener| listener.unix_bind.is_some())
-        || plan.outbound.values().any(|rule| relays(rule.path))
-        || plan
-            .outbound_prefixes
-            .values()
-            .any(|rule| relays(rule.path))
-        || plan.inbound.values().any(|rule| relays(rule.path))
+    plan.listeners()
+        .any(|listener| listener.unix_bind().is_some())
+        || plan.rules().any(|rule| relays(rule.path))
 }
 
 impl WorkloadRelay {
@@ -126,18 +120,18 @@ impl WorkloadRelay {
     pub fn prepare(&mut self, engine: &Engine, id: PlanId, plan: &Arc<Plan>) -> Vec<String> {
         self.routes.plans_mut().announced = Some((id, plan.clone()));
         let mut problems = Vec::new();
-        for listener in &plan.listeners {
-            let Some(bind) = &listener.unix_bind else {
+        for listener in plan.listeners() {
+            let Some(bind) = listener.unix_bind() else {
                 continue;
             };
             if self.unix.contains_key(bind) {
                 continue;
             }
-            match self.open_unix(engine, bind, listener.targets.clone().into()) {
+            match self.open_unix(engine, bind, Arc::clone(&listener.targets)) {
                 Ok(open) => {
                     self.unix.insert(bind.clone(), open);
                 }
-                Err(error) => problems.push(describe(listener, &error)),
+                Err(error) => problems.push(describe(plan, listener, &error)),
             }
         }
         problems
@@ -147,20 +141,16 @@ impl WorkloadRelay {
     /// it does not declare. Live connections go on.
     pub fn settle(&mut self, engine: &Engine, plan: &Plan) {
         self.routes.plans_mut().settle();
-        for listener in &plan.listeners {
-            let open = listener
-                .unix_bind
-                .as_ref()
-                .and_then(|bind| self.unix.get(bind));
+        for listener in plan.listeners() {
+            let open = listener.unix_bind().and_then(|bind| self.unix.get(bind));
             if let Some(open) = open {
-                open.routes.lead_to(listener.targets.clone().into());
+                open.routes.lead_to(Arc::clone(&listener.targets));
             }
         }
         let gone = |bind: &UnixAddr| {
             !plan
-                .listeners
-                .iter()
-                .any(|listener| listener.unix_bind.as_ref() == Some(bind))
+                .listeners()
+                .any(|listener| listener.unix_bind() == Some(bind))
         };
         for (_, open) in self.unix.extract_if(.., |bind, _| gone(bind)) {
             drop(engine.remove(open.id));
@@ -201,10 +191,10 @@ impl WorkloadRelay {
     }
 }
 
-fn describe(listener: &Listener, error: &anyhow::Error) -> String {
-    match &listener.resource {
-        Some(resource) => format!("{} of {resource}: {error:#}", listener.name),
-        None => format!("{}: {error:#}", listener.name),
+fn describe(plan: &Plan, listener: &Listener, error: &anyhow::Error) -> String {
+    match plan.resource(listener) {
+        Some(resource) => format!("{listener} of {resource}: {error:#}"),
+        None => format!("{listener}: {error:#}"),
     }
 }
 

@@ -9,11 +9,12 @@ mod partial_ip_tables;
 mod proxied;
 mod unix_egress;
 mod unix_ingress;
+mod unix_ingress_bind;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::Path};
 
 use crate::{
-    Client,
+    Client, Place,
     apps::{Outcome, wire::canonical},
     lab::Lab,
 };
@@ -59,6 +60,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "unix-egress",
         about: "egress listeners bound to unix sockets",
         run: unix_egress::run,
+    },
+    Scenario {
+        name: "unix-ingress-bind",
+        about: "an ingress listener bound to a unix socket, as Istio 1.0 had them (`--compat`)",
+        run: unix_ingress_bind::run,
     },
     Scenario {
         name: "proxied",
@@ -205,4 +211,38 @@ fn increased(before: &[(String, u64)], after: &[(String, u64)]) -> String {
 /// As [`Check::run`].
 pub fn run_all(lab: &Lab, checks: &[Check<'_>]) -> anyhow::Result<Vec<Row>> {
     checks.iter().map(|check| check.run(lab)).collect()
+}
+
+/// An ordinary user at `place` calls a unix socket of the relay's; `expected` is who answers, and
+/// the reason: the kernel, which decides nothing there, counts none.
+///
+/// # Errors
+/// When something around it fails.
+pub fn relayed_from_unix(
+    lab: &Lab,
+    place: Place<'_>,
+    asked: &str,
+    socket: &Path,
+    expected: (&str, &str),
+) -> anyhow::Result<Row> {
+    const NOBODY: u32 = 65534;
+    let (name, reason) = expected;
+    let before = lab.relayed()?;
+    let outcome = Client::unix(socket)
+        .place(place.user(NOBODY, NOBODY))
+        .banner()?;
+    let did = match (&outcome.banner, outcome.errno) {
+        (Some(banner), _) => format!("reached {}", banner.name),
+        (None, errno) => format!("failed with errno {errno:?}, {:?}", outcome.error),
+    };
+    let path = if lab.relayed()? > before {
+        "relay"
+    } else {
+        "not relayed"
+    };
+    Ok(row(
+        asked,
+        (did, path.into(), reason.into()),
+        (&format!("reached {name}"), "relay", reason),
+    ))
 }

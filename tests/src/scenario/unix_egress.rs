@@ -2,11 +2,8 @@
 
 use std::path::Path;
 
-use super::{Row, row};
-use crate::{
-    Client,
-    lab::{Lab, service},
-};
+use super::{Row, relayed_from_unix};
+use crate::lab::{Lab, service};
 
 const SIDECAR: &str = "\
 apiVersion: networking.istio.io/v1
@@ -38,37 +35,11 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
     lab.write_mesh("{}\n")?;
     lab.start_agent()?;
     let by_path = lab.in_root("/run/details.sock");
+    let check = |asked, socket: &Path, name| {
+        relayed_from_unix(&lab, lab.inside(), asked, socket, (name, "egress-listener"))
+    };
     Ok(vec![
-        check(
-            &lab,
-            "egress bind unix:///run/details.sock",
-            &by_path,
-            "details",
-        )?,
-        check(&lab, "egress bind unix://@db", Path::new("@db"), "db")?,
+        check("egress bind unix:///run/details.sock", &by_path, "details")?,
+        check("egress bind unix://@db", Path::new("@db"), "db")?,
     ])
-}
-
-/// An ordinary user of the workload calls the unix socket.
-fn check(lab: &Lab, asked: &str, socket: &Path, name: &str) -> anyhow::Result<Row> {
-    const NOBODY: u32 = 65534;
-    let before = lab.relayed()?;
-    let outcome = Client::unix(socket)
-        .place(lab.inside().user(NOBODY, NOBODY))
-        .banner()?;
-    let did = match (&outcome.banner, outcome.errno) {
-        (Some(banner), _) => format!("reached {}", banner.name),
-        (None, errno) => format!("failed with errno {errno:?}, {:?}", outcome.error),
-    };
-    let path = if lab.relayed()? > before {
-        "relay"
-    } else {
-        "not relayed"
-    };
-    let reason = "egress-listener";
-    Ok(row(
-        asked,
-        (did, path.into(), reason.into()),
-        (&format!("reached {name}"), "relay", reason),
-    ))
 }

@@ -27,26 +27,36 @@ pub fn install(from: Option<From>) -> anyhow::Result<()> {
         None if apt::exists() => {
             let Err(why) = debian() else { return Ok(()) };
             println!("      Debian's packages cannot provide it ({why:#}); trying rustup");
-            rustup().context(why)
+            nightly().context(why)
         }
-        Some(From::Rustup) | None => rustup(),
+        Some(From::Rustup) | None => nightly(),
     }
 }
 
-fn rustup() -> anyhow::Result<()> {
+/// Whether rustup has a nightly toolchain.
+pub fn has_nightly() -> anyhow::Result<bool> {
     let list = Command::new("rustup")
         .args(["toolchain", "list"])
         .output()
         .context("cannot run rustup")?;
-    let installed = String::from_utf8_lossy(&list.stdout)
+    Ok(String::from_utf8_lossy(&list.stdout)
         .lines()
-        .any(|line| line.starts_with("nightly-"));
+        .any(|line| line.starts_with("nightly-")))
+}
+
+/// rustup, ended when it hangs.
+pub fn rustup() -> Command {
     let mut command = Command::new("timeout");
     command
         .arg(RUSTUP_SECONDS)
         .arg("rustup")
         .stdin(Stdio::null());
-    step(if installed {
+    command
+}
+
+fn nightly() -> anyhow::Result<()> {
+    let mut command = rustup();
+    step(if has_nightly()? {
         command.args(["component", "add", "rust-src", "--toolchain", "nightly"])
     } else {
         command

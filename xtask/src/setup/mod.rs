@@ -14,6 +14,7 @@ use crate::cargo;
 
 mod apt;
 mod compiler;
+pub mod fuzzing;
 mod linker;
 mod programs;
 
@@ -54,12 +55,31 @@ const NEEDS: [Need; 3] = [
     },
 ];
 
+/// What only fuzzing needs besides.
+const FUZZING: [Need; 2] = [
+    Need {
+        name: "compiler of the fuzzer",
+        find: fuzzing::find_cxx,
+        install: |_| fuzzing::install_cxx(),
+    },
+    Need {
+        name: "cargo-fuzz",
+        find: fuzzing::find,
+        install: |_| fuzzing::install(),
+    },
+];
+
 /// The command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    let needs: Vec<&Need> = NEEDS.iter().chain(&FUZZING).collect();
+    provide(&needs, args)
+}
+
+fn provide(needs: &[&Need], args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut missing = String::new();
-    for (number, need) in (1..).zip(&NEEDS) {
-        print!("[{number}/{}] {}: ", NEEDS.len(), need.name);
+    for (number, need) in (1..).zip(needs) {
+        print!("[{number}/{}] {}: ", needs.len(), need.name);
         io::stdout().flush()?;
         let why = match (need.find)() {
             Ok(found) => {
@@ -94,13 +114,26 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 /// # Errors
 /// As [`run`].
 pub fn ensure() -> anyhow::Result<()> {
-    if NEEDS.iter().all(|need| (need.find)().is_ok()) {
+    ensure_all(&NEEDS.iter().collect::<Vec<_>>())
+}
+
+/// As [`ensure`], and what fuzzing needs.
+///
+/// # Errors
+/// As [`run`].
+pub fn ensure_with_fuzzing() -> anyhow::Result<()> {
+    ensure_all(&NEEDS.iter().chain(&FUZZING).collect::<Vec<_>>())
+}
+
+fn ensure_all(needs: &[&Need]) -> anyhow::Result<()> {
+    if needs.iter().all(|need| (need.find)().is_ok()) {
         return Ok(());
     }
-    run(&Args {
+    let args = Args {
         check: false,
         compiler: None,
-    })
+    };
+    provide(needs, &args)
 }
 
 /// Runs one command of an installation, telling so.

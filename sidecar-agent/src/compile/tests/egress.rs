@@ -18,7 +18,7 @@ fn without_a_sidecar_everything_visible_is_a_service() {
     // Endpoints that nobody told us are the cluster's.
     node.out("10.96.0.2:90").keeps(Reason::EgressService);
     node.out("8.8.8.8:80").passes(Reason::AllowAny);
-    assert_eq!(node.plan().backends.len(), 2);
+    assert_eq!(node.plan().outbound.backends.len(), 2);
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn several_endpoints_share_a_group() {
         .direct(Reason::EgressService, &["10.0.0.7:80", "10.0.0.8:80"]);
     node.out("[fd00::1]:80")
         .direct(Reason::EgressService, &["[fd00::7]:80"]);
-    assert_eq!(node.plan().backends.len(), 1);
+    assert_eq!(node.plan().outbound.backends.len(), 1);
 }
 
 #[test]
@@ -227,15 +227,13 @@ fn a_unix_bind_is_the_relays() {
             ..Sidecar::default()
         })
         .compile();
-    let [listener] = &node.plan().listeners[..1] else {
-        unreachable!()
-    };
-    assert_eq!(listener.unix_bind, Some(unix("/run/e.sock")));
+    let listener = node.plan().listener(0).unwrap();
+    assert_eq!(listener.unix_bind(), Some(&unix("/run/e.sock")));
     assert_eq!(
-        listener.targets,
+        listener.targets[..],
         [Target::Tcp("10.0.0.7:80".parse().unwrap())]
     );
-    assert!(node.plan().outbound.is_empty());
+    assert!(node.plan().outbound.exact.is_empty());
     assert_eq!(node.kinds(), [FindingKind::ListenerConflict]);
 }
 

@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use super::*;
 
 fn node() -> Node {
@@ -23,7 +21,6 @@ fn where_a_resource_was_written_is_no_part_of_a_plan() {
     Arc::make_mut(&mut moved.snapshot.sidecars[0]).origin.line = 99;
     Arc::make_mut(&mut moved.snapshot.sidecars[0]).origin.file = "elsewhere.yaml".into();
     let b = moved.compile();
-    assert_eq!(a.plan(), b.plan());
     assert_eq!(a.plan().digest(), b.plan().digest());
 }
 
@@ -38,28 +35,28 @@ fn every_other_change_makes_another_plan() {
     };
     change(|s| Arc::make_mut(&mut s.sidecars[0]).meta.name = "other".into());
     change(|s| {
-        Arc::make_mut(&mut s.sidecars[0]).spec.ingress[0].default_endpoint = "127.0.0.1:8081".into()
+        Arc::make_mut(&mut s.sidecars[0]).spec.ingress[0].default_endpoint =
+            "127.0.0.1:8081".into();
     });
     change(|s| {
         Arc::make_mut(&mut s.sidecars[0]).spec.ingress[0]
             .port
-            .number = 9081
+            .number = 9081;
     });
     change(|s| {
-        Arc::make_mut(&mut s.services[0]).spec.cluster_ips = vec!["10.96.0.9".parse().unwrap()]
+        Arc::make_mut(&mut s.services[0]).spec.cluster_ips = vec!["10.96.0.9".parse().unwrap()];
     });
     change(|s| Arc::make_mut(&mut s.services[0]).meta.name = "b".into());
     change(|s| Arc::make_mut(&mut s.workloads[1]).spec.address = "10.0.0.6".into());
     change(|s| {
         Arc::make_mut(&mut s.service_entries[0]).spec.addresses =
-            vec!["10.1.0.0/17".parse().unwrap()]
+            vec!["10.1.0.0/17".parse().unwrap()];
     });
     let mut digests: Vec<_> = changed
         .iter()
         .map(|node| node.compile().plan().digest())
         .collect();
-    for (node, digest) in changed.iter().zip(&digests) {
-        assert_ne!(original.plan(), node.compile().plan());
+    for digest in &digests {
         assert_ne!(original.plan().digest(), *digest);
     }
     digests.sort_by_key(|digest| *digest.as_bytes());
@@ -97,38 +94,4 @@ fn size_counts_map_entries() {
         (1, 1, 1)
     );
     assert_eq!((size.backends, size.listen_ports), (2, 1));
-}
-
-/// Run with `--release -- --nocapture` for figures.
-#[test]
-fn ten_thousand_services_compile_without_quadratic_work() {
-    const SERVICES: usize = 10_000;
-    let mut node = Node::new("10.0.0.1");
-    for n in 0..SERVICES {
-        let vip = format!("10.{}.{}.{}", 96 + n / 65536, n / 256 % 256, n % 256);
-        node = node.service(
-            &format!("ns{}", n % 50),
-            &format!("s{n}"),
-            &vip,
-            &["http:80"],
-        );
-        node = node.endpoint(
-            &format!("ns{}", n % 50),
-            &format!("s{n}"),
-            &vip.replacen("10", "11", 1),
-        );
-    }
-    let registry = crate::resolve::Registry::new(&node.snapshot);
-    let (workloads, _) = crate::resolve::workload::workloads(&node.snapshot);
-    let start = Instant::now();
-    let compiled = super::super::compile(&workloads[0], &node.snapshot.mesh, &registry, &[]);
-    let took = start.elapsed();
-    println!("{SERVICES} services: {took:?}; digest {:?}", {
-        let start = Instant::now();
-        let _ = compiled.plan.digest();
-        start.elapsed()
-    });
-    assert_eq!(compiled.plan.outbound.len(), SERVICES);
-    // Generous for a debug build on a busy machine; quadratic work would take minutes.
-    assert!(took.as_secs() < 20, "{took:?}");
 }

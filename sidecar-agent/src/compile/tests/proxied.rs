@@ -40,7 +40,7 @@ fn everything_goes_to_the_proxy() {
             .passes(Reason::ExcludedPort);
     }
     assert_eq!(node.plan().listen_ports, [15006].into());
-    assert!(node.plan().outbound.is_empty() && node.plan().outbound_prefixes.is_empty());
+    assert!(node.plan().outbound.exact.is_empty() && node.plan().outbound.prefixes.is_empty());
 }
 
 #[test]

@@ -11,6 +11,8 @@ use crate::model::{
 };
 
 const DYNAMIC_DNS: &str = "ALLOW_ANY_DYNAMIC_DNS";
+const DEFAULT_SERVICE_EXPORT_TO: &str = "defaultServiceExportTo";
+const DEFAULT_VIRTUAL_SERVICE_EXPORT_TO: &str = "defaultVirtualServiceExportTo";
 const PORT: Type = Type::Int(1, 65535);
 
 /// The document. Fields of type `Any` are known, but do not decide about capture.
@@ -25,7 +27,8 @@ pub(super) static SCHEMA: Object = Object {
             "inboundTrafficPolicy",
             Type::Object(&INBOUND_TRAFFIC_POLICY),
         ),
-        optional("defaultServiceExportTo", list(&Type::Text)),
+        optional(DEFAULT_SERVICE_EXPORT_TO, list(&Type::Text)),
+        optional(DEFAULT_VIRTUAL_SERVICE_EXPORT_TO, list(&Type::Text)),
         optional("proxyListenPort", PORT),
         optional("proxyInboundListenPort", PORT),
         optional("defaultConfig", Type::Object(&PROXY_CONFIG)),
@@ -40,7 +43,6 @@ pub(super) static SCHEMA: Object = Object {
         optional("defaultDestinationRuleExportTo", Type::Any),
         optional("defaultHttpRetryPolicy", Type::Any),
         optional("defaultProviders", Type::Any),
-        optional("defaultVirtualServiceExportTo", Type::Any),
         optional("discoverySelectors", Type::Any),
         optional("dnsRefreshRate", Type::Any),
         optional("enableAutoMtls", Type::Any),
@@ -101,11 +103,13 @@ pub(super) fn rules(node: &Node) -> Vec<Finding> {
         let message = format!("`{root}` is not a name of a namespace");
         findings.push(Finding::new(codes::BAD_MESH, "rootNamespace", message));
     }
-    for (i, to) in node.texts("defaultServiceExportTo").enumerate() {
-        if !matches!(to, "." | "*" | "~") && !syntax::is_dns_label(to) {
-            let message = format!("`{to}` is neither a namespace nor `.`, `*` or `~`");
-            let field = format!("defaultServiceExportTo[{i}]");
-            findings.push(Finding::new(codes::BAD_MESH, field, message));
+    for default in [DEFAULT_SERVICE_EXPORT_TO, DEFAULT_VIRTUAL_SERVICE_EXPORT_TO] {
+        for (i, to) in node.texts(default).enumerate() {
+            if !matches!(to, "." | "*" | "~") && !syntax::is_dns_label(to) {
+                let message = format!("`{to}` is neither a namespace nor `.`, `*` or `~`");
+                let field = format!("{default}[{i}]");
+                findings.push(Finding::new(codes::BAD_MESH, field, message));
+            }
         }
     }
     if outbound_mode(node) == DYNAMIC_DNS {
@@ -127,21 +131,24 @@ pub(super) fn decode(node: &Node) -> MeshConfig {
     let defaults = MeshConfig::default();
     let text = |key| node.get(key).and_then(Node::as_text).map(str::to_owned);
     let port = |key| node.int(key).and_then(|port| u16::try_from(port).ok());
-    let export_to: Vec<_> = node
-        .texts("defaultServiceExportTo")
-        .map(str::to_owned)
-        .collect();
+    let export_to = |key, default: Vec<String>| {
+        let listed: Vec<_> = node.texts(key).map(str::to_owned).collect();
+        if listed.is_empty() { default } else { listed }
+    };
     MeshConfig {
         root_namespace: text("rootNamespace").unwrap_or(defaults.root_namespace),
         outbound_traffic_policy: match outbound_mode(node) {
             "REGISTRY_ONLY" => OutboundTrafficPolicy::RegistryOnly,
             _ => OutboundTrafficPolicy::AllowAny,
         },
-        default_service_export_to: if export_to.is_empty() {
-            defaults.default_service_export_to
-        } else {
-            export_to
-        },
+        default_service_export_to: export_to(
+            DEFAULT_SERVICE_EXPORT_TO,
+            defaults.default_service_export_to,
+        ),
+        default_virtual_service_export_to: export_to(
+            DEFAULT_VIRTUAL_SERVICE_EXPORT_TO,
+            defaults.default_virtual_service_export_to,
+        ),
         proxy_listen_port: port("proxyListenPort").unwrap_or(defaults.proxy_listen_port),
         proxy_inbound_listen_port: port("proxyInboundListenPort")
             .unwrap_or(defaults.proxy_inbound_listen_port),

@@ -198,7 +198,7 @@ pub enum Resource {
     /// A `Service`.
     Service(Arc<Object<Service>>),
     /// The `MeshConfig`; its metadata are empty.
-    MeshConfig(Object<MeshConfig>),
+    MeshConfig(Arc<Object<MeshConfig>>),
 }
 
 impl Resource {
@@ -564,11 +564,10 @@ fn typed(kind: Kind, object: Object<()>, spec: &Node, left_to_proxy: Vec<String>
             let spec = service::decode(spec, &meta.annotations);
             Resource::Service(Arc::new(Object { meta, origin, spec }))
         }
-        Kind::MeshConfig => Resource::MeshConfig(Object {
-            meta,
-            origin,
-            spec: mesh::decode(spec),
-        }),
+        Kind::MeshConfig => {
+            let spec = mesh::decode(spec);
+            Resource::MeshConfig(Arc::new(Object { meta, origin, spec }))
+        }
     }
 }
 

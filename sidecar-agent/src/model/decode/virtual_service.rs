@@ -1,8 +1,6 @@
 //! `VirtualService`: the fields that are read, and its decoder. The rest of its API is large, and
 //! the proxy's.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use crate::model::{
     schema::{MAX_U32, Object, Type, list, open, optional},
     tree::Node,
@@ -20,10 +18,13 @@ pub(super) static SPEC: Object = open(&[
 ]);
 
 static HTTP: Object = open(&[
+    optional("match", list(&Type::Object(&MATCH))),
     optional("route", list(&Type::Object(&ROUTE))),
     optional("mirror", Type::Object(&DESTINATION)),
     optional("mirrors", list(&Type::Object(&ROUTE))),
 ]);
+
+static MATCH: Object = open(&[optional("sourceNamespace", Type::Text)]);
 
 static TCP: Object = open(&[optional("route", list(&Type::Object(&ROUTE)))]);
 
@@ -39,43 +40,37 @@ static PORT: Object = open(&[optional("number", Type::Int(0, MAX_U32))]);
 /// Decodes a spec without errors.
 pub(super) fn decode(spec: &Node) -> VirtualService {
     let texts = |key| spec.texts(key).map(Into::into).collect();
-    let mut destinations = Destinations::default();
-    for routes in ["http", "tcp", "tls"] {
-        for route in spec.list(routes) {
-            for to in route.list("route").iter().chain(route.list("mirrors")) {
-                destinations.add(to.get("destination"));
-            }
-            destinations.add(route.get("mirror"));
-        }
-    }
-    VirtualService {
+    let mut service = VirtualService {
         hosts: texts("hosts"),
         gateways: texts("gateways"),
         export_to: spec.get("exportTo").map(|_| texts("exportTo")),
-        destinations: destinations.0,
+        ..VirtualService::default()
+    };
+    for routes in ["http", "tcp", "tls"] {
+        for route in spec.list(routes) {
+            // Istio heeds the source namespace of HTTP only.
+            let matches = if routes == "http" {
+                route.list("match")
+            } else {
+                &[]
+            };
+            let sources = matches.iter().map(|of| of.text("sourceNamespace"));
+            let sources = sources.filter(|name| !name.is_empty()).map(Into::into);
+            let weighted = route.list("route").iter().chain(route.list("mirrors"));
+            let nodes = weighted.map(|to| to.get("destination"));
+            let nodes = nodes.chain([route.get("mirror")]).flatten();
+            service.add_route(sources.collect(), nodes.filter_map(destination));
+        }
     }
+    service
 }
 
-#[derive(Default)]
-struct Destinations(BTreeMap<String, BTreeSet<u16>>);
-
-impl Destinations {
-    fn add(&mut self, destination: Option<&Node>) {
-        let host = destination.map_or("", |destination| destination.text("host"));
-        if host.is_empty() {
-            return;
-        }
-        let port = destination
-            .and_then(|destination| destination.get("port")?.int("number"))
-            .and_then(|number| u16::try_from(number).ok())
-            .filter(|number| *number != 0);
-        let known = self.0.contains_key(host);
-        let ports = self.0.entry(host.into()).or_default();
-        match port {
-            // One route without a port needs all of them.
-            None => ports.clear(),
-            Some(_) if known && ports.is_empty() => {}
-            Some(port) => _ = ports.insert(port),
-        }
-    }
+fn destination(destination: &Node) -> Option<(&str, Option<u16>)> {
+    let host = destination.text("host");
+    let port = destination
+        .get("port")
+        .and_then(|port| port.int("number"))
+        .and_then(|number| u16::try_from(number).ok())
+        .filter(|number| *number != 0);
+    (!host.is_empty()).then_some((host, port))
 }

@@ -93,7 +93,7 @@ impl Store {
                     } else {
                         kept.contributes.insert(id.clone());
                         let in_force = InForce {
-                            resource: resource.clone(),
+                            resource: unless_changed(previous.get(&id), resource),
                             source: source.clone(),
                         };
                         self.in_force.insert(id, in_force);
@@ -155,7 +155,7 @@ impl Store {
                 Resource::VirtualService(object) => snapshot.virtual_services.push(object),
                 Resource::MeshConfig(object) => {
                     snapshot.mesh_origin = Some(resource.reference());
-                    snapshot.mesh = object.spec;
+                    snapshot.mesh = object.spec.clone();
                 }
             }
         }
@@ -212,6 +212,16 @@ impl Kept {
         }
         None
     }
+}
+
+/// The resource as it was decoded before, if it is the same now: what looks at it later then knows
+/// at once that it did not change.
+fn unless_changed(before: Option<&InForce>, now: &Resource) -> Resource {
+    before
+        .map(|before| &before.resource)
+        .filter(|before| *before == now)
+        .unwrap_or(now)
+        .clone()
 }
 
 fn duplicate(resource: &Resource, source: &Source, first: &ResourceRef) -> Diagnostic {
