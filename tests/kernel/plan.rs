@@ -82,13 +82,7 @@ impl Planner {
                 outbound_default: pass(),
                 inbound_default: rule(Path::Pass, Reason::UndeclaredPort),
             },
-            outbound: Arc::new(Outbound::new(
-                pass(),
-                BTreeMap::new(),
-                BTreeMap::new(),
-                Vec::new(),
-                Vec::new(),
-            )),
+            outbound: Arc::new(nothing()),
             inbound: BTreeMap::new(),
             inbound_listeners: Vec::new(),
             listen_ports: BTreeSet::new(),
@@ -153,14 +147,34 @@ impl Planner {
         self
     }
 
-    /// Its digest is not kept up to date: nothing here asks for it.
+    /// The outbound half; its digest is brought up to date at the end.
     fn half(&mut self) -> &mut Outbound {
         Arc::make_mut(&mut self.0.outbound)
     }
 
-    pub fn build(self) -> Plan {
+    pub fn build(mut self) -> Plan {
+        let Outbound {
+            default,
+            exact,
+            prefixes,
+            backends,
+            listeners,
+            digest: _,
+        } = std::mem::replace(self.half(), nothing());
+        *self.half() = Outbound::new(default, exact, prefixes, backends, listeners);
         self.0
     }
+}
+
+/// An outbound half without rules.
+fn nothing() -> Outbound {
+    Outbound::new(
+        pass(),
+        BTreeMap::new(),
+        BTreeMap::new(),
+        Vec::new(),
+        Vec::new(),
+    )
 }
 
 /// A rule that sends connections to a group of so many backends.
