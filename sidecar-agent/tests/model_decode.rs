@@ -827,6 +827,15 @@ defaultConfig: {interceptionMode: TPROXY, concurrency: 2}
             cluster_domain: "cluster.local".into(),
         }
     );
+    for (listed, honoured) in [
+        ("[prod]", "~"),
+        ("['*', prod]", "*"),
+        ("['*', '.']", "."),
+        ("[]", "*"),
+    ] {
+        let mesh = mesh(&format!("defaultServiceExportTo: {listed}\n"));
+        assert_eq!(mesh.default_service_export_to, [honoured], "{listed}");
+    }
     let text = "rootNamespace: Not.One\nproxyListenPort: 0\nsomethingNew: 1\ndefaultVirtualServiceExportTo: [prod, N_o]\noutboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS}\n";
     assert_eq!(
         found(text),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 use sidecar_agent::{
     cli::{check, render},
-    compile::{self, NodePlan, Plan, WorkloadPlan},
+    compile::{self, Compiler, NodePlan, Plan, WorkloadPlan},
     explain::{self, Connection},
     model::{
         Compat, catalogue,
@@ -108,8 +108,10 @@ fn in_force(text: &str, decoded: &Decoded, compat: Compat) {
         return;
     }
     let workloads = workloads(decoded);
-    let update = update(text, &workloads, compat);
-    let node = compile::plans(&update.snapshot);
+    let mut store = Store::new(compat);
+    let mut compiler = Compiler::default();
+    let update = update(&mut store, text, &workloads);
+    let node = compiler.plans(&update.snapshot);
     let mut diagnostics = update.diagnostics.clone();
     diagnostics.extend(update.places.diagnostics(&node.findings));
     let unused = compile::unused_sidecars(&update.snapshot, &node);
@@ -141,12 +143,17 @@ fn in_force(text: &str, decoded: &Decoded, compat: Compat) {
     } else {
         "# moved\n"
     };
-    let again = self::update(&format!("{above}{text}"), &workloads, compat);
-    same(&node, &compile::plans(&again.snapshot));
+    let again = self::update(&mut store, &format!("{above}{text}"), &workloads);
+    let anew = compile::plans(&again.snapshot);
+    same(&node, &anew);
+    // What is remembered from before the change comes to the same as nothing remembered.
+    let remembering = compiler.plans(&again.snapshot);
+    same(&remembering, &anew);
+    assert_eq!(remembering.findings, anew.findings);
 }
 
-fn update(text: &str, workloads: &str, compat: Compat) -> Update {
-    Store::new(compat).update(vec![
+fn update(store: &mut Store, text: &str, workloads: &str) -> Update {
+    store.update(vec![
         (FILE.into(), Ok(text.to_owned())),
         ("workloads.yaml".into(), Ok(workloads.to_owned())),
     ])

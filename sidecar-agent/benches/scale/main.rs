@@ -104,6 +104,11 @@ fn one_change(criterion: &mut Criterion) {
             ..base.clone()
         }
     };
+    // As by a line inserted above all services of a file.
+    let moved = |base: &Snapshot| Snapshot {
+        services: base.services.iter().map(a_line_below).collect(),
+        ..base.clone()
+    };
     for (name, from, to) in [
         ("nothing", &base, base.clone()),
         ("a sidecar", &base, sidecar),
@@ -115,6 +120,7 @@ fn one_change(criterion: &mut Criterion) {
         ),
         ("a service more or less", &base, without_service(&base)),
         ("a workload more or less", &base, without_workload(&base)),
+        ("the lines of all services", &base, moved(&base)),
         ("a service, no sidecars", &open, service(&open, "team-077")),
     ] {
         let mut compiler = Compiler::default();
@@ -132,6 +138,12 @@ fn one_change(criterion: &mut Criterion) {
         });
     }
     group.finish();
+}
+
+fn a_line_below(service: &Arc<Object<Service>>) -> Arc<Object<Service>> {
+    let mut service = Arc::clone(service);
+    Arc::make_mut(&mut service).origin.line += 1;
+    service
 }
 
 fn growth(criterion: &mut Criterion) {

@@ -75,6 +75,7 @@ pub fn table(results: &Path, memory: &Memory, growth: &[(&str, Vec<usize>)]) {
         ("one change", "nothing"),
         ("one change", "a workload more or less"),
         ("one change", "a service that all see"),
+        ("one change", "the lines of all services"),
         ("one change", "a service, no sidecars"),
     ] {
         if let Some(median) = median(results, group, name) {

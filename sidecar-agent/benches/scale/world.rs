@@ -11,6 +11,7 @@ use sidecar_agent::model::{
     service::{Service, ServicePort, TargetPort},
     service_entry::{Resolution, ServiceEntry, ServiceEntryPort},
     sidecar::{EgressListener, IngressListener, Port, Sidecar},
+    virtual_service::VirtualService,
     workload::{CGROUP_ANNOTATION, NETNS_ANNOTATION, WorkloadEntry},
 };
 
@@ -39,7 +40,7 @@ const APPS: usize = 4;
 /// Of the services of a namespace one in fifty is headless and one a `ServiceEntry`; in one
 /// namespace of ten there are private ones. Each namespace has a Sidecar for all and one for each
 /// of its first apps; they see their own namespace, the root namespace, three others, and two
-/// single services of a fourth.
+/// single services of a fourth. Two services of each have a `VirtualService`.
 pub fn mesh(size: Size) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for n in 0..size.services {
@@ -52,10 +53,15 @@ pub fn mesh(size: Size) -> Snapshot {
             snapshot.services.push(service(n, namespace, k));
         }
     }
+    let namespaces = 0..size.namespaces;
+    snapshot.virtual_services = namespaces
+        .flat_map(|of| [virtual_service(of, 1), virtual_service(of, 2)])
+        .collect();
     snapshot.sidecars = (0..size.sidecars).map(|n| sidecar(n, size)).collect();
     snapshot.workloads = (0..size.workloads).map(|n| workload(n, size)).collect();
     sort(&mut snapshot.services);
     sort(&mut snapshot.service_entries);
+    sort(&mut snapshot.virtual_services);
     sort(&mut snapshot.sidecars);
     sort(&mut snapshot.workloads);
     snapshot
@@ -162,6 +168,15 @@ fn service_entry(n: usize, of: usize, k: usize) -> Arc<Object<ServiceEntry>> {
         endpoints: vec![endpoint(0), endpoint(1)],
         ..ServiceEntry::default()
     };
+    object(namespace(of), app(k), k, spec)
+}
+
+fn virtual_service(of: usize, k: usize) -> Arc<Object<VirtualService>> {
+    let mut spec = VirtualService {
+        hosts: vec![app(k)],
+        ..VirtualService::default()
+    };
+    spec.add_route([].into(), [(app(k + 1).as_str(), None)]);
     object(namespace(of), app(k), k, spec)
 }
 

@@ -10,11 +10,11 @@ use std::{
 use sidecar_common::{Path, Reason, decide::Direction, values::Rule};
 
 use crate::{
-    model::sidecar::EgressProxy as Declared,
+    model::{Snapshot, sidecar::EgressProxy as Declared},
     resolve::{
         Finding, FindingKind, Registry,
         registry::{Port, Service},
-        visibility::{self, Features, VirtualService},
+        visibility::{self, Features},
     },
 };
 
@@ -34,15 +34,15 @@ pub(super) struct EgressProxy<'a> {
 /// Istio has no cluster for others.
 pub(super) fn find<'a>(
     inputs: &'a Inputs,
+    snapshot: &Snapshot,
     registry: &'a Registry,
-    virtual_services: &[VirtualService],
 ) -> Option<EgressProxy<'a>> {
     let declared = inputs.egress_proxy.as_ref()?;
     let scope = visibility::scope(
         registry,
         &inputs.namespace,
         &inputs.egress,
-        virtual_services,
+        &visibility::virtual_services(snapshot, &inputs.namespace),
         Features::default(),
     );
     let service = scope

@@ -6,20 +6,20 @@ use std::{
 };
 
 use crate::{
-    model::{Object, ResourceRef, Snapshot, mesh::MeshConfig, virtual_service::VirtualService},
+    model::{
+        Object, ResourceRef, Snapshot, mesh::MeshConfig, snapshot, virtual_service::VirtualService,
+    },
     resolve::{
         Finding, Registry, ResolvedWorkload,
         analysis::{self, HostMatches},
-        registry,
-        visibility::VirtualServices,
-        workload,
+        registry, workload,
     },
 };
 
 use super::{
     builder::Compiled,
     outbound::{self, Inputs, Interest},
-    plan::Plan,
+    plan::{Outbound, Plan},
     workload_plan,
 };
 
@@ -71,6 +71,10 @@ pub struct Compiler {
     host_matches: HostMatches,
 }
 
+/// More changed services than this, as after an edit that moves the lines of a large file: to find
+/// out what each of them concerns would take longer than to compile everything.
+const MANY: usize = 256;
+
 /// An outbound half, and what it has to do with.
 #[derive(Debug)]
 struct Known {
@@ -85,29 +89,22 @@ impl Compiler {
         self.forget_what_changed(snapshot);
         let registry = self.registry.registry();
         let (workloads, findings) = workload::workloads(snapshot);
-        let mut virtual_services = VirtualServices::new(snapshot);
         let mut findings: BTreeSet<Finding> = findings.into_iter().collect();
-        findings.extend(self.host_matches.findings(
-            snapshot,
-            registry,
-            &mut virtual_services,
-            &workloads,
-        ));
+        findings.extend(self.host_matches.findings(snapshot, registry, &workloads));
         let mut node = NodePlan {
             mesh: snapshot.mesh_origin.clone(),
             ..NodePlan::default()
         };
         let mut before = std::mem::take(&mut self.outbound);
-        let mut shared: HashMap<blake3::Hash, Arc<Plan>> = HashMap::new();
+        // Plans of one digest may differ in where their listeners were written.
+        let mut shared: HashMap<(blake3::Hash, *const Outbound), Arc<Plan>> = HashMap::new();
         for workload in workloads {
             let inputs = Inputs::of(&workload, registry);
             let compiled = if let Some(known) = self.outbound.get(&inputs) {
                 Arc::clone(&known.compiled)
             } else {
                 let (inputs, known) = before.remove_entry(&inputs).unwrap_or_else(|| {
-                    let virtual_services = virtual_services.of(&inputs.namespace);
-                    let mesh = &snapshot.mesh;
-                    let compiled = outbound::compile(&inputs, mesh, registry, virtual_services);
+                    let compiled = outbound::compile(&inputs, snapshot, registry);
                     let known = Known {
                         interest: inputs.interest(),
                         compiled: Arc::new(compiled),
@@ -119,7 +116,8 @@ impl Compiler {
             };
             let (plan, found) = workload_plan(&workload, &compiled, &snapshot.mesh, registry);
             let digest = plan.digest();
-            let plan = Arc::clone(shared.entry(digest).or_insert_with(|| Arc::new(plan)));
+            let same = (digest, Arc::as_ptr(&plan.outbound));
+            let plan = Arc::clone(shared.entry(same).or_insert_with(|| Arc::new(plan)));
             findings.extend(found);
             node.workloads.push(WorkloadPlan {
                 workload,
@@ -136,9 +134,10 @@ impl Compiler {
         let was_empty = self.registry.registry().is_empty();
         let changed = self.registry.update(snapshot);
         let registry = self.registry.registry();
-        let everything = self.mesh != snapshot.mesh
+        let everything = changed.len() > MANY
+            || self.mesh != snapshot.mesh
             || was_empty != registry.is_empty()
-            || !same(&self.virtual_services, &snapshot.virtual_services);
+            || !snapshot::same(self.virtual_services.iter(), &snapshot.virtual_services);
         if everything {
             self.mesh = snapshot.mesh.clone();
             self.virtual_services.clone_from(&snapshot.virtual_services);
@@ -155,9 +154,4 @@ impl Compiler {
         };
         self.outbound.retain(|_, known| !concerns(&known.interest));
     }
-}
-
-/// Whether two lists hold the same allocations.
-fn same<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
 }

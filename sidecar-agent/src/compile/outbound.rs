@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::{
     model::{
-        mesh::MeshConfig,
+        Snapshot,
         sidecar::{EgressListener, EgressProxy, OutboundTrafficPolicy},
     },
     resolve::{
@@ -15,7 +15,7 @@ use crate::{
         listeners::{self, Context, OutboundListener},
         registry::Service,
         traffic::Traffic,
-        visibility::{self, VirtualService},
+        visibility,
         workload::Proxy,
     },
 };
@@ -126,13 +126,10 @@ impl Interest {
     }
 }
 
-/// Compiles the outbound half for these inputs.
-pub(super) fn compile(
-    inputs: &Inputs,
-    mesh: &MeshConfig,
-    registry: &Registry,
-    virtual_services: &[VirtualService],
-) -> Compiled {
+/// Compiles the outbound half for these inputs. `registry` is that of the snapshot, of which only the
+/// mesh's settings and the virtual services are looked at.
+pub(super) fn compile(inputs: &Inputs, snapshot: &Snapshot, registry: &Registry) -> Compiled {
+    let mesh = &snapshot.mesh;
     let context = Context {
         mesh,
         namespace: &inputs.namespace,
@@ -150,7 +147,7 @@ pub(super) fn compile(
     if inputs.proxied {
         proxied::outbound(builder, inputs, &listeners)
     } else {
-        let proxy = egress_proxy::find(inputs, registry, virtual_services);
+        let proxy = egress_proxy::find(inputs, snapshot, registry);
         egress::compile(builder, inputs, mesh, &listeners, proxy)
     }
 }

@@ -41,3 +41,9 @@ pub struct Snapshot {
     /// that it could not be resolved.
     pub dns: BTreeMap<String, BTreeSet<IpAddr>>,
 }
+
+/// Whether two lists hold the same allocations: then nothing in them changed.
+#[must_use]
+pub fn same<'a, T: 'a>(a: impl ExactSizeIterator<Item = &'a Arc<T>>, b: &[Arc<T>]) -> bool {
+    a.len() == b.len() && a.zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+}

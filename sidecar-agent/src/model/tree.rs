@@ -36,15 +36,20 @@ pub struct Source {
     pub file: Arc<str>,
     /// The whole text.
     pub text: Arc<str>,
+    /// Where each line begins.
+    lines: Arc<[usize]>,
 }
 
 impl Source {
     /// Names a text.
     #[must_use]
     pub fn new(file: impl Into<Arc<str>>, text: impl Into<Arc<str>>) -> Self {
+        let text = text.into();
+        let after = text.match_indices('\n').map(|(newline, _)| newline + 1);
         Self {
             file: file.into(),
-            text: text.into(),
+            lines: std::iter::once(0).chain(after).collect(),
+            text,
         }
     }
 
@@ -53,12 +58,13 @@ impl Source {
     pub fn location(&self, span: Range<usize>) -> Location {
         let start = self.text.floor_char_boundary(span.start);
         let end = self.text.ceil_char_boundary(span.end.max(start));
-        let before = self.text.get(..start).unwrap_or_default();
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let column = before.get(line_start..).unwrap_or_default().chars();
+        let line = self.lines.partition_point(|begin| *begin <= start);
+        let begin = line.checked_sub(1).and_then(|at| self.lines.get(at));
+        let before = self.text.get(begin.copied().unwrap_or(0)..start);
+        let column = before.unwrap_or_default().chars();
         Location {
             file: self.file.clone(),
-            line: saturate(before.matches('\n').count() + 1),
+            line: saturate(line),
             // A byte order mark takes no column.
             column: saturate(column.filter(|&c| c != '\u{feff}').count() + 1),
             span: start..end,
@@ -69,13 +75,8 @@ impl Source {
     /// The place of a whole line, by its 1-based number.
     #[must_use]
     pub fn line(&self, line: u32) -> Location {
-        let lines = usize::try_from(line.saturating_sub(1)).unwrap_or(usize::MAX);
-        let start = self
-            .text
-            .split_inclusive('\n')
-            .take(lines)
-            .map(str::len)
-            .sum();
+        let at = usize::try_from(line.saturating_sub(1)).unwrap_or(usize::MAX);
+        let start = self.lines.get(at).copied().unwrap_or(self.text.len());
         let rest = self.text.get(start..).unwrap_or_default();
         let len = rest.lines().next().map_or(0, |line| line.trim_end().len());
         self.location(start..start + len)

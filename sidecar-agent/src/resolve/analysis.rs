@@ -19,7 +19,7 @@ use super::{
     listeners::{Context, OutboundListener},
     protocol::Protocol,
     registry::Service,
-    visibility::{self, VirtualServices},
+    visibility,
 };
 
 /// How many names a message lists.
@@ -65,7 +65,6 @@ impl HostMatches {
         &mut self,
         snapshot: &Snapshot,
         registry: &Registry,
-        virtual_services: &mut VirtualServices<'_>,
         workloads: &[ResolvedWorkload],
     ) -> Vec<Finding> {
         let mut before = std::mem::take(&mut self.known);
@@ -88,7 +87,7 @@ impl HostMatches {
                     let mut selected = false;
                     for namespace in &namespaces {
                         selected |= self.matches(namespace, host, &mut before, || {
-                            selects_any(registry, virtual_services, namespace, host)
+                            selects_any(snapshot, registry, namespace, host)
                         });
                     }
                     if !selected {
@@ -158,12 +157,7 @@ fn matches_nothing(sidecar: &Object<Sidecar>, index: usize, at: usize, host: &st
     }
 }
 
-fn selects_any(
-    registry: &Registry,
-    virtual_services: &mut VirtualServices<'_>,
-    namespace: &str,
-    host: &str,
-) -> bool {
+fn selects_any(snapshot: &Snapshot, registry: &Registry, namespace: &str, host: &str) -> bool {
     let hosts = Hosts::parse(&[host.to_owned()], namespace);
     let scope_and_name = host.split_once('/');
     let exact = scope_and_name.filter(|(_, name)| !name.starts_with('*'));
@@ -175,9 +169,7 @@ fn selects_any(
             .visible(namespace, hosts.scopes().as_deref())
             .any(|(_, service)| hosts.selects(&service.namespace, &service.hostname)),
     };
-    let mut virtual_services = virtual_services.of(namespace).iter();
-    any_service
-        || virtual_services.any(|vs| vs.hosts.iter().any(|host| hosts.meets(&vs.namespace, host)))
+    any_service || visibility::selects_virtual_service(snapshot, namespace, &hosts)
 }
 
 /// What the egress listeners of a Sidecar come to: `listeners` are those that exist because of

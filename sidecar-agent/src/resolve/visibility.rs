@@ -4,10 +4,7 @@
 //! name from several namespaces leave one namespace per listener; across listeners the first
 //! stays, and what can be merged is merged.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use smallvec::SmallVec;
 
@@ -47,7 +44,41 @@ pub struct VirtualService {
 /// The virtual services that hold for sidecars in `namespace`, oldest first, with complete names.
 #[must_use]
 pub fn virtual_services(snapshot: &Snapshot, namespace: &str) -> Vec<VirtualService> {
-    let is_for = |object: &&Arc<Object<virtual_service::VirtualService>>| {
+    let complete = |host: &str, own: &str| complete(host, own, &snapshot.mesh.cluster_domain);
+    holding_for(snapshot, namespace)
+        .map(|object| {
+            let own = object.meta.namespace.as_str();
+            let hosts = object.spec.hosts.iter();
+            let destinations = object.spec.destinations_from(namespace).into_iter();
+            VirtualService {
+                namespace: own.to_owned(),
+                hosts: hosts.map(|host| complete(host, own)).collect(),
+                destinations: destinations
+                    .map(|(host, ports)| (complete(&host, own), ports))
+                    .collect(),
+            }
+        })
+        .collect()
+}
+
+/// Whether one of the virtual services that hold for sidecars in `namespace` is selected by these
+/// hosts.
+#[must_use]
+pub fn selects_virtual_service(snapshot: &Snapshot, namespace: &str, hosts: &Hosts) -> bool {
+    holding_for(snapshot, namespace).any(|object| {
+        let own = object.meta.namespace.as_str();
+        let mut names = object.spec.hosts.iter();
+        names.any(|host| hosts.meets(own, &complete(host, own, &snapshot.mesh.cluster_domain)))
+    })
+}
+
+/// The virtual services that hold for sidecars in `namespace`, oldest first.
+fn holding_for<'a>(
+    snapshot: &'a Snapshot,
+    namespace: &'a str,
+) -> impl Iterator<Item = &'a Object<virtual_service::VirtualService>> {
+    let all = snapshot.virtual_services.iter().map(|object| &**object);
+    all.filter(move |object| {
         let own = object.meta.namespace.as_str();
         let export_to = match object.spec.export_to.as_deref() {
             None | Some([]) => &snapshot.mesh.default_virtual_service_export_to,
@@ -57,54 +88,7 @@ pub fn virtual_services(snapshot: &Snapshot, namespace: &str) -> Vec<VirtualServ
         let named = || has(namespace) || own == namespace && has(".");
         // As in Istio, `*` outweighs `~`, and `~` outweighs names.
         object.spec.is_for_mesh() && (has("*") || !has("~") && named())
-    };
-    snapshot
-        .virtual_services
-        .iter()
-        .filter(is_for)
-        .map(|object| {
-            let own = object.meta.namespace.as_str();
-            let complete = |host: &String| complete(host, own, &snapshot.mesh.cluster_domain);
-            VirtualService {
-                namespace: own.to_owned(),
-                hosts: object.spec.hosts.iter().map(complete).collect(),
-                destinations: object
-                    .spec
-                    .destinations_from(namespace)
-                    .into_iter()
-                    .map(|(host, ports)| (complete(&host), ports))
-                    .collect(),
-            }
-        })
-        .collect()
-}
-
-/// The virtual services of a snapshot by namespace, found when they are asked for.
-#[derive(Debug)]
-pub struct VirtualServices<'a> {
-    snapshot: &'a Snapshot,
-    known: HashMap<String, Vec<VirtualService>>,
-}
-
-impl<'a> VirtualServices<'a> {
-    /// Those of this snapshot.
-    #[must_use]
-    pub fn new(snapshot: &'a Snapshot) -> Self {
-        Self {
-            snapshot,
-            known: HashMap::new(),
-        }
-    }
-
-    /// See [`virtual_services`].
-    pub fn of(&mut self, namespace: &str) -> &[VirtualService] {
-        if self.snapshot.virtual_services.is_empty() {
-            return &[];
-        }
-        self.known
-            .entry(namespace.to_owned())
-            .or_insert_with(|| virtual_services(self.snapshot, namespace))
-    }
+    })
 }
 
 /// A short name is a service's of the virtual service's own namespace.

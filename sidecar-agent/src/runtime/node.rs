@@ -1,7 +1,11 @@
 //! This node's workloads: wanted and actual, brought together one by one. What fails for one
 //! workload touches no other, keeps its last good plan, and is tried again.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -12,7 +16,7 @@ use crate::{
     cli::render,
     compile::{Plan, WorkloadPlan, in_use},
     dataplane::{self, Binding, Dataplane, Originals, cgroup, netns::Netns},
-    model::diagnostic::Diagnostic,
+    model::{ResourceRef, diagnostic::Diagnostic},
     observe::status::{DecisionCount, MapStatus, RelayStatus, State, Status, WorkloadStatus},
     relay::{Engine, EngineConfig},
     resolve::workload::{Proxy, ResolvedWorkload},
@@ -114,6 +118,19 @@ impl Place {
     }
 }
 
+/// What tells diagnostics apart.
+fn identity(
+    Diagnostic {
+        code,
+        resource,
+        field,
+        message,
+        ..
+    }: &Diagnostic,
+) -> (&str, Option<&ResourceRef>, &str, &str) {
+    (code, resource.as_ref(), field, message)
+}
+
 /// A diagnostic as `status` has it: with the text for people, since the source is here.
 fn diagnostic_status(diagnostic: &Diagnostic) -> Option<serde_json::Value> {
     let mut value = serde_json::to_value(diagnostic).ok()?;
@@ -157,8 +174,9 @@ impl Node {
         places: Arc<Places>,
     ) {
         self.places = places;
+        let known: HashSet<_> = self.diagnostics.iter().map(identity).collect();
         for diagnostic in &diagnostics {
-            if !self.diagnostics.contains(diagnostic) {
+            if !known.contains(&identity(diagnostic)) {
                 tracing::warn!(code = diagnostic.code, "{diagnostic}");
             }
         }

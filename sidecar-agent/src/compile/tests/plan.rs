@@ -95,3 +95,38 @@ fn size_counts_map_entries() {
     );
     assert_eq!((size.backends, size.listen_ports), (2, 1));
 }
+
+#[test]
+fn plans_that_differ_in_what_declares_them_are_not_mixed_up() {
+    // For workloads in `shared` the first listener has the service, for others the second one.
+    let spec = Sidecar {
+        egress: vec![
+            egress(
+                Some(port(80, "HTTP")),
+                "",
+                CaptureMode::Default,
+                &["./x.shared.svc.cluster.local"],
+            ),
+            egress(None, "", CaptureMode::Default, &["shared/*"]),
+        ],
+        ..Sidecar::default()
+    };
+    let mut node = Node::new("10.0.0.1").service("shared", "x", "10.96.0.1", &["http:80"]);
+    node.snapshot
+        .sidecars
+        .push(object("istio-system", "default", spec));
+    let mut at_home = node.snapshot.workloads[0].clone();
+    let workload = Arc::make_mut(&mut at_home);
+    workload.meta.namespace = "shared".into();
+    let cgroup = (CGROUP_ANNOTATION.to_owned(), "another".to_owned());
+    workload.meta.annotations.extend([cgroup]);
+    node.snapshot.workloads.insert(0, at_home);
+    let plans = plans(&node.snapshot);
+    let declared = |of: &crate::compile::WorkloadPlan| of.plan.listener(0).unwrap().field();
+    let [at_home, abroad] = &plans.workloads[..] else {
+        panic!("{plans:?}")
+    };
+    assert_eq!(at_home.digest, abroad.digest, "the kernel does the same");
+    assert_eq!(declared(at_home), "spec.egress[0]");
+    assert_eq!(declared(abroad), "spec.egress[1]");
+}

@@ -132,8 +132,15 @@ pub(super) fn decode(node: &Node) -> MeshConfig {
     let text = |key| node.get(key).and_then(Node::as_text).map(str::to_owned);
     let port = |key| node.int(key).and_then(|port| u16::try_from(port).ok());
     let export_to = |key, default: Vec<String>| {
-        let listed: Vec<_> = node.texts(key).map(str::to_owned).collect();
-        if listed.is_empty() { default } else { listed }
+        let listed: Vec<&str> = node.texts(key).collect();
+        // Of a default Istio honours these two only, the private one first; with other entries a
+        // resource that says nothing is nobody's.
+        let honoured = [".", "*"].into_iter().find(|to| listed.contains(to));
+        if listed.is_empty() {
+            default
+        } else {
+            vec![honoured.unwrap_or("~").to_owned()]
+        }
     };
     MeshConfig {
         root_namespace: text("rootNamespace").unwrap_or(defaults.root_namespace),

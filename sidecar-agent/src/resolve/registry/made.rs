@@ -11,7 +11,8 @@ use std::{
 use crate::{
     compile::plan::Target,
     model::{
-        Object, ObjectMeta, Snapshot, service, service_entry::ServiceEntry, workload::WorkloadEntry,
+        Object, ObjectMeta, Snapshot, service, service_entry::ServiceEntry, snapshot::same,
+        workload::WorkloadEntry,
     },
 };
 
@@ -220,11 +221,6 @@ fn keep_equal<T>(known: Option<Entry<T>>, services: Vec<Service>) -> Vec<Arc<Ser
         _ => Arc::new(service),
     });
     each.collect()
-}
-
-/// Whether two lists hold the same allocations.
-fn same<'a, T: 'a>(a: impl ExactSizeIterator<Item = &'a Arc<T>>, b: &[Arc<T>]) -> bool {
-    a.len() == b.len() && a.zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
 fn order(meta: &ObjectMeta) -> (i64, &str, &str) {

@@ -85,15 +85,21 @@ impl Store {
             let problem = kept.take(&path, text, !had.is_empty(), self.compat);
             diagnostics.extend(kept.decoded.diagnostics.iter().cloned());
             if let Some((source, _)) = &kept.text {
-                for resource in &kept.decoded.resources {
+                for resource in &mut kept.decoded.resources {
                     let id = resource.id();
                     if let Some(first) = self.in_force.get(&id) {
                         let first = first.resource.reference();
                         diagnostics.push(duplicate(resource, source, &first));
                     } else {
                         kept.contributes.insert(id.clone());
+                        if let Some(before) = previous.get(&id)
+                            && before.resource == *resource
+                        {
+                            // What looks at it later then knows at once that it did not change.
+                            *resource = before.resource.clone();
+                        }
                         let in_force = InForce {
-                            resource: unless_changed(previous.get(&id), resource),
+                            resource: resource.clone(),
                             source: source.clone(),
                         };
                         self.in_force.insert(id, in_force);
@@ -212,16 +218,6 @@ impl Kept {
         }
         None
     }
-}
-
-/// The resource as it was decoded before, if it is the same now: what looks at it later then knows
-/// at once that it did not change.
-fn unless_changed(before: Option<&InForce>, now: &Resource) -> Resource {
-    before
-        .map(|before| &before.resource)
-        .filter(|before| *before == now)
-        .unwrap_or(now)
-        .clone()
 }
 
 fn duplicate(resource: &Resource, source: &Source, first: &ResourceRef) -> Diagnostic {
