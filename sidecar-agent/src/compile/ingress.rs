@@ -38,9 +38,11 @@ pub(super) fn compile(
             namespace,
             labels,
             ports,
+            addresses,
             ..
         } = workload;
-        for listener in inbound::derived(mesh, registry, workload.mode(), namespace, labels, ports)
+        let mode = workload.mode();
+        for listener in inbound::derived(mesh, registry, mode, namespace, labels, ports, addresses)
         {
             add(builder, workload, &listener);
         }

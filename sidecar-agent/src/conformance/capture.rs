@@ -372,7 +372,7 @@ fn derived_clusters(name: &str) -> Result<BTreeMap<String, Endpoints>, String> {
         ..Snapshot::default()
     };
     let registry = Registry::new(&snapshot);
-    let listeners = inbound::derived(&mesh, &registry, mode, "ns", &labels, &BTreeMap::new());
+    let listeners = inbound::derived(&mesh, &registry, mode, "ns", &labels, &BTreeMap::new(), &[]);
     let mut got = clusters(&listeners);
     if services > 1 {
         let oldest = format!("s{services}.ns.svc.cluster.local");

@@ -19,6 +19,14 @@ pub struct Service {
     pub export_to: Option<Vec<String>>,
 }
 
+impl Service {
+    /// The selector, unless Kubernetes ignores it: that of an `ExternalName`.
+    #[must_use]
+    pub fn effective_selector(&self) -> Option<&BTreeMap<String, String>> {
+        self.external_name.is_none().then_some(&self.selector)
+    }
+}
+
 /// One element of `ports`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServicePort {

@@ -62,8 +62,8 @@ impl VirtualService {
     }
 }
 
-/// One destination without a port needs all of them.
-fn merge(known: &mut Destinations, new: impl IntoIterator<Item = (String, BTreeSet<u16>)>) {
+/// Adds destinations to others: one without a port needs all of them.
+pub fn merge(known: &mut Destinations, new: impl IntoIterator<Item = (String, BTreeSet<u16>)>) {
     for (host, ports) in new {
         match known.entry(host) {
             Entry::Vacant(entry) => _ = entry.insert(ports),

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 pub struct Hosts {
     include: HashMap<String, Names>,
     exclude: HashMap<String, Names>,
-    /// Every inclusion is a complete name: no `*` and no `*.suffix`.
+    /// Every inclusion is a complete name (no `*` and no `*.suffix`) in one namespace.
     exact_only: bool,
 }
 
@@ -35,7 +35,7 @@ impl Hosts {
                 Some(scope) => (&mut hosts.exclude, scope),
                 None if scope.is_empty() => continue,
                 None => {
-                    hosts.exact_only &= !name.starts_with('*');
+                    hosts.exact_only &= scope != ALL_NAMESPACES && !name.starts_with('*');
                     (&mut hosts.include, scope)
                 }
             };
@@ -68,7 +68,7 @@ impl Hosts {
             .then(|| self.include.keys().map(String::as_str).collect())
     }
 
-    /// Whether every inclusion is a complete name.
+    /// Whether every inclusion is a complete name in one namespace.
     #[must_use]
     pub fn exact_only(&self) -> bool {
         self.exact_only

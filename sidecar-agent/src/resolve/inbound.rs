@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 use super::{
-    capture,
+    capture::{self, Families},
     finding::FindingKind,
     forward::{self, Forward},
     protocol::Protocol,
@@ -139,7 +139,8 @@ pub fn declared<'a>(
 
 /// The listeners of a workload whose Sidecar declares no ingress: one for each target port of
 /// the services that select it, the oldest service first. Named target ports are looked up in
-/// `ports`. In mode NONE there are none.
+/// `ports`. In mode NONE there are none. With `inboundTrafficPolicy: LOCALHOST` they lead to the
+/// loopback address of the family of `addresses`.
 #[must_use]
 pub fn derived(
     mesh: &MeshConfig,
@@ -148,14 +149,22 @@ pub fn derived(
     namespace: &str,
     labels: &BTreeMap<String, String>,
     ports: &BTreeMap<String, u16>,
+    addresses: &[IpAddr],
 ) -> Vec<InboundListener> {
     if !capture::captures(mode) {
         return Vec::new();
     }
+    // IPv4's, unless the workload has IPv6 only.
+    let loopback = Families::of(addresses).loopbacks().first().copied();
+    let localhost = loopback.filter(|_| mesh.inbound_localhost);
     let mut seen = BTreeSet::new();
     let mut listeners = Vec::new();
     for service in registry.selecting(namespace, labels) {
-        for port in &service.ports {
+        for port in service
+            .ports
+            .iter()
+            .filter(|port| port.protocol != Protocol::Udp)
+        {
             let number = match &port.target {
                 TargetPort::Number(0) => port.number,
                 TargetPort::Number(number) => *number,
@@ -167,11 +176,9 @@ pub fn derived(
             if !seen.insert(number) {
                 continue;
             }
-            let target = if mesh.inbound_localhost {
-                Target::Tcp(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), number))
-            } else {
-                Target::Original
-            };
+            let target = localhost.map_or(Target::Original, |ip| {
+                Target::Tcp(SocketAddr::new(ip, number))
+            });
             listeners.push(InboundListener {
                 ingress: None,
                 service: Some(Arc::clone(&service.hostname)),

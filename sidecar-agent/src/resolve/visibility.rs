@@ -4,14 +4,14 @@
 //! name from several namespaces leave one namespace per listener; across listeners the first
 //! stays, and what can be merged is merged.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use smallvec::SmallVec;
 
 use crate::model::{
     Object, Snapshot,
     sidecar::{EgressListener, Sidecar},
-    virtual_service,
+    virtual_service::{self, Destinations},
 };
 
 use super::{
@@ -38,7 +38,7 @@ pub struct VirtualService {
     /// `hosts`, as complete names.
     pub hosts: Vec<String>,
     /// Destinations of its routes and mirrors: host name to ports; no ports: all.
-    pub destinations: BTreeMap<String, BTreeSet<u16>>,
+    pub destinations: Destinations,
 }
 
 /// The virtual services that hold for sidecars in `namespace`, oldest first, with complete names.
@@ -49,13 +49,15 @@ pub fn virtual_services(snapshot: &Snapshot, namespace: &str) -> Vec<VirtualServ
         .map(|object| {
             let own = object.meta.namespace.as_str();
             let hosts = object.spec.hosts.iter();
-            let destinations = object.spec.destinations_from(namespace).into_iter();
+            let written = object.spec.destinations_from(namespace).into_iter();
+            // A short name and a full one may be the same service.
+            let mut destinations = Destinations::new();
+            let completed = written.map(|(host, ports)| (complete(&host, own), ports));
+            virtual_service::merge(&mut destinations, completed);
             VirtualService {
                 namespace: own.to_owned(),
                 hosts: hosts.map(|host| complete(host, own)).collect(),
-                destinations: destinations
-                    .map(|(host, ports)| (complete(&host, own), ports))
-                    .collect(),
+                destinations,
             }
         })
         .collect()
@@ -142,6 +144,10 @@ pub fn exposed<'a>(
         .filter(|(_, service)| hosts.selects(&service.namespace, &service.hostname))
         .filter_map(|(position, service)| Some((position, trim(service, port)?)))
         .collect();
+    if hosts.exact_only() {
+        // Istio looks complete names up one by one, in the registry's order.
+        candidates.sort_by_key(|(position, _)| *position);
+    }
 
     // One namespace per host name: the workload's own, else Kubernetes', else the first.
     let mut winners: HashMap<&str, &Service> = HashMap::new();
@@ -167,10 +173,6 @@ pub fn exposed<'a>(
                 .get(&*service.hostname)
                 .is_none_or(|winner| winner.namespace == service.namespace)
         });
-    }
-    if hosts.exact_only() {
-        // Istio looks complete names up one by one, in the registry's order.
-        candidates.sort_by_key(|(position, _)| *position);
     }
     candidates
         .into_iter()
@@ -248,13 +250,16 @@ fn destination<'a>(
     hostname: &str,
     features: Features,
 ) -> Option<&'a Service> {
+    // The order of the registry breaks ties: the oldest.
     let candidates = || registry.by_hostname(hostname);
-    if let Some((_, own)) = candidates().find(|(_, service)| *service.namespace == *namespace) {
+    let own = candidates()
+        .filter(|(_, service)| *service.namespace == *namespace)
+        .min_by_key(|(index, service)| (service.provider, *index));
+    if let Some((_, own)) = own {
         return Some(own);
     }
     let visible = candidates().filter(|(index, _)| registry.is_visible(*index, namespace));
     let best = if features.pick_best_namespace {
-        // The order of the registry breaks ties: the oldest.
         visible.min_by_key(|(index, service)| (service.provider, *index))
     } else {
         visible.min_by_key(|(index, service)| (&service.namespace, *index))

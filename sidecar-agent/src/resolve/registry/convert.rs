@@ -91,7 +91,7 @@ impl Environment<'_> {
             ports: ports.collect(),
             export_to: spec.export_to.iter().flatten().cloned().collect(),
             labels: meta.labels.clone(),
-            selector: spec.selector.clone(),
+            selector: spec.effective_selector().cloned().unwrap_or_default(),
             dns: external,
             origin: Some(Arc::new(object.reference("Service"))),
         }

@@ -43,8 +43,7 @@ struct Entry<T> {
 }
 
 impl Made {
-    /// The services of the next snapshot, in the order (creation, name, namespace); `None`: they
-    /// are those of the one before.
+    /// The services of the next snapshot, in order; `None`: they are those of the one before.
     pub fn update(&mut self, snapshot: &Snapshot) -> Option<Vec<Arc<Service>>> {
         if self.is_of(snapshot) {
             return None;
@@ -63,7 +62,7 @@ impl Made {
         changes.renew(
             &mut self.kubernetes,
             &snapshot.services,
-            |spec| Some(&spec.selector),
+            service::Service::effective_selector,
             |object, selected| vec![environment.kubernetes(object, selected)],
         );
         changes.renew(
@@ -84,9 +83,7 @@ impl Made {
         let kubernetes = self.kubernetes.iter().flat_map(|entry| &entry.services);
         let external = self.external.iter().flat_map(|entry| &entry.services);
         let mut services: Vec<Arc<Service>> = kubernetes.chain(external).cloned().collect();
-        services.sort_by(|a, b| {
-            (a.created, &a.name, &a.namespace).cmp(&(b.created, &b.name, &b.namespace))
-        });
+        services.sort_by(|a, b| a.order().cmp(&b.order()));
         self.share_endpoints(&mut services);
         Some(services)
     }

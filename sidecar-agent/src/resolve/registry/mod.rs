@@ -22,7 +22,7 @@ pub use convert::canonical;
 pub use service::{Discovery, Port, Provider, Service};
 pub use workloads::labels;
 
-/// All services, in the order (creation, name, namespace), and who may see them.
+/// All services, in the order of [`Service::order`], and who may see them.
 #[derive(Clone, Debug, Default)]
 pub struct Registry {
     services: Vec<Arc<Service>>,
@@ -40,7 +40,7 @@ struct Index {
     public: Positions,
     /// The same, by the services' own namespace.
     public_of: ByName,
-    /// Exported to single namespaces: private ones, then those of other namespaces.
+    /// Exported to single namespaces, their own or others.
     exported: ByName,
     by_hostname: ByName,
     by_namespace: ByName,
@@ -186,7 +186,6 @@ fn positions<'a>(index: &'a ByName, key: &str) -> &'a [usize] {
 impl Index {
     fn new(services: &[Arc<Service>], default_export_to: &BTreeSet<String>) -> Self {
         let mut index = Self::default();
-        let mut foreign = ByName::default();
         for (position, service) in services.iter().enumerate() {
             let add = |to: &mut ByName, key: &Arc<str>| {
                 to.entry(Arc::clone(key)).or_default().push(position);
@@ -198,27 +197,19 @@ impl Index {
             if export_to.contains("*") {
                 index.public.push(position);
                 add(&mut index.public_of, own);
-            } else if export_to.contains("~") {
-                // To nobody.
-            } else {
-                let (at_home, abroad): (Vec<&str>, Vec<&str>) = export_to
-                    .iter()
-                    .map(String::as_str)
-                    .partition(|to| *to == "." || *to == &**own);
-                if !at_home.is_empty() {
-                    add(&mut index.exported, own);
-                }
-                for namespace in abroad {
-                    add(&mut foreign, &namespace.into());
+            } else if !export_to.contains("~") {
+                let named = export_to.iter().map(String::as_str);
+                let to: BTreeSet<&str> = named
+                    .map(|to| if to == "." { &**own } else { to })
+                    .collect();
+                for namespace in to {
+                    if let Some(known) = index.exported.get_mut(namespace) {
+                        known.push(position);
+                    } else {
+                        index.exported.insert(namespace.into(), vec![position]);
+                    }
                 }
             }
-        }
-        for (namespace, positions) in foreign {
-            index
-                .exported
-                .entry(namespace)
-                .or_default()
-                .extend(positions);
         }
         index.shares_name = vec![false; services.len()];
         for positions in index.by_hostname.values().filter(|of| of.len() > 1) {

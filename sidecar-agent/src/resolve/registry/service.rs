@@ -85,6 +85,16 @@ pub struct Port {
 }
 
 impl Service {
+    /// The key of Istio's order: creation, name, namespace. A service entry goes by its host name.
+    #[must_use]
+    pub fn order(&self) -> (i64, &str, &str) {
+        let name = match self.provider {
+            Provider::Kubernetes => &self.name,
+            Provider::External => &*self.hostname,
+        };
+        (self.created, name, &self.namespace)
+    }
+
     /// Virtual addresses that are single addresses.
     pub fn single_vips(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.vips

@@ -1,0 +1,231 @@
+//! What becomes of an inbound connection.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use sidecar_agent::model::{
+    Snapshot,
+    mesh::InterceptionMode,
+    service::TargetPort,
+    sidecar::{CaptureMode, IngressListener},
+};
+use sidecar_common::{Path, Reason};
+
+use super::{
+    ORIGINAL, Workload, outcome,
+    services::{Port, Protocol, Service, protocol},
+};
+use crate::subject::Outcome;
+
+pub fn inbound(
+    snapshot: &Snapshot,
+    services: &[Service],
+    workload: &Workload<'_>,
+    src: IpAddr,
+    dst: SocketAddr,
+) -> Outcome {
+    let src = src.to_canonical();
+    let dst = SocketAddr::new(dst.ip().to_canonical(), dst.port());
+    let from_itself = src == dst.ip() || src.is_loopback() || workload.addresses.contains(&src);
+    let none = workload.mode() == InterceptionMode::None;
+    let declared = workload
+        .sidecar
+        .into_iter()
+        .flat_map(|sidecar| &sidecar.spec.ingress)
+        .find(|listener| listener.port.number == u32::from(dst.port()))
+        .filter(|listener| exists(listener));
+
+    if let Some(listener) = declared
+        && is_real(listener, none)
+        && is_bound_at(workload, listener, dst.ip())
+    {
+        return if workload.external_proxy {
+            outcome(Path::Pass, Reason::NoneListener)
+        } else {
+            forward(workload, &listener.default_endpoint, dst)
+        };
+    }
+    if none {
+        return outcome(Path::Pass, Reason::InterceptionNone);
+    }
+    let captured = declared
+        .filter(|listener| !is_real(listener, none))
+        .filter(|_| is_captured_at(workload, dst.ip()));
+    let lists = workload.traffic.inbound(dst.port());
+
+    if workload.external_proxy {
+        let reason = match (lists, captured) {
+            // The host's namespace is not captured whole, and no other's addresses.
+            _ if !is_captured_at(workload, dst.ip()) => {
+                return outcome(Path::Pass, Reason::NotIncluded);
+            }
+            (Ok(Reason::CaptureAll) | Err(Reason::ExcludedPort), None) if !workload.own_netns => {
+                return outcome(Path::Pass, Reason::NotIncluded);
+            }
+            // A declared port counts as included.
+            (Ok(_) | Err(Reason::NotIncluded), Some(_)) => Reason::IngressListener,
+            (Err(exempt), _) => return outcome(Path::Pass, exempt),
+            (Ok(captured), None) => captured,
+        };
+        if from_itself {
+            return outcome(Path::Pass, Reason::SelfCall);
+        }
+        let port = snapshot.mesh.proxy_inbound_listen_port;
+        let at = SocketAddr::new(loopback(dst.is_ipv4()), port);
+        return Outcome {
+            targets: [at.to_string()].into(),
+            ..outcome(Path::Proxy, reason)
+        };
+    }
+    let no_ingress = workload
+        .sidecar
+        .is_none_or(|sidecar| sidecar.spec.ingress.is_empty());
+    let derived = targeted(services, workload, dst.port()).filter(|_| {
+        no_ingress && snapshot.mesh.inbound_localhost && is_captured_at(workload, dst.ip())
+    });
+    let endpoint = match (captured, derived) {
+        (Some(listener), _) => listener.default_endpoint.clone(),
+        (None, Some(_)) => String::new(),
+        (None, None) => return outcome(Path::Pass, Reason::UndeclaredPort),
+    };
+    if from_itself {
+        return outcome(Path::Pass, Reason::SelfCall);
+    }
+    let found = if lists == Err(Reason::ExcludedPort) {
+        outcome(Path::Pass, Reason::ExcludedPort)
+    } else {
+        // A declared port counts as included.
+        match derived {
+            Some(_) => to(SocketAddr::new(loopback(workload.is_v4()), dst.port()), dst),
+            None => forward(workload, &endpoint, dst),
+        }
+    };
+    Outcome {
+        service: derived.map(|service| service.host.clone()),
+        ..found
+    }
+}
+
+/// The oldest service that selects the workload and whose connections arrive at this port.
+fn targeted<'a>(
+    services: &'a [Service],
+    workload: &Workload<'_>,
+    number: u16,
+) -> Option<&'a Service> {
+    let mut selecting = services.iter().filter(|service| {
+        let has = |(key, value): (&String, &String)| workload.labels.get(key) == Some(value);
+        service.namespace == workload.namespace()
+            && !service.selector.is_empty()
+            && service.selector.iter().all(has)
+    });
+    let arrives = |port: &Port| {
+        port.protocol != Protocol::Udp
+            && match &port.target {
+                TargetPort::Number(target) => *target == number,
+                TargetPort::Name(name) => workload.entry.spec.ports.get(name) == Some(&number),
+            }
+    };
+    selecting.find(|service| service.ports.iter().any(arrives))
+}
+
+/// In the host's network namespace only what is the workload's own; else every local address, of
+/// the families that it has.
+fn is_captured_at(workload: &Workload<'_>, ip: IpAddr) -> bool {
+    if !workload.own_netns {
+        return workload.addresses.contains(&ip);
+    }
+    workload.external_proxy
+        || if ip.is_ipv4() {
+            workload.is_v4()
+        } else {
+            workload.is_v6()
+        }
+}
+
+/// Not on the wildcard at a port of the proxy's own.
+fn exists(listener: &IngressListener) -> bool {
+    let on_wildcard = match listener.bind.parse::<IpAddr>() {
+        Ok(ip) => ip.to_canonical().is_unspecified(),
+        Err(_) => protocol(&listener.port.protocol) == Protocol::Http,
+    };
+    !(on_wildcard && [15021, 15090].contains(&listener.port.number))
+}
+
+fn is_real(listener: &IngressListener, none: bool) -> bool {
+    match listener.capture_mode {
+        CaptureMode::Default => none,
+        CaptureMode::Iptables => false,
+        CaptureMode::None => true,
+    }
+}
+
+fn is_bound_at(workload: &Workload<'_>, listener: &IngressListener, ip: IpAddr) -> bool {
+    let covers =
+        |bind: IpAddr| bind == ip || (bind.is_unspecified() && bind.is_ipv4() == ip.is_ipv4());
+    if let Ok(bind) = listener.bind.parse::<IpAddr>() {
+        return covers(bind.to_canonical());
+    }
+    if workload.external_proxy {
+        // Where the proxy then listens is its own choice.
+        return true;
+    }
+    let global = |ip: &&IpAddr| match ip {
+        IpAddr::V4(ip) => !ip.is_link_local() && !ip.is_loopback() && !ip.is_multicast(),
+        IpAddr::V6(ip) => !ip.is_unicast_link_local() && !ip.is_loopback() && !ip.is_multicast(),
+    };
+    match workload.addresses.iter().find(global) {
+        Some(first) => *first == ip,
+        None => (ip.is_ipv4() && workload.is_v4()) || (ip.is_ipv6() && workload.is_v6()),
+    }
+}
+
+/// Where a listener's connections lead.
+fn forward(workload: &Workload<'_>, endpoint: &str, dst: SocketAddr) -> Outcome {
+    let reason = Reason::IngressListener;
+    if endpoint.starts_with("unix://") {
+        return Outcome {
+            targets: [endpoint.to_owned()].into(),
+            ..outcome(Path::Relay, reason)
+        };
+    }
+    if endpoint.is_empty() || endpoint.starts_with(':') {
+        return Outcome {
+            targets: [ORIGINAL.to_owned()].into(),
+            ..outcome(Path::Pass, reason)
+        };
+    }
+    let at: SocketAddr = endpoint.parse().expect("validated");
+    let first = |v4: bool| {
+        workload
+            .addresses
+            .iter()
+            .find(|ip| ip.is_ipv4() == v4)
+            .copied()
+    };
+    let ip = match at.ip() {
+        ip if ip.is_unspecified() => first(at.is_ipv4()).unwrap_or_else(|| loopback(at.is_ipv4())),
+        ip if ip.is_ipv4() => loopback(workload.is_v4()),
+        _ => loopback(!workload.is_v6()),
+    };
+    to(SocketAddr::new(ip, at.port()), dst)
+}
+
+fn to(at: SocketAddr, dst: SocketAddr) -> Outcome {
+    // A socket cannot be given connections of the other family.
+    let path = if at.is_ipv4() == dst.is_ipv4() {
+        Path::Direct
+    } else {
+        Path::Relay
+    };
+    Outcome {
+        targets: [at.to_string()].into(),
+        ..outcome(path, Reason::IngressListener)
+    }
+}
+
+fn loopback(v4: bool) -> IpAddr {
+    if v4 {
+        Ipv4Addr::LOCALHOST.into()
+    } else {
+        Ipv6Addr::LOCALHOST.into()
+    }
+}
