@@ -223,7 +223,12 @@ impl<'a> Table<'a> {
     ) {
         // On a unix socket, and for a forward proxy, any port of the service may be meant.
         let ports = match (site.is_unix(), protocol) {
-            (false, Protocol::HttpProxy) => selected.ports.get(..1).unwrap_or_default(),
+            (false, Protocol::HttpProxy) => selected
+                .ports
+                .iter()
+                .position(|port| port.protocol != Protocol::Udp)
+                .and_then(|first| selected.ports.get(first..=first))
+                .unwrap_or_default(),
             _ => &selected.ports[..],
         };
         for port in ports {

@@ -276,3 +276,21 @@ fn forward_proxies_need_a_proxy() {
     node.out("127.0.0.1:15080").refused(Reason::NeedsProxy);
     assert_eq!(node.kinds(), [FindingKind::NeedsProxy]);
 }
+
+#[test]
+fn a_forward_proxy_does_not_go_by_udp_ports() {
+    let mut node = Node::new("10.0.0.1")
+        .service(NS, "a", "10.96.0.1", &["dns:53", "http:80"])
+        .sidecar(Sidecar {
+            egress: vec![egress(
+                Some(port(3128, "HTTP_PROXY")),
+                "127.0.0.1",
+                CaptureMode::None,
+                &["./*"],
+            )],
+            ..Sidecar::default()
+        });
+    Arc::make_mut(&mut node.snapshot.services[0]).spec.ports[0].transport = "UDP".into();
+    let node = node.compile();
+    node.out("127.0.0.1:3128").refused(Reason::NeedsProxy);
+}

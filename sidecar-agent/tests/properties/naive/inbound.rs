@@ -58,7 +58,9 @@ pub fn inbound(
             _ if !is_captured_at(workload, dst.ip()) => {
                 return outcome(Path::Pass, Reason::NotIncluded);
             }
-            (Ok(Reason::CaptureAll) | Err(Reason::ExcludedPort), None) if !workload.own_netns => {
+            (Ok(Reason::CaptureAll) | Err(Reason::ExcludedPort), None)
+                if !workload.own_netns && workload.traffic.include_inbound.is_none() =>
+            {
                 return outcome(Path::Pass, Reason::NotIncluded);
             }
             // A declared port counts as included.

@@ -8,7 +8,7 @@ use sidecar_common::Reason;
 
 pub struct Traffic {
     pub mode: InterceptionMode,
-    include_inbound: Option<Vec<u16>>,
+    pub include_inbound: Option<Vec<u16>>,
     exclude_inbound: Vec<u16>,
     include_ranges: Option<Vec<IpNet>>,
     exclude_ranges: Vec<IpNet>,
