@@ -7,6 +7,7 @@
 mod analyzer;
 pub mod capture;
 pub mod cgroup;
+pub mod iptables;
 pub mod selection;
 pub mod validation;
 pub mod visibility;

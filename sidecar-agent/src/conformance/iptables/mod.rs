@@ -1,0 +1,3 @@
+//! `iptables-cases.yaml`: what is captured under the options of `istio-iptables`.
+
+pub mod cases;
