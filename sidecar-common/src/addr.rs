@@ -24,6 +24,12 @@ impl Addr {
     pub const LOOPBACK_V6: Self = Self {
         words: [0, 0, 0, 1u32.to_be()],
     };
+    /// `127.0.0.6`: where Istio's inbound passthrough connections come from.
+    pub const PASSTHROUGH_V4: Self = Self::from_v4(0x7f00_0006_u32.to_be());
+    /// `::6`: the same by IPv6.
+    pub const PASSTHROUGH_V6: Self = Self {
+        words: [0, 0, 0, 6u32.to_be()],
+    };
     /// Prefix length of the v4-mapped range `::ffff:0:0/96`.
     pub const V4_PREFIX: u32 = 96;
 
@@ -70,6 +76,39 @@ impl Addr {
                 && self.words[1] == 0
                 && self.words[2] == 0
                 && self.words[3] == 1u32.to_be()
+        }
+    }
+
+    /// Whether this is a wildcard address, `0.0.0.0` or `::`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_wildcard(&self) -> bool {
+        self.words[0] == 0
+            && self.words[1] == 0
+            && (self.words[2] == 0 || self.words[2] == Self::MAPPED)
+            && self.words[3] == 0
+    }
+
+    /// Whether this is a multicast address, 224.0.0.0/4 or `ff00::/8`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_multicast(&self) -> bool {
+        if self.is_v4() {
+            u32::from_be(self.words[3]) >> 28 == 14
+        } else {
+            u32::from_be(self.words[0]) >> 24 == 0xff
+        }
+    }
+
+    /// The loopback address of this address' family: [`Self::LOOPBACK_V4`] or
+    /// [`Self::LOOPBACK_V6`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn loopback(&self) -> Self {
+        if self.is_v4() {
+            Self::LOOPBACK_V4
+        } else {
+            Self::LOOPBACK_V6
         }
     }
 

@@ -1,25 +1,29 @@
 //! The decision for one connection.
 //!
-//! All precedence (excluded before included, most specific port first, real listeners before
+//! Most precedence (excluded before included, most specific port first, real listeners before
 //! captured services) is settled when a plan is compiled. What is left for the kernel is a fixed
 //! walk that the first hit ends:
 //!
 //! | outbound | inbound |
 //! |---|---|
-//! | the proxy's own: pass | - |
 //! | exact address and port | exact local address and port |
 //! | this port, longest prefix | this port on any address |
 //! | any port, longest prefix | - |
 //! | the plan's default | the plan's default |
 //!
-//! and then, for rules that say so ([`Rule::EXEMPT_SELF`]), calls of a workload to itself pass.
+//! and what cannot be in a table, since it depends on who calls and by which way: excluded and
+//! virtual interfaces, the proxy's own connections, calls of a workload to itself, owner groups.
+//! For workloads with a proxy these follow the order of `istio-iptables`.
 
 use crate::{
     addr::{Addr, Endpoint},
-    keys::{BackendKey, PlanId, PrefixKey, RuleKey},
+    keys::{BackendKey, OwnerKey, PlanId, PrefixKey, RuleKey},
     reason::{Path, Reason},
-    values::{NO_LISTENER, PlanHeader, Rule},
+    values::{Interface, NO_LISTENER, PlanHeader, Rule},
 };
+
+/// The port of DNS.
+const DNS_PORT: u16 = 53;
 
 /// Direction of a connection, seen from the workload.
 #[repr(u8)]
@@ -57,6 +61,72 @@ pub trait Tables {
     fn is_local(&self, addr: &Addr) -> bool;
     /// Any number: chooses among backends.
     fn random(&self) -> u32;
+    /// Whether the plan lists this owner.
+    fn owner(&self, key: &OwnerKey) -> bool;
+    /// What the interface is by which `dst` is reached: `Interface::EXCLUDED` and so on.
+    fn egress(&self, dst: &Addr) -> u32;
+    /// What the interface with this index is.
+    fn ingress(&self, index: u32) -> u32;
+    /// What was decided for the workload's own connection between these two when it was made.
+    fn arrival(&self, client: &Endpoint, server: &Endpoint) -> Arrival;
+}
+
+/// The transport of a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Transport {
+    /// TCP, or MPTCP.
+    Tcp,
+    /// UDP: captured for DNS only.
+    Udp,
+}
+
+/// A process of a workload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// Its user, in the workload's user namespace.
+    pub uid: u32,
+    /// Its group, in the workload's user namespace.
+    pub gid: u32,
+    /// It is in the proxy's own cgroup.
+    pub in_proxy_cgroup: bool,
+}
+
+/// What a workload calls, and who in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutboundCall {
+    /// Where it is going.
+    pub dst: Endpoint,
+    /// The address that the socket is bound to, or a wildcard.
+    pub src: Addr,
+    /// The transport.
+    pub transport: Transport,
+    /// Who calls.
+    pub caller: Caller,
+    /// The socket is bound to an interface (`SO_BINDTODEVICE`).
+    pub bound_device: bool,
+}
+
+/// What arrives at a workload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InboundCall {
+    /// Where it comes from.
+    pub src: Endpoint,
+    /// The local endpoint it is going to.
+    pub dst: Endpoint,
+    /// The index of the interface it arrives by.
+    pub interface: u32,
+}
+
+/// What becomes of a workload's connection to itself where it arrives: only a transparent proxy's
+/// are not ordinary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arrival {
+    /// As any other.
+    Ordinary,
+    /// It passes, although it comes from an address that is not the workload's.
+    Passes,
+    /// The proxy's inbound listener takes it, although it comes from the workload.
+    Captured,
 }
 
 /// What was decided, complete: nothing else has to be looked up to act on it.
@@ -66,6 +136,11 @@ pub struct Decision {
     pub path: Path,
     /// [`Reason`] as its number.
     pub reason: u8,
+    /// What becomes of it where it arrives; outbound only.
+    pub arrival: Arrival,
+    /// The proxy's port, for `Path::Proxy`. Zero: the connection keeps its destination, and is
+    /// [`Arrival::Captured`] there.
+    pub proxy_port: u16,
     /// The listener in the plan, or [`NO_LISTENER`].
     pub listener: u32,
     /// Where it goes, for `Path::Direct`. Zero: to where it was going anyway.
@@ -80,53 +155,376 @@ impl Decision {
         Self {
             path,
             reason: reason as u8,
+            arrival: Arrival::Ordinary,
+            proxy_port: 0,
             listener: NO_LISTENER,
             target: Endpoint::new(Addr::ANY, 0),
         }
     }
+
+    #[inline(always)]
+    const fn pass(reason: Reason) -> Self {
+        Self::new(Path::Pass, reason)
+    }
+
+    #[inline(always)]
+    const fn proxy(reason: Reason, port: u16) -> Self {
+        Self {
+            proxy_port: port,
+            ..Self::new(Path::Proxy, reason)
+        }
+    }
+
+    /// Whether the connection is led to a loopback address.
+    #[inline(always)]
+    const fn leads_to_loopback(&self) -> bool {
+        match self.path {
+            Path::Relay => true,
+            Path::Proxy => self.proxy_port != 0,
+            Path::Direct => self.target.port != 0 && self.target.addr.is_loopback(),
+            Path::Pass | Path::Deny => false,
+        }
+    }
 }
 
-/// Decides an outbound connection to `dst`; `from_proxy` says that the proxy itself makes it.
+/// Whether datagrams to this port have to be decided at all; all others pass.
+#[inline(always)]
+#[must_use]
+pub const fn concerns_datagrams(header: &PlanHeader, port: u16) -> bool {
+    header.dns_port != 0 && port == DNS_PORT
+}
+
+/// Decides an outbound connection, or datagram (see [`concerns_datagrams`]).
 #[inline(always)]
 pub fn outbound<T: Tables>(
     tables: &T,
     plan: PlanId,
     header: &PlanHeader,
-    dst: &Endpoint,
-    from_proxy: bool,
+    call: &OutboundCall,
 ) -> Decision {
-    if from_proxy {
-        return Decision::new(Path::Pass, Reason::ProxyOwn);
+    let mut call = *call;
+    // To call nobody in particular is to call oneself.
+    if call.dst.addr.is_wildcard() {
+        call.dst.addr = call.dst.addr.loopback();
     }
-    let rule = outbound_rule(tables, plan, header, dst);
-    if rule.flags & Rule::EXEMPT_SELF != 0 {
-        if dst.addr.is_loopback() {
-            return Decision::new(Path::Pass, Reason::Loopback);
-        }
-        if tables.is_local(&dst.addr) {
-            return Decision::new(Path::Pass, Reason::SelfCall);
-        }
+    if header.flags & PlanHeader::EXCLUDED_INTERFACES != 0
+        && tables.egress(&call.dst.addr) & Interface::EXCLUDED != 0
+    {
+        return Decision::pass(Reason::ExcludedInterface);
     }
-    follow(tables, plan, &rule)
+    let decision = if header.flags & PlanHeader::PROXIED != 0 {
+        proxied(tables, plan, header, &call)
+    } else {
+        direct(tables, plan, header, &call)
+    };
+    if call.bound_device && decision.leads_to_loopback() {
+        return Decision::pass(Reason::BoundDevice);
+    }
+    decision
 }
 
-/// Decides an inbound connection from `src` (address only) to the local endpoint `dst`.
+/// Of a workload without a proxy.
+#[inline(always)]
+fn direct<T: Tables>(
+    tables: &T,
+    plan: PlanId,
+    header: &PlanHeader,
+    call: &OutboundCall,
+) -> Decision {
+    if call.transport != Transport::Tcp {
+        return Decision::pass(Reason::NotIncluded);
+    }
+    let rule = outbound_rule(tables, plan, header, &call.dst);
+    if rule.flags & Rule::EXEMPT_SELF != 0 {
+        if call.dst.addr.is_loopback() {
+            return Decision::pass(Reason::Loopback);
+        }
+        if tables.is_local(&call.dst.addr) {
+            return Decision::pass(Reason::SelfCall);
+        }
+    }
+    if rule.flags & Rule::FIRST == 0 && !is_captured_group(tables, plan, header, &call.caller) {
+        return Decision::pass(Reason::OwnerGroup);
+    }
+    follow(tables, plan, &rule, 0)
+}
+
+/// Of a workload with a proxy.
+#[inline(always)]
+fn proxied<T: Tables>(
+    tables: &T,
+    plan: PlanId,
+    header: &PlanHeader,
+    call: &OutboundCall,
+) -> Decision {
+    let dst = &call.dst;
+    let over_lo = dst.addr.is_loopback() || tables.is_local(&dst.addr);
+    // Whatever other rules there are, they let it pass, too.
+    if !over_lo && is_proxy(tables, plan, header, &call.caller) {
+        return Decision::pass(Reason::ProxyOwn);
+    }
+    if !dst.addr.is_v4() && header.flags & PlanHeader::IPV6 == 0 {
+        return Decision::pass(Reason::Ipv6Off);
+    }
+    let decision = redirected(tables, plan, header, call, over_lo);
+    if over_lo
+        && header.flags & PlanHeader::TPROXY != 0
+        && decision.path == Path::Pass
+        && call.transport == Transport::Tcp
+    {
+        return arriving(tables, plan, header, call, decision);
+    }
+    decision
+}
+
+/// What `istio-iptables` has in its nat table: a connection is led to a port of the proxy's, or
+/// passes.
+#[inline(always)]
+fn redirected<T: Tables>(
+    tables: &T,
+    plan: PlanId,
+    header: &PlanHeader,
+    call: &OutboundCall,
+    over_lo: bool,
+) -> Decision {
+    let OutboundCall {
+        dst,
+        transport,
+        caller,
+        ..
+    } = call;
+    let is_tcp = matches!(transport, Transport::Tcp);
+    let rule = if is_tcp {
+        outbound_rule(tables, plan, header, dst)
+    } else {
+        dns_rule(tables, plan, header, dst)
+    };
+    if rule.flags & Rule::FIRST != 0 {
+        return follow(tables, plan, &rule, header.outbound_port);
+    }
+    if over_lo && is_passthrough(&call.src) {
+        return Decision::pass(Reason::Passthrough);
+    }
+    let is_dns = header.dns_port != 0 && dst.port == DNS_PORT;
+    let is_self_call =
+        over_lo && is_tcp && !header.is_loopback(&dst.addr) && dst.port != header.tunnel_port;
+    let to_itself = Decision::proxy(Reason::ProxySelfCall, header.inbound_port);
+    if over_lo && !is_dns && header.flags & PlanHeader::LOOPBACK_INCLUDED == 0 {
+        // The rules of the first uid return what is anybody else's.
+        let is_first = caller.in_proxy_cgroup || caller.uid == header.proxy_uid;
+        return match (is_first, is_self_call) {
+            (true, true) => to_itself,
+            (true, false) => Decision::pass(Reason::ProxyOwn),
+            (false, _) if dst.addr.is_loopback() => Decision::pass(Reason::Loopback),
+            (false, _) => Decision::pass(Reason::SelfCall),
+        };
+    }
+    if is_proxy_uid(tables, plan, header, caller) {
+        return if is_self_call && !is_dns {
+            to_itself
+        } else {
+            Decision::pass(Reason::ProxyOwn)
+        };
+    }
+    if is_proxy_gid(tables, plan, header, caller) {
+        return if is_self_call {
+            to_itself
+        } else {
+            Decision::pass(Reason::ProxyOwn)
+        };
+    }
+    if !is_captured_group(tables, plan, header, &call.caller) {
+        return Decision::pass(Reason::OwnerGroup);
+    }
+    if rule.reason == Reason::Dns as u8 {
+        return Decision::proxy(Reason::Dns, header.dns_port);
+    }
+    if header.is_loopback(&dst.addr) {
+        return Decision::pass(Reason::Loopback);
+    }
+    follow(tables, plan, &rule, header.outbound_port)
+}
+
+/// What `istio-iptables` has in its mangle table for a transparent proxy: what the proxy sends to
+/// the workload itself arrives like anybody's connection, unless it already comes from the inbound
+/// listener, and then has the source address of whom it is for.
+#[inline(always)]
+fn arriving<T: Tables>(
+    tables: &T,
+    plan: PlanId,
+    header: &PlanHeader,
+    call: &OutboundCall,
+    decision: Decision,
+) -> Decision {
+    let OutboundCall {
+        dst, src, caller, ..
+    } = call;
+    if is_passthrough(src)
+        || header.is_loopback(&dst.addr)
+        || !is_proxy(tables, plan, header, caller)
+    {
+        return decision;
+    }
+    if !src.is_wildcard() && !src.is_loopback() && !tables.is_local(src) {
+        return Decision {
+            arrival: Arrival::Passes,
+            ..decision
+        };
+    }
+    let rule = inbound_rule(tables, plan, header, dst);
+    if rule.path != Path::Proxy as u8 {
+        return decision;
+    }
+    Decision {
+        arrival: Arrival::Captured,
+        listener: rule.listener,
+        ..Decision::proxy(Reason::ProxySelfCall, 0)
+    }
+}
+
+#[inline(always)]
+fn is_passthrough(src: &Addr) -> bool {
+    *src == Addr::PASSTHROUGH_V4 || *src == Addr::PASSTHROUGH_V6
+}
+
+/// Whether the proxy itself calls.
+#[inline(always)]
+pub fn is_proxy<T: Tables>(tables: &T, plan: PlanId, header: &PlanHeader, caller: &Caller) -> bool {
+    is_proxy_uid(tables, plan, header, caller) || is_proxy_gid(tables, plan, header, caller)
+}
+
+#[inline(always)]
+fn is_proxy_uid<T: Tables>(tables: &T, plan: PlanId, header: &PlanHeader, caller: &Caller) -> bool {
+    caller.in_proxy_cgroup
+        || caller.uid == header.proxy_uid
+        || header.tables & PlanHeader::HAS_PROXY_UIDS != 0
+            && tables.owner(&OwnerKey {
+                plan,
+                role: OwnerKey::PROXY_UID,
+                id: caller.uid,
+            })
+}
+
+#[inline(always)]
+fn is_proxy_gid<T: Tables>(tables: &T, plan: PlanId, header: &PlanHeader, caller: &Caller) -> bool {
+    caller.gid == header.proxy_gid
+        || header.tables & PlanHeader::HAS_PROXY_GIDS != 0
+            && tables.owner(&OwnerKey {
+                plan,
+                role: OwnerKey::PROXY_GID,
+                id: caller.gid,
+            })
+}
+
+/// Whether connections of the caller's group are captured.
+#[inline(always)]
+fn is_captured_group<T: Tables>(
+    tables: &T,
+    plan: PlanId,
+    header: &PlanHeader,
+    caller: &Caller,
+) -> bool {
+    if header.flags & (PlanHeader::ONLY_GROUPS | PlanHeader::EXCEPT_GROUPS) == 0 {
+        return true;
+    }
+    let is_listed = tables.owner(&OwnerKey {
+        plan,
+        role: OwnerKey::GROUP,
+        id: caller.gid,
+    });
+    is_listed == (header.flags & PlanHeader::ONLY_GROUPS != 0)
+}
+
+/// Decides an inbound connection.
 #[inline(always)]
 pub fn inbound<T: Tables>(
     tables: &T,
     plan: PlanId,
     header: &PlanHeader,
-    src: &Addr,
+    call: &InboundCall,
+) -> Decision {
+    let InboundCall {
+        src,
+        dst,
+        interface,
+    } = call;
+    if header.flags & PlanHeader::TPROXY != 0 {
+        match tables.arrival(src, dst) {
+            Arrival::Ordinary => {}
+            Arrival::Passes => return Decision::pass(Reason::ProxyOwn),
+            Arrival::Captured => {
+                return Decision::proxy(Reason::ProxySelfCall, header.inbound_port);
+            }
+        }
+    }
+    // A call to one's own address comes from that address unless the caller bound another one.
+    let is_own = || src.addr == dst.addr || src.addr.is_loopback() || tables.is_local(&src.addr);
+    if header.flags & (PlanHeader::EXCLUDED_INTERFACES | PlanHeader::VIRTUAL_INTERFACES) != 0
+        && !is_own()
+    {
+        let interface = tables.ingress(*interface);
+        if interface & Interface::VIRTUAL != 0 {
+            return from_virtual(tables, plan, header, dst);
+        }
+        if interface & Interface::EXCLUDED != 0 {
+            return Decision::pass(Reason::ExcludedInterface);
+        }
+    }
+    if header.flags & PlanHeader::PROXIED != 0
+        && header.flags & PlanHeader::IPV6 == 0
+        && !dst.addr.is_v4()
+    {
+        return Decision::pass(Reason::Ipv6Off);
+    }
+    let rule = inbound_rule(tables, plan, header, dst);
+    if rule.flags & Rule::EXEMPT_SELF != 0 && is_own() {
+        return Decision::pass(Reason::SelfCall);
+    }
+    follow(tables, plan, &rule, header.inbound_port)
+}
+
+/// What arrives by a virtual interface goes to the proxy's outbound listener, or nowhere.
+#[inline(always)]
+fn from_virtual<T: Tables>(
+    tables: &T,
+    plan: PlanId,
+    header: &PlanHeader,
     dst: &Endpoint,
 ) -> Decision {
-    let rule = inbound_rule(tables, plan, header, dst);
-    // A call to one's own address comes from that address unless the caller bound another one.
-    if rule.flags & Rule::EXEMPT_SELF != 0
-        && (*src == dst.addr || src.is_loopback() || tables.is_local(src))
-    {
-        return Decision::new(Path::Pass, Reason::SelfCall);
+    let is_captured = (dst.addr.is_v4() || header.flags & PlanHeader::IPV6 != 0)
+        && (header.flags & PlanHeader::VIRTUAL_ALL != 0
+            || tables
+                .outbound_prefix(&PrefixKey {
+                    plan,
+                    port: 0,
+                    table: PrefixKey::VIRTUAL,
+                    addr: dst.addr,
+                })
+                .is_some());
+    if is_captured {
+        Decision::proxy(Reason::VirtualInterface, header.outbound_port)
+    } else {
+        Decision::pass(Reason::VirtualInterface)
     }
-    follow(tables, plan, &rule)
+}
+
+/// The rule for datagrams: of all rules, those of the port of DNS for networks.
+#[inline(always)]
+fn dns_rule<T: Tables>(tables: &T, plan: PlanId, header: &PlanHeader, dst: &Endpoint) -> Rule {
+    let pass = Rule::new(Path::Pass, Reason::NotIncluded);
+    if header.tables & PlanHeader::HAS_OUTBOUND_PORT_PREFIX == 0 || dst.addr.is_multicast() {
+        return pass;
+    }
+    let found = tables.outbound_prefix(&PrefixKey {
+        plan,
+        port: dst.port,
+        table: PrefixKey::OUTBOUND,
+        addr: dst.addr,
+    });
+    match found {
+        Some(rule) if rule.reason == Reason::Dns as u8 || rule.flags & Rule::FIRST != 0 => rule,
+        _ => pass,
+    }
 }
 
 #[inline(always)]
@@ -139,7 +537,7 @@ fn outbound_rule<T: Tables>(tables: &T, plan: PlanId, header: &PlanHeader, dst: 
     let mut key = PrefixKey {
         plan,
         port: dst.port,
-        pad: 0,
+        table: PrefixKey::OUTBOUND,
         addr: dst.addr,
     };
     if header.tables & PlanHeader::HAS_OUTBOUND_PORT_PREFIX != 0
@@ -173,9 +571,9 @@ fn inbound_rule<T: Tables>(tables: &T, plan: PlanId, header: &PlanHeader, dst: &
     header.inbound_default
 }
 
-/// Turns the rule that matched into a decision: chooses the backend.
+/// Turns the rule that matched into a decision: chooses the backend, or the port of the proxy's.
 #[inline(always)]
-fn follow<T: Tables>(tables: &T, plan: PlanId, rule: &Rule) -> Decision {
+fn follow<T: Tables>(tables: &T, plan: PlanId, rule: &Rule, proxy_port: u16) -> Decision {
     let target = if rule.backends > 1 {
         let index = tables.random() % rule.backends;
         match tables.backend(&BackendKey {
@@ -199,6 +597,8 @@ fn follow<T: Tables>(tables: &T, plan: PlanId, rule: &Rule) -> Decision {
     Decision {
         path,
         reason: rule.reason,
+        arrival: Arrival::Ordinary,
+        proxy_port,
         listener: rule.listener,
         target,
     }

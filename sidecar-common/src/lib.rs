@@ -28,9 +28,11 @@ pub use addr::{Addr, Endpoint};
 pub use reason::{Path, Reason};
 
 /// Changes whenever a map layout, or the meaning of a value in a map, changes.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// IANA number of TCP, as the `protocol` field of a socket.
 pub const IPPROTO_TCP: u32 = 6;
+/// IANA number of UDP.
+pub const IPPROTO_UDP: u32 = 17;
 /// MPTCP's socket protocol (`IPPROTO_MPTCP`): TCP on the wire, so captured as TCP.
 pub const IPPROTO_MPTCP: u32 = 262;

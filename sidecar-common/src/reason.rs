@@ -98,7 +98,23 @@ explained! {
         InterceptionNone = 21, "interception-none";
         /// The kernel had no memory to remember the connection's destination.
         NoMemory = 22, "no-memory";
-    /// A destination no egress listener exposes; outboundTrafficPolicy leads it to its egressProxy.
-    EgressProxy = 23, "egress-proxy";
+        /// A destination no egress listener exposes; outboundTrafficPolicy leads it to its egressProxy.
+        EgressProxy = 23, "egress-proxy";
+        /// The proxy calls the workload itself, as when an application calls its own service: its own inbound listener takes it.
+        ProxySelfCall = 24, "proxy-self-call";
+        /// The caller's group is in the list of owner groups that are not captured, or not in that of those that are.
+        OwnerGroup = 25, "owner-group";
+        /// The connection leaves or arrives by an excluded interface.
+        ExcludedInterface = 26, "excluded-interface";
+        /// IPv6 is not captured: the workload's first address is IPv4, and it is not dual-stack.
+        Ipv6Off = 27, "ipv6-off";
+        /// DNS, which the proxy answers.
+        Dns = 28, "dns";
+        /// The socket is bound to an interface, from which no loopback address can be reached.
+        BoundDevice = 29, "bound-device";
+        /// Its source is 127.0.0.6 or ::6: the proxy passes an inbound connection on.
+        Passthrough = 30, "passthrough";
+        /// It arrives by a virtual interface, whose traffic is taken for outbound.
+        VirtualInterface = 31, "virtual-interface";
     }
 }

@@ -9,9 +9,12 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::{
     addr::{Addr, Endpoint},
-    keys::{BackendKey, PrefixKey, RuleKey, WorkloadEndpoint, WorkloadPort},
+    keys::{
+        BackendKey, OwnerKey, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
+        WorkloadInterface, WorkloadPort,
+    },
     reason::{Path, Reason},
-    values::{Identity, Original, PlanHeader, Rule},
+    values::{Identity, Original, PlanHeader, Route, Rule},
 };
 
 macro_rules! pod {
@@ -29,6 +32,11 @@ pod!(
     BackendKey,
     WorkloadEndpoint,
     WorkloadPort,
+    Tuple,
+    OwnerKey,
+    WorkloadInterface,
+    RouteKey,
+    Route,
     Rule,
     PlanHeader,
     Identity,

@@ -34,6 +34,9 @@ impl Rule {
     /// A connection of the workload to one of its own addresses (outbound), or coming from one
     /// of its own addresses or loopback (inbound), passes whatever the rule says.
     pub const EXEMPT_SELF: u8 = 1;
+    /// Decides before it matters who calls, or that the workload calls itself: real listeners and
+    /// excluded ports.
+    pub const FIRST: u8 = 2;
 
     /// A rule without backends.
     #[must_use]
@@ -61,17 +64,31 @@ pub const NO_LISTENER: u32 = u32::MAX;
 pub struct PlanHeader {
     /// Which tables have entries (`PlanHeader::HAS_*`): a lookup that cannot hit is not made.
     pub tables: u32,
+    /// What else holds (`PlanHeader::PROXIED` and so on).
+    pub flags: u32,
     /// The proxy's outbound capture port (15001), for rules with path proxy.
     pub outbound_port: u16,
     /// The proxy's inbound capture port (15006), for rules with path proxy.
     pub inbound_port: u16,
+    /// The port (15008) on which the proxy's calls to the workload itself are not captured.
+    pub tunnel_port: u16,
+    /// The port (15053) on which DNS is answered; 0: DNS is not captured.
+    pub dns_port: u16,
+    /// The proxy's first uid, in the workload's own user namespace.
+    pub proxy_uid: u32,
+    /// The proxy's first gid, in the workload's own user namespace.
+    pub proxy_gid: u32,
+    /// What is not captured as loopback: an IPv4 network, in network order.
+    pub loopback: u32,
+    /// The mask of that network, in network order.
+    pub loopback_mask: u32,
     /// Outbound connections that no rule matches.
     pub outbound_default: Rule,
     /// Inbound connections that no rule matches.
     pub inbound_default: Rule,
 }
 
-const _: () = assert!(size_of::<PlanHeader>() == 80);
+const _: () = assert!(size_of::<PlanHeader>() == 104);
 
 impl PlanHeader {
     /// There are exact outbound rules.
@@ -84,7 +101,65 @@ impl PlanHeader {
     pub const HAS_INBOUND_EXACT: u32 = 8;
     /// There are inbound rules for any address.
     pub const HAS_INBOUND_PORT: u32 = 16;
+    /// The proxy has more uids than the first (in `OWNERS`).
+    pub const HAS_PROXY_UIDS: u32 = 32;
+    /// The proxy has more gids than the first (in `OWNERS`).
+    pub const HAS_PROXY_GIDS: u32 = 64;
+
+    /// The workload has an external proxy that captured connections go to.
+    pub const PROXIED: u32 = 1;
+    /// IPv6 is captured.
+    pub const IPV6: u32 = 2;
+    /// A loopback network is among the included ones: calls of the workload to itself are captured
+    /// like others.
+    pub const LOOPBACK_INCLUDED: u32 = 4;
+    /// Only callers whose group is in `OWNERS` are captured, outbound.
+    pub const ONLY_GROUPS: u32 = 8;
+    /// Callers whose group is in `OWNERS` are not captured, outbound.
+    pub const EXCEPT_GROUPS: u32 = 16;
+    /// Some interfaces are excluded.
+    pub const EXCLUDED_INTERFACES: u32 = 32;
+    /// Some interfaces are virtual: what arrives there is taken for outbound.
+    pub const VIRTUAL_INTERFACES: u32 = 64;
+    /// All that arrives at a virtual interface is captured, not only the networks of
+    /// `PrefixKey::VIRTUAL`.
+    pub const VIRTUAL_ALL: u32 = 128;
+    /// The proxy is transparent: its own calls to the workload arrive like anybody's.
+    pub const TPROXY: u32 = 256;
+
+    /// Whether this address counts as loopback, where nothing is captured.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_loopback(&self, addr: &crate::Addr) -> bool {
+        if addr.is_v4() {
+            addr.v4() & self.loopback_mask == self.loopback
+        } else {
+            addr.is_loopback()
+        }
+    }
 }
+
+/// What an interface of a workload's network namespace is (`INTERFACES`).
+pub struct Interface;
+
+impl Interface {
+    /// Nothing is captured that leaves or arrives by it.
+    pub const EXCLUDED: u32 = 1;
+    /// What arrives by it is taken for outbound.
+    pub const VIRTUAL: u32 = 2;
+}
+
+/// How a destination is reached (`ROUTES`).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Route {
+    /// The interface's index.
+    pub interface: u32,
+    /// The address that connections come from; a wildcard: not known.
+    pub source: crate::Addr,
+}
+
+const _: () = assert!(size_of::<Route>() == 20);
 
 /// Who a workload is, and what is its own: the cgroup storage of its attachments.
 /// All zero (a fresh attachment) means "not ours yet": pass.
@@ -93,26 +168,34 @@ impl PlanHeader {
 pub struct Identity {
     /// Slot in `WORKLOADS`.
     pub workload: WorkloadId,
-    /// The proxy's uid as the kernel's initial user namespace sees it. Valid with `HAS_PROXY`.
-    pub proxy_uid: u32,
+    /// `Identity::ROUTED`.
+    pub flags: u32,
     /// The proxy's own cgroup (inode id), or 0: connections from it are the proxy's.
     pub proxy_cgroup: u64,
     /// The workload's network namespace (`SO_NETNS_COOKIE`): listeners in another one, as of a
     /// container within the workload, cannot be given its connections.
     pub netns_cookie: u64,
+    /// What uids of the workload's user namespace begin with on the host: there, the user `id` is
+    /// `uid_base + id`.
+    pub uid_base: u32,
+    /// The same of gids.
+    pub gid_base: u32,
+    /// Where IPv4 connections that leave the workload come from (network order), or 0.
+    pub source_v4: u32,
     /// The relay's port on 127.0.0.1 in the workload's network namespace, or 0.
     pub relay_port_v4: u16,
     /// The relay's port on `::1` in the workload's network namespace, or 0.
     pub relay_port_v6: u16,
-    /// `Identity::HAS_PROXY`.
-    pub flags: u32,
+    /// Where IPv6 connections that leave the workload come from, or `::`.
+    pub source_v6: crate::Addr,
 }
 
-const _: () = assert!(size_of::<Identity>() == 32);
+const _: () = assert!(size_of::<Identity>() == 56);
 
 impl Identity {
-    /// The workload has an external proxy.
-    pub const HAS_PROXY: u32 = 1;
+    /// Where connections come from, and by which interface they leave, depends on where they go:
+    /// see `ROUTES`.
+    pub const ROUTED: u32 = 1;
 }
 
 /// Where a redirected connection was going, and what sent it elsewhere.
@@ -125,12 +208,22 @@ pub struct Original {
     pub plan: PlanId,
     /// `Rule::listener` of the rule that decided.
     pub listener: u32,
-    /// The port of the proxy's or the relay's listener that it was led to, which will ask for
-    /// `dst`; 0: it went to none.
-    pub via_local: u32,
+    /// `Original::REWRITTEN` and so on.
+    pub kind: u32,
 }
 
 const _: () = assert!(size_of::<Original>() == 32);
+
+impl Original {
+    /// Led straight to an endpoint: nobody but getpeername asks for `dst`.
+    pub const REWRITTEN: u32 = 0;
+    /// Led to a listener of the proxy's or the relay's, which will ask for `dst`.
+    pub const REDIRECTED: u32 = 1;
+    /// Not led elsewhere. Where it arrives, it passes (see `decide::Arrival`).
+    pub const PASSES: u32 = 2;
+    /// Not led elsewhere. Where it arrives, it is the inbound listener's.
+    pub const CAPTURED: u32 = 3;
+}
 
 /// Counters of one workload are `REASON_SLOTS` consecutive elements of `COUNTERS`, at
 /// `workload * REASON_SLOTS + reason * 2 + direction` (0 outbound, 1 inbound).
