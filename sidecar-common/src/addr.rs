@@ -5,13 +5,29 @@
 /// Kept as four 32-bit words whose *memory* is in network order: that is how the kernel's
 /// context structures hand them out (`user_ip4`, `user_ip6[i]`), so no swap is ever needed.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[derive(Clone, Copy, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[allow(
+    clippy::derived_hash_with_manual_eq,
+    clippy::derive_ord_xor_partial_ord,
+    reason = "equal means the same as it would derived"
+)]
 pub struct Addr {
     /// Words in memory order; each word's bytes are in network order.
     pub words: [u32; 4],
 }
 
 const _: () = assert!(size_of::<Addr>() == 16);
+
+impl PartialEq for Addr {
+    /// Word by word: derived, this would be a call of `bcmp`, a loop over bytes in a BPF program.
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        self.words[0] == other.words[0]
+            && self.words[1] == other.words[1]
+            && self.words[2] == other.words[2]
+            && self.words[3] == other.words[3]
+    }
+}
 
 impl Addr {
     /// `::`, the IPv6 wildcard. In a table: any IPv6 address.

@@ -8,8 +8,7 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockOpsContext, SockoptContext},
 };
 use sidecar_ebpf::{
-    connect::{self, Hook},
-    getsockopt as original_dst, sock_ops as tcp,
+    connect, datagram, getsockopt as original_dst, sock_addr::Hook, sock_ops as tcp,
 };
 
 #[cgroup_sock_addr(connect4)]
@@ -30,6 +29,26 @@ fn getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 fn getpeername6(ctx: SockAddrContext) -> i32 {
     connect::getpeername(ctx.sock_addr, Hook::V6)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    datagram::sendmsg(ctx.sock_addr, Hook::V4)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    datagram::sendmsg(ctx.sock_addr, Hook::V6)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    datagram::recvmsg(ctx.sock_addr, Hook::V4)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    datagram::recvmsg(ctx.sock_addr, Hook::V6)
 }
 
 #[sock_ops_program]

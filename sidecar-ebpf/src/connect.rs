@@ -1,66 +1,93 @@
 //! connect4/6: decides an outbound connection and rewrites its destination.
 
-use aya_ebpf::{
-    bindings::{bpf_sock, bpf_sock_addr},
-    helpers::{
-        bpf_get_current_uid_gid,
-        generated::{bpf_get_current_cgroup_id, bpf_set_retval},
-    },
-};
+use aya_ebpf::{bindings::bpf_sock_addr, helpers::bpf_get_prandom_u32};
 use sidecar_common::{
-    Addr, Endpoint, IPPROTO_MPTCP, IPPROTO_TCP, Path, Reason,
-    decide::{self, Decision, Direction},
-    keys::{PlanId, WorkloadId},
-    values::{Identity, Original, PlanHeader},
+    Addr, Endpoint, Path, Reason,
+    decide::{self, Arrival, Decision, Direction, Transport},
+    keys::PlanId,
+    values::{Original, PlanHeader},
 };
 
 use crate::{
-    ctx::{read, write},
     maps::{self, KernelTables},
+    sock_addr::{ALLOW, Hook, address, bound_to, call, refuse, set_address, socket, transport},
+    source,
 };
 
-/// Let the system call go on.
-pub const ALLOW: i32 = 1;
-/// End the system call with the error set by `bpf_set_retval`.
-const REFUSE: i32 = 0;
-
-const ECONNREFUSED: i32 = 111;
-
-/// The address family of the hook: a v6 socket may well carry a v4-mapped destination.
-#[derive(Clone, Copy)]
-pub enum Hook {
-    /// connect4, getpeername4.
-    V4,
-    /// connect6, getpeername6.
-    V6,
-}
+/// Outbound connections are spread over this many loopback addresses, from 127.0.0.1 on: each can
+/// take as many as there are source ports. A power of two.
+const SPREAD: u32 = 8;
 
 /// The connect hook.
 #[inline(always)]
 pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     let identity = maps::identity();
-    if identity.workload == 0 || !is_tcp(ctx) {
+    if identity.workload == 0 {
         return ALLOW;
     }
+    let Some(transport) = transport(ctx) else {
+        return ALLOW;
+    };
+    let is_tcp = matches!(transport, Transport::Tcp);
     let (plan, header) = match maps::plan_of(identity.workload) {
         Ok(Some(plan)) => plan,
         Ok(None) => {
             forget(ctx);
             return ALLOW;
         }
-        Err(reason) => return refuse(identity.workload, reason as u8),
+        Err(reason) if is_tcp => return refuse(identity.workload, reason as u8),
+        Err(_) => return ALLOW,
     };
-    let asked_for = destination(ctx, hook);
-    let decision = decide::outbound(
-        &KernelTables {
-            workload: identity.workload,
-        },
-        plan,
-        header,
-        &asked_for,
-        is_proxy(identity),
-    );
-    act(ctx, hook, identity, plan, header, &asked_for, &decision)
+    let asked_for = address(ctx, hook);
+    if !is_tcp && !decide::concerns_datagrams(header, asked_for.port) {
+        forget(ctx);
+        return ALLOW;
+    }
+    let sk = socket(ctx);
+    let bound = bound_to(sk, hook);
+    let tables = KernelTables {
+        workload: identity.workload,
+    };
+    let call = call(identity, sk, &asked_for, &bound.addr, transport);
+    let decision = decide::outbound(&tables, plan, header, &call);
+    let target = match decision.path {
+        Path::Pass => Endpoint::default(),
+        Path::Direct => decision.target,
+        Path::Relay => {
+            let port = if asked_for.addr.is_v4() {
+                identity.relay_port_v4
+            } else {
+                identity.relay_port_v6
+            };
+            if port == 0 {
+                return refuse(identity.workload, Reason::TargetNotListening as u8);
+            }
+            Endpoint::new(asked_for.addr.loopback(), port)
+        }
+        Path::Proxy => proxy_listener(header, &decision, &asked_for.addr),
+        Path::Deny => return refuse(identity.workload, decision.reason),
+    };
+    // A v4 socket cannot reach a v6 target; the compiler sends those through the relay.
+    if target.port != 0 && matches!(hook, Hook::V4) && !target.addr.is_v4() {
+        return refuse(identity.workload, Reason::PlanIncomplete as u8);
+    }
+    let kind = kind(&decision, &target);
+    if kind.is_none() {
+        forget(ctx);
+    } else if !note(ctx, plan, &asked_for, &decision, kind) {
+        return refuse(identity.workload, Reason::NoMemory as u8);
+    }
+    if target.port != 0 {
+        set_address(ctx, hook, &target);
+        // A bound port keeps a socket from being bound again.
+        if matches!(decision.path, Path::Proxy) && bound.port == 0 && bound.addr.is_wildcard() {
+            let over_lo = may_be_own(header, &decision);
+            let from = source::of(identity, &tables, &asked_for.addr, over_lo);
+            source::bind(ctx, hook, &from);
+        }
+    }
+    maps::count(identity.workload, Direction::Outbound, decision.reason);
+    ALLOW
 }
 
 /// The getpeername hook: a redirected socket answers with what it asked for.
@@ -68,132 +95,68 @@ pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
 pub fn getpeername(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     // SAFETY: the context's own socket.
     if let Some(original) = unsafe { maps::cgroup::recall(socket(ctx)) } {
-        set_destination(ctx, hook, &original.dst);
+        set_address(ctx, hook, &original.dst);
     }
     ALLOW
 }
 
-/// Whether the task that runs this hook is the workload's proxy.
+/// Where the proxy listens for this connection; port 0: it keeps its destination.
 #[inline(always)]
-pub fn is_proxy(identity: &Identity) -> bool {
-    if identity.flags & Identity::HAS_PROXY == 0 {
-        return false;
+pub fn proxy_listener(header: &PlanHeader, decision: &Decision, asked_for: &Addr) -> Endpoint {
+    let port = decision.proxy_port;
+    if port == 0 {
+        return Endpoint::default();
     }
-    if identity.proxy_cgroup != 0 {
+    let mut addr = asked_for.loopback();
+    if addr.is_v4() && port == header.outbound_port {
         // SAFETY: takes nothing, cannot fail.
-        if unsafe { bpf_get_current_cgroup_id() } == identity.proxy_cgroup {
-            return true;
-        }
+        let random = unsafe { bpf_get_prandom_u32() };
+        let host = u32::from_be(addr.v4()) + random % SPREAD;
+        addr = Addr::from_v4(host.to_be());
     }
-    bpf_get_current_uid_gid() as u32 == identity.proxy_uid
+    Endpoint::new(addr, port)
+}
+
+/// Whether the destination may be the workload's own address, with that decision.
+#[inline(always)]
+pub fn may_be_own(header: &PlanHeader, decision: &Decision) -> bool {
+    decision.proxy_port != header.outbound_port
+        || header.dns_port != 0
+        || header.flags & PlanHeader::LOOPBACK_INCLUDED != 0
+}
+
+/// What is to be noted of the connection (`Original::kind`), if anything is.
+#[inline(always)]
+fn kind(decision: &Decision, target: &Endpoint) -> Option<u32> {
+    match (decision.path, decision.arrival) {
+        (_, Arrival::Captured) => Some(Original::CAPTURED),
+        (_, Arrival::Passes) => Some(Original::PASSES),
+        _ if target.port == 0 => None,
+        (Path::Direct, _) => Some(Original::REWRITTEN),
+        _ => Some(Original::REDIRECTED),
+    }
 }
 
 #[inline(always)]
-fn act(
+fn note(
     ctx: *mut bpf_sock_addr,
-    hook: Hook,
-    identity: &Identity,
     plan: PlanId,
-    header: &PlanHeader,
     asked_for: &Endpoint,
     decision: &Decision,
-) -> i32 {
-    let via_local = |port_v4: u16, port_v6: u16| {
-        if asked_for.addr.is_v4() {
-            Endpoint::new(Addr::LOOPBACK_V4, port_v4)
-        } else {
-            Endpoint::new(Addr::LOOPBACK_V6, port_v6)
-        }
+    kind: Option<u32>,
+) -> bool {
+    let mut original = Original {
+        dst: *asked_for,
+        plan,
+        listener: decision.listener,
+        kind: kind.unwrap_or(Original::REWRITTEN),
     };
-    let target = match decision.path {
-        Path::Pass => Endpoint::default(),
-        Path::Direct => decision.target,
-        Path::Relay => {
-            let target = via_local(identity.relay_port_v4, identity.relay_port_v6);
-            if target.port == 0 {
-                return refuse(identity.workload, Reason::TargetNotListening as u8);
-            }
-            target
-        }
-        Path::Proxy => via_local(header.outbound_port, header.outbound_port),
-        Path::Deny => return refuse(identity.workload, decision.reason),
-    };
-    if target.port == 0 {
-        forget(ctx);
-    } else {
-        // A v4 socket cannot reach a v6 target; the compiler sends those through the relay.
-        if matches!(hook, Hook::V4) && !target.addr.is_v4() {
-            return refuse(identity.workload, Reason::PlanIncomplete as u8);
-        }
-        let mut original = Original {
-            dst: *asked_for,
-            plan,
-            listener: decision.listener,
-            via_local: if decision.path == Path::Direct {
-                0
-            } else {
-                u32::from(target.port)
-            },
-        };
-        // SAFETY: the context's own socket.
-        if !unsafe { maps::cgroup::remember(socket(ctx), &mut original) } {
-            return refuse(identity.workload, Reason::NoMemory as u8);
-        }
-        set_destination(ctx, hook, &target);
-    }
-    maps::count(identity.workload, Direction::Outbound, decision.reason);
-    ALLOW
-}
-
-#[inline(always)]
-fn refuse(workload: WorkloadId, reason: u8) -> i32 {
-    maps::count(workload, Direction::Outbound, reason);
-    // SAFETY: sets the current system call's result; EPERM would be the default.
-    unsafe { bpf_set_retval(-ECONNREFUSED) };
-    REFUSE
-}
-
-#[inline(always)]
-fn is_tcp(ctx: *mut bpf_sock_addr) -> bool {
-    let protocol = read!(ctx, protocol);
-    protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP
-}
-
-#[inline(always)]
-fn socket(ctx: *mut bpf_sock_addr) -> *mut bpf_sock {
-    read!(ctx, __bindgen_anon_1.sk)
+    // SAFETY: the context's own socket.
+    unsafe { maps::cgroup::remember(socket(ctx), &mut original) }
 }
 
 #[inline(always)]
 fn forget(ctx: *mut bpf_sock_addr) {
     // SAFETY: the context's own socket.
     unsafe { maps::cgroup::forget(socket(ctx)) }
-}
-
-#[inline(always)]
-fn destination(ctx: *mut bpf_sock_addr, hook: Hook) -> Endpoint {
-    let addr = match hook {
-        Hook::V4 => Addr::from_v4(read!(ctx, user_ip4)),
-        Hook::V6 => Addr::from_v6([
-            read!(ctx, user_ip6[0]),
-            read!(ctx, user_ip6[1]),
-            read!(ctx, user_ip6[2]),
-            read!(ctx, user_ip6[3]),
-        ]),
-    };
-    Endpoint::new(addr, u16::from_be(read!(ctx, user_port) as u16))
-}
-
-#[inline(always)]
-fn set_destination(ctx: *mut bpf_sock_addr, hook: Hook, to: &Endpoint) {
-    match hook {
-        Hook::V4 => write!(ctx, user_ip4 = to.addr.v4()),
-        Hook::V6 => {
-            write!(ctx, user_ip6[0] = to.addr.words[0]);
-            write!(ctx, user_ip6[1] = to.addr.words[1]);
-            write!(ctx, user_ip6[2] = to.addr.words[2]);
-            write!(ctx, user_ip6[3] = to.addr.words[3]);
-        }
-    }
-    write!(ctx, user_port = u32::from(to.port.to_be()));
 }

@@ -3,14 +3,15 @@
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sockopt};
 use sidecar_common::{
-    Endpoint,
-    keys::{WorkloadEndpoint, WorkloadId},
+    Addr, Endpoint, decide,
+    keys::{Tuple, WorkloadId},
+    values::{Original, PlanHeader},
 };
 
 use crate::{
-    connect::{ALLOW, is_proxy},
     ctx::{AF_INET, AF_INET6, read, read_addr, write},
-    maps,
+    maps::{self, KernelTables},
+    sock_addr::{ALLOW, caller},
 };
 
 const SOL_IP: i32 = 0;
@@ -20,21 +21,48 @@ const SO_ORIGINAL_DST: i32 = 80;
 
 /// `struct sockaddr_in`.
 #[repr(C)]
-struct SockaddrIn {
+pub struct SockaddrIn {
     family: u16,
     port: u16,
     addr: u32,
     zero: [u32; 2],
 }
 
+impl SockaddrIn {
+    /// With this address and port (native byte order).
+    #[inline(always)]
+    pub fn new(addr: &Addr, port: u16) -> Self {
+        Self {
+            family: AF_INET as u16,
+            port: port.to_be(),
+            addr: addr.v4(),
+            zero: [0; 2],
+        }
+    }
+}
+
 /// `struct sockaddr_in6`.
 #[repr(C)]
-struct SockaddrIn6 {
+pub struct SockaddrIn6 {
     family: u16,
     port: u16,
     flow_info: u32,
     addr: [u32; 4],
     scope_id: u32,
+}
+
+impl SockaddrIn6 {
+    /// With this address and port (native byte order).
+    #[inline(always)]
+    pub fn new(addr: &Addr, port: u16) -> Self {
+        Self {
+            family: AF_INET6 as u16,
+            port: port.to_be(),
+            flow_info: 0,
+            addr: addr.words,
+            scope_id: 0,
+        }
+    }
 }
 
 /// The getsockopt hook. Whatever is not ours keeps the kernel's own answer or error.
@@ -48,14 +76,25 @@ pub fn getsockopt(ctx: *mut bpf_sockopt) -> i32 {
         return ALLOW;
     }
     let identity = maps::identity();
-    if identity.workload == 0 || !is_proxy(identity) {
+    if identity.workload == 0 {
+        return ALLOW;
+    }
+    let Ok(Some((plan, header))) = maps::plan_of(identity.workload) else {
+        return ALLOW;
+    };
+    let tables = KernelTables {
+        workload: identity.workload,
+    };
+    if header.flags & PlanHeader::PROXIED == 0
+        || !decide::is_proxy(&tables, plan, header, &caller(identity))
+    {
         return ALLOW;
     }
     let sk: *mut bpf_sock = read!(ctx, __bindgen_anon_1.sk);
     if sk.is_null() {
         return ALLOW;
     }
-    if let Some(original) = original(sk, identity.workload) {
+    if let Some(original) = original(sk, identity.workload, header) {
         answer(ctx, level, &original);
     }
     ALLOW
@@ -65,19 +104,21 @@ pub fn getsockopt(ctx: *mut bpf_sockopt) -> i32 {
 /// address, unless that is a capture port, which somebody called directly: answering would make
 /// the proxy call itself.
 #[inline(always)]
-fn original(sk: *mut bpf_sock, workload: WorkloadId) -> Option<Endpoint> {
+fn original(sk: *mut bpf_sock, workload: WorkloadId, header: &PlanHeader) -> Option<Endpoint> {
     let (local, peer) = ends(sk);
-    if let Some(original) = maps::cgroup::original(&WorkloadEndpoint {
+    let noted = maps::original(&Tuple {
         workload,
-        endpoint: peer,
-    })
-        // Else an earlier connection from the same client end has left it.
-        && original.via_local == u32::from(local.port)
+        client: peer,
+        server: local,
+    });
+    if let Some(original) = noted
+        && original.kind == Original::REDIRECTED
     {
         return Some(original.dst);
     }
-    let (_, header) = maps::plan_of(workload).ok()??;
-    let is_capture_port = local.port == header.outbound_port || local.port == header.inbound_port;
+    let is_capture_port = local.port == header.outbound_port
+        || local.port == header.inbound_port
+        || local.port == header.dns_port;
     (!is_capture_port).then_some(local)
 }
 
@@ -97,7 +138,6 @@ fn ends(sk: *mut bpf_sock) -> (Endpoint, Endpoint) {
 fn answer(ctx: *mut bpf_sockopt, level: i32, original: &Endpoint) {
     let start: *mut u8 = read!(ctx, __bindgen_anon_2.optval).cast();
     let end: *mut u8 = read!(ctx, __bindgen_anon_3.optval_end).cast();
-    let port = original.port.to_be();
     if level == SOL_IP {
         let buffer = start.cast::<SockaddrIn>();
         // SAFETY: only compared with the end, as the verifier wants it.
@@ -106,12 +146,7 @@ fn answer(ctx: *mut bpf_sockopt, level: i32, original: &Endpoint) {
         }
         // SAFETY: the buffer is long enough, checked just now.
         unsafe {
-            buffer.write_unaligned(SockaddrIn {
-                family: AF_INET as u16,
-                port,
-                addr: original.addr.v4(),
-                zero: [0; 2],
-            });
+            buffer.write_unaligned(SockaddrIn::new(&original.addr, original.port));
         }
         write!(ctx, optlen = size_of::<SockaddrIn>() as i32);
     } else {
@@ -122,13 +157,7 @@ fn answer(ctx: *mut bpf_sockopt, level: i32, original: &Endpoint) {
         }
         // SAFETY: the buffer is long enough, checked just now.
         unsafe {
-            buffer.write_unaligned(SockaddrIn6 {
-                family: AF_INET6 as u16,
-                port,
-                flow_info: 0,
-                addr: original.addr.words,
-                scope_id: 0,
-            });
+            buffer.write_unaligned(SockaddrIn6::new(&original.addr, original.port));
         }
         write!(ctx, optlen = size_of::<SockaddrIn6>() as i32);
     }

@@ -5,8 +5,11 @@
 
 pub mod connect;
 mod ctx;
+pub mod datagram;
 pub mod getsockopt;
 mod maps;
 mod runtime;
 pub mod sk_lookup;
+pub mod sock_addr;
 pub mod sock_ops;
+mod source;

@@ -13,9 +13,12 @@ use aya_ebpf::{
 };
 use sidecar_common::{
     Addr, Endpoint, Reason,
-    decide::{Direction, Tables},
-    keys::{BackendKey, PlanId, PrefixKey, RuleKey, WorkloadEndpoint, WorkloadId, WorkloadPort},
-    values::{Identity, Original, PlanHeader, REASON_SLOTS, Rule},
+    decide::{Arrival, Direction, Tables},
+    keys::{
+        BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
+        WorkloadId, WorkloadInterface, WorkloadPort,
+    },
+    values::{Identity, Original, PlanHeader, REASON_SLOTS, Route, Rule},
 };
 
 /// The plan of each workload: one aligned word, so that a switch is one store.
@@ -31,6 +34,15 @@ static PREFIXES: LpmTrie<PrefixKey, Rule> = LpmTrie::pinned(64, 0);
 static INBOUND: HashMap<RuleKey, Rule> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
 #[map]
 static BACKENDS: HashMap<BackendKey, Endpoint> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
+/// Users and groups that a plan lists, beside the proxy's first.
+#[map]
+static OWNERS: HashMap<OwnerKey, u8> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
+/// Interfaces that are unlike others (`sidecar_common::values::Interface`).
+#[map]
+static INTERFACES: HashMap<WorkloadInterface, u32> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
+/// How destinations are reached, of workloads where it makes a difference.
+#[map]
+static ROUTES: LpmTrie<RouteKey, Route> = LpmTrie::pinned(64, 0);
 /// The workload's own addresses, port 0.
 #[map]
 static LOCAL_ADDRS: HashMap<WorkloadEndpoint, u8> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
@@ -40,9 +52,10 @@ static LISTEN_INTEREST: HashMap<WorkloadPort, u8> = HashMap::pinned(64, BPF_F_NO
 /// Listening sockets by bind address; the relay's own under port 0.
 #[map]
 static SOCKETS: SockHash<WorkloadEndpoint> = SockHash::pinned(64, 0);
-/// Where a connection handed to the proxy or the relay was going, by its client end.
+/// Where a connection within the workload's namespace was going that was handed to the proxy or
+/// the relay, and what becomes of it where it arrives.
 #[map]
-static ORIGINAL_DST: LruHashMap<WorkloadEndpoint, Original> = LruHashMap::pinned(64, 0);
+static ORIGINAL_DST: LruHashMap<Tuple, Original> = LruHashMap::pinned(64, 0);
 /// See `sidecar_common::values::REASON_SLOTS`.
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(64, 0);
@@ -103,6 +116,18 @@ pub struct KernelTables {
     pub workload: WorkloadId,
 }
 
+impl KernelTables {
+    /// How `dst` is reached.
+    #[inline(always)]
+    pub fn route(&self, dst: &Addr) -> Option<Route> {
+        let key = RouteKey {
+            workload: self.workload,
+            addr: *dst,
+        };
+        ROUTES.get(Key::new(RouteKey::FULL_BITS, key)).copied()
+    }
+}
+
 impl Tables for KernelTables {
     #[inline(always)]
     fn outbound_exact(&self, key: &RuleKey) -> Option<Rule> {
@@ -141,6 +166,56 @@ impl Tables for KernelTables {
         // SAFETY: takes nothing, cannot fail.
         unsafe { aya_ebpf::helpers::bpf_get_prandom_u32() }
     }
+
+    #[inline(always)]
+    fn owner(&self, key: &OwnerKey) -> bool {
+        OWNERS.get_ptr(key).is_some()
+    }
+
+    #[inline(always)]
+    fn egress(&self, dst: &Addr) -> u32 {
+        match self.route(dst) {
+            Some(route) => self.ingress(route.interface),
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn ingress(&self, index: u32) -> u32 {
+        let key = WorkloadInterface {
+            workload: self.workload,
+            index,
+        };
+        // SAFETY: copied at once; a value is replaced as a whole.
+        unsafe { INTERFACES.get(key) }.copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn arrival(&self, client: &Endpoint, server: &Endpoint) -> Arrival {
+        match original(&Tuple {
+            workload: self.workload,
+            client: *client,
+            server: *server,
+        }) {
+            Some(Original {
+                kind: Original::PASSES,
+                ..
+            }) => Arrival::Passes,
+            Some(Original {
+                kind: Original::CAPTURED,
+                ..
+            }) => Arrival::Captured,
+            _ => Arrival::Ordinary,
+        }
+    }
+}
+
+/// Where the connection with these ends was going.
+#[inline(always)]
+pub fn original(tuple: &Tuple) -> Option<Original> {
+    // SAFETY: copied at once; an entry is replaced only by a new connection with these ends, which
+    // cannot exist while this one does.
+    unsafe { ORIGINAL_DST.get(tuple) }.copied()
 }
 
 /// Counts a decision.
@@ -166,8 +241,8 @@ pub mod cgroup {
     };
 
     use super::{
-        ASKED_FOR, LISTEN_INTEREST, ORIGINAL_DST, Original, SOCKETS, WorkloadEndpoint, WorkloadId,
-        WorkloadPort,
+        ASKED_FOR, LISTEN_INTEREST, ORIGINAL_DST, Original, SOCKETS, Tuple, WorkloadEndpoint,
+        WorkloadId, WorkloadPort,
     };
 
     #[inline(always)]
@@ -224,24 +299,17 @@ pub mod cgroup {
         let _ = unsafe { bpf_sk_storage_delete(asked_for(), sk.cast()) };
     }
 
-    /// Publishes where the connection whose client end is `client` was going.
+    /// Publishes where the connection with these ends was going.
     #[inline(always)]
-    pub fn publish_original(client: &WorkloadEndpoint, original: &Original) -> bool {
-        ORIGINAL_DST.insert(client, original, 0).is_ok()
+    pub fn publish_original(tuple: &Tuple, original: &Original) {
+        // The map makes room by itself; without memory the connection has no original destination.
+        let _ = ORIGINAL_DST.insert(tuple, original, 0);
     }
 
-    /// Where the connection whose client end is `client` was going.
+    /// Removes what an earlier connection with these ends has left.
     #[inline(always)]
-    pub fn original(client: &WorkloadEndpoint) -> Option<Original> {
-        // SAFETY: copied at once; an entry is replaced only by a new connection of that client
-        // end, which cannot exist while this one does.
-        unsafe { ORIGINAL_DST.get(client) }.copied()
-    }
-
-    /// Removes what an earlier connection from the same client end has left.
-    #[inline(always)]
-    pub fn retract_original(client: &WorkloadEndpoint) {
-        let _ = ORIGINAL_DST.remove(client);
+    pub fn retract_original(tuple: &Tuple) {
+        let _ = ORIGINAL_DST.remove(tuple);
     }
 
     /// Whether listening sockets on this port have to be known.
@@ -281,21 +349,22 @@ pub mod netns {
             workload,
             endpoint: *target,
         };
-        if assign_key(ctx, &key) {
+        if assign_exactly(ctx, &key) {
             return true;
         }
         if target.addr.is_v4() {
             key.endpoint.addr = Addr::ANY_V4;
-            if assign_key(ctx, &key) {
+            if assign_exactly(ctx, &key) {
                 return true;
             }
         }
         key.endpoint.addr = Addr::ANY;
-        assign_key(ctx, &key)
+        assign_exactly(ctx, &key)
     }
 
+    /// Gives the connection to the workload's socket that listens on just this address.
     #[inline(always)]
-    fn assign_key(ctx: &SkLookupContext, key: &WorkloadEndpoint) -> bool {
+    pub fn assign_exactly(ctx: &SkLookupContext, key: &WorkloadEndpoint) -> bool {
         SOCKETS
             .redirect_sk_lookup(SkLookupContext::new(ctx.lookup), key, 0)
             .is_ok()

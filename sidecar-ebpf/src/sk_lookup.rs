@@ -10,9 +10,10 @@ use aya_ebpf::{
     programs::SkLookupContext,
 };
 use sidecar_common::{
-    Addr, Endpoint, IPPROTO_TCP, Path, Reason,
-    decide::{self, Direction},
-    keys::WorkloadId,
+    Endpoint, IPPROTO_TCP, Path, Reason,
+    decide::{self, Direction, InboundCall},
+    keys::{WorkloadEndpoint, WorkloadId},
+    values::PlanHeader,
 };
 
 use crate::{
@@ -31,8 +32,15 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
         Ok(None) => return SK_PASS,
         Err(reason) => return refuse(workload, reason as u8),
     };
-    let (src, dst) = ends(ctx.lookup);
-    let decision = decide::inbound(&KernelTables { workload }, plan, header, &src, &dst);
+    let call = call(ctx.lookup);
+    let dst = &call.dst;
+    if header.flags & PlanHeader::PROXIED != 0
+        && dst.port == header.outbound_port
+        && dst.addr.is_loopback()
+    {
+        return spread(ctx, workload, dst);
+    }
+    let decision = decide::inbound(&KernelTables { workload }, plan, header, &call);
     let socket = match decision.path {
         Path::Pass => Endpoint::default(),
         Path::Direct => decision.target,
@@ -45,14 +53,7 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
             }
             return refuse(workload, Reason::TargetNotListening as u8);
         }
-        Path::Proxy => {
-            let localhost = if dst.addr.is_v4() {
-                Addr::LOOPBACK_V4
-            } else {
-                Addr::LOOPBACK_V6
-            };
-            Endpoint::new(localhost, header.inbound_port)
-        }
+        Path::Proxy => Endpoint::new(dst.addr.loopback(), decision.proxy_port),
         Path::Deny => return refuse(workload, decision.reason),
     };
     if socket.port != 0 && !maps::netns::assign(ctx, workload, &socket) {
@@ -68,11 +69,31 @@ fn refuse(workload: WorkloadId, reason: u8) -> u32 {
     SK_DROP
 }
 
-/// The remote address and the local endpoint.
+/// Outbound connections are led to several loopback addresses; a proxy that listens on the first
+/// one only takes them all. One that listens on a wildcard address needs no help.
 #[inline(always)]
-fn ends(ctx: *mut bpf_sk_lookup) -> (Addr, Endpoint) {
+fn spread(ctx: &SkLookupContext, workload: WorkloadId, dst: &Endpoint) -> u32 {
+    let first = dst.addr.loopback();
+    if dst.addr != first {
+        maps::netns::assign_exactly(
+            ctx,
+            &WorkloadEndpoint {
+                workload,
+                endpoint: Endpoint::new(first, dst.port),
+            },
+        );
+    }
+    SK_PASS
+}
+
+#[inline(always)]
+fn call(ctx: *mut bpf_sk_lookup) -> InboundCall {
     let family = read!(ctx, family);
     let src = read_addr!(ctx, family, remote_ip4, remote_ip6);
     let dst = read_addr!(ctx, family, local_ip4, local_ip6);
-    (src, Endpoint::new(dst, read!(ctx, local_port) as u16))
+    InboundCall {
+        src: Endpoint::new(src, u16::from_be(read!(ctx, remote_port))),
+        dst: Endpoint::new(dst, read!(ctx, local_port) as u16),
+        interface: read!(ctx, ingress_ifindex),
+    }
 }

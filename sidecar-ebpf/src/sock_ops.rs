@@ -5,7 +5,11 @@ use aya_ebpf::{
     EbpfContext as _, bindings::bpf_sock, helpers::generated::bpf_get_netns_cookie,
     programs::SockOpsContext,
 };
-use sidecar_common::{Endpoint, keys::WorkloadEndpoint};
+use sidecar_common::{
+    Endpoint,
+    keys::{Tuple, WorkloadEndpoint},
+    values::Original,
+};
 
 use crate::{
     ctx::{read, read_addr},
@@ -39,31 +43,22 @@ fn connecting(ctx: &SockOpsContext) {
     if sk.is_null() {
         return;
     }
+    let tuple = Tuple {
+        workload,
+        client: local(ctx),
+        server: remote(ctx),
+    };
     // SAFETY: checked for null just now.
     match unsafe { maps::cgroup::recall(sk) } {
-        Some(original) if original.via_local != 0 => {
-            maps::cgroup::publish_original(
-                &WorkloadEndpoint {
-                    workload,
-                    endpoint: local(ctx),
-                },
-                &original,
-            );
+        Some(original) if original.kind != Original::REWRITTEN => {
+            maps::cgroup::publish_original(&tuple, &original);
         }
-        Some(_) => {}
-        // A connection straight to a capture port must not inherit the original destination of
-        // an earlier one from the same source port. One to elsewhere leaves it: connections to
-        // different places may share a source port, and the other one may not be asked for yet.
-        None => {
-            let client = WorkloadEndpoint {
-                workload,
-                endpoint: local(ctx),
-            };
-            let port = u32::from_be(read!(ctx.ops, remote_port));
-            if maps::cgroup::original(&client).is_some_and(|left| left.via_local == port) {
-                maps::cgroup::retract_original(&client);
-            }
+        // A connection straight to a listener must not inherit the original destination of an
+        // earlier one with the same ends. Only connections within the workload have one.
+        _ if tuple.server.addr.is_loopback() || tuple.server.addr == tuple.client.addr => {
+            maps::cgroup::retract_original(&tuple);
         }
+        _ => {}
     }
 }
 
@@ -85,4 +80,11 @@ fn listening(ctx: &SockOpsContext) {
 fn local(ctx: &SockOpsContext) -> Endpoint {
     let addr = read_addr!(ctx.ops, read!(ctx.ops, family), local_ip4, local_ip6);
     Endpoint::new(addr, read!(ctx.ops, local_port) as u16)
+}
+
+#[inline(always)]
+fn remote(ctx: &SockOpsContext) -> Endpoint {
+    let addr = read_addr!(ctx.ops, read!(ctx.ops, family), remote_ip4, remote_ip6);
+    // A big-endian 16-bit port in the upper half of a big-endian word.
+    Endpoint::new(addr, u32::from_be(read!(ctx.ops, remote_port)) as u16)
 }
