@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 pub use node::{Compiler, NodePlan, WorkloadPlan, plans, unused_sidecars};
 pub use plan::{DeclaredBy, Listener, Outbound, Place, Plan, PlanSize, Target, UnixAddr};
+pub(crate) use prefixes::EVERYWHERE;
 pub use tables::MemTables;
 
 use crate::{

@@ -19,7 +19,7 @@ use crate::resolve::traffic::{Include, Traffic};
 use super::builder::rule;
 
 /// Everything, per family.
-pub(super) const EVERYWHERE: [IpNet; 2] = [
+pub(crate) const EVERYWHERE: [IpNet; 2] = [
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
 ];

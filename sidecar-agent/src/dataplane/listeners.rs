@@ -14,7 +14,7 @@ use procfs::{
 };
 use rustix::fs::fstat;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-use sidecar_common::{Addr, Endpoint, keys::WorkloadId, values::Identity};
+use sidecar_common::{Addr, Endpoint, keys::WorkloadId, values::PlanHeader};
 
 use super::{attach::Attachment, cgroup, maps::Maps};
 
@@ -48,10 +48,13 @@ pub fn listening(attachment: &Attachment, ports: &BTreeSet<u16>) -> BTreeSet<End
     if ports.is_empty() {
         return BTreeSet::new();
     }
-    let proxy = attachment.identity;
+    let base = attachment.identity.uid_base;
+    let proxy_uid = attachment
+        .header
+        .filter(|header| header.flags & PlanHeader::PROXIED != 0)
+        .map(|header| base.wrapping_add(header.proxy_uid));
     let is_application = |process: &Process| {
-        proxy.flags & Identity::HAS_PROXY == 0
-            || process.uid().map_or(true, |uid| uid != proxy.proxy_uid)
+        proxy_uid.is_none() || process.uid().map_or(true, |uid| Some(uid) != proxy_uid)
     };
     let cgroup = attachment.cgroups.first().map(|(_, path)| path.as_path());
     listening_sockets(attachment, cgroup, ports, is_application)

@@ -10,13 +10,16 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{HashMap, LpmTrie, Map, MapData, PerCpuArray, SockHash, lpm_trie::Key};
 use ipnet::IpNet;
 use sidecar_common::{
-    Addr, Endpoint, Reason,
+    Addr, Endpoint, Path, Reason,
     decide::Direction,
-    keys::{BackendKey, PlanId, PrefixKey, RuleKey, WorkloadEndpoint, WorkloadId, WorkloadPort},
-    values::{Identity, Original, PlanHeader, REASON_SLOTS, Rule},
+    keys::{
+        BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
+        WorkloadId, WorkloadInterface, WorkloadPort,
+    },
+    values::{Identity, Original, PlanHeader, REASON_SLOTS, Route, Rule},
 };
 
-use super::{object::Objects, sys};
+use super::{network::RouteTo, object::Objects, sys};
 use crate::compile::Plan;
 
 /// Capacities, in entries. Memory is taken only for entries in use, except `original_dst`.
@@ -49,7 +52,7 @@ impl Default for Capacity {
 impl Capacity {
     /// Every map whose size is configured, by name.
     #[must_use]
-    pub fn entries(&self) -> [(&'static str, u32); 11] {
+    pub fn entries(&self) -> [(&'static str, u32); 14] {
         [
             ("WORKLOADS", self.workloads),
             ("PLANS", self.plans),
@@ -57,6 +60,9 @@ impl Capacity {
             ("PREFIXES", self.rules),
             ("INBOUND", self.rules),
             ("BACKENDS", self.rules),
+            ("OWNERS", self.rules),
+            ("INTERFACES", self.workloads.saturating_mul(16)),
+            ("ROUTES", self.workloads.saturating_mul(16)),
             ("LOCAL_ADDRS", self.workloads.saturating_mul(16)),
             ("LISTEN_INTEREST", self.sockets),
             ("SOCKETS", self.sockets),
@@ -74,6 +80,7 @@ struct Size {
     prefixes: usize,
     inbound: usize,
     backends: usize,
+    owners: usize,
 }
 
 impl Size {
@@ -85,16 +92,18 @@ impl Size {
             prefixes: size.outbound_prefixes,
             inbound: size.inbound,
             backends: size.backends,
+            owners: size.owners,
         }
     }
 
-    fn tables(&self, capacity: &Capacity) -> [(&'static str, usize, u32); 5] {
+    fn tables(&self, capacity: &Capacity) -> [(&'static str, usize, u32); 6] {
         [
             ("PLANS", self.plans, capacity.plans),
             ("OUTBOUND", self.outbound, capacity.rules),
             ("PREFIXES", self.prefixes, capacity.rules),
             ("INBOUND", self.inbound, capacity.rules),
             ("BACKENDS", self.backends, capacity.rules),
+            ("OWNERS", self.owners, capacity.rules),
         ]
     }
 
@@ -105,6 +114,7 @@ impl Size {
             prefixes: with(self.prefixes, other.prefixes),
             inbound: with(self.inbound, other.inbound),
             backends: with(self.backends, other.backends),
+            owners: with(self.owners, other.owners),
         }
     }
 }
@@ -120,10 +130,13 @@ pub struct Maps {
     prefixes: LpmTrie<MapData, PrefixKey, Rule>,
     inbound: HashMap<MapData, RuleKey, Rule>,
     backends: HashMap<MapData, BackendKey, Endpoint>,
+    owners: HashMap<MapData, OwnerKey, u8>,
+    interfaces: HashMap<MapData, WorkloadInterface, u32>,
+    routes: LpmTrie<MapData, RouteKey, Route>,
     local_addrs: HashMap<MapData, WorkloadEndpoint, u8>,
     listen_interest: HashMap<MapData, WorkloadPort, u8>,
     sockets: SockHash<MapData, WorkloadEndpoint>,
-    original_dst: HashMap<MapData, WorkloadEndpoint, Original>,
+    original_dst: HashMap<MapData, Tuple, Original>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -143,6 +156,9 @@ impl Maps {
             prefixes: Map::LpmTrie(objects.open_map("PREFIXES")?).try_into()?,
             inbound: hash("INBOUND")?.try_into()?,
             backends: hash("BACKENDS")?.try_into()?,
+            owners: hash("OWNERS")?.try_into()?,
+            interfaces: hash("INTERFACES")?.try_into()?,
+            routes: Map::LpmTrie(objects.open_map("ROUTES")?).try_into()?,
             local_addrs: hash("LOCAL_ADDRS")?.try_into()?,
             listen_interest: hash("LISTEN_INTEREST")?.try_into()?,
             sockets: Map::SockHash(objects.open_map("SOCKETS")?).try_into()?,
@@ -208,10 +224,15 @@ impl Maps {
                 )
                 .context("writing map OUTBOUND")?;
         }
-        for ((port, net), rule) in &plan.outbound.prefixes {
+        for (key, rule) in prefixes(id, plan) {
             self.prefixes
-                .insert(&prefix_key(id, *port, net), rule, 0)
+                .insert(&key, rule, 0)
                 .context("writing map PREFIXES")?;
+        }
+        for key in owners(id, plan) {
+            self.owners
+                .insert(key, 1, 0)
+                .context("writing map OWNERS")?;
         }
         for (dst, rule) in &plan.inbound {
             self.inbound
@@ -245,8 +266,11 @@ impl Maps {
                 dst: *dst,
             });
         }
-        for (port, net) in plan.outbound.prefixes.keys() {
-            let _ = self.prefixes.remove(&prefix_key(id, *port, net));
+        for (key, _) in prefixes(id, plan) {
+            let _ = self.prefixes.remove(&key);
+        }
+        for key in owners(id, plan) {
+            let _ = self.owners.remove(&key);
         }
         for dst in plan.inbound.keys() {
             let _ = self.inbound.remove(&RuleKey {
@@ -274,6 +298,55 @@ impl Maps {
         }
         for addr in before.difference(now) {
             let _ = self.local_addrs.remove(&local_addr_key(workload, *addr));
+        }
+        Ok(())
+    }
+
+    /// Makes `now` what is known of the workload's interfaces, by index, which was `before`.
+    pub fn set_interfaces(
+        &mut self,
+        workload: WorkloadId,
+        before: &BTreeMap<u32, u32>,
+        now: &BTreeMap<u32, u32>,
+    ) -> Result<()> {
+        let key = |index| WorkloadInterface { workload, index };
+        for (&index, flags) in now {
+            self.interfaces
+                .insert(key(index), flags, 0)
+                .context("writing map INTERFACES; raise --max-workloads")?;
+        }
+        for &index in before.keys().filter(|index| !now.contains_key(index)) {
+            let _ = self.interfaces.remove(&key(index));
+        }
+        Ok(())
+    }
+
+    /// Makes `now` the workload's routes, which were `before`.
+    pub fn set_routes(
+        &mut self,
+        workload: WorkloadId,
+        before: &[RouteTo],
+        now: &[RouteTo],
+    ) -> Result<()> {
+        let key = |route: &RouteTo| {
+            let addr = route.net.network().into();
+            Key::new(
+                RouteKey::HEAD_BITS + bits(&route.net),
+                RouteKey { workload, addr },
+            )
+        };
+        for route in now {
+            let value = Route {
+                interface: route.interface,
+                source: route.source.map_or(Addr::ANY, Addr::from),
+            };
+            self.routes
+                .insert(&key(route), value, 0)
+                .context("writing map ROUTES; raise --max-workloads")?;
+        }
+        let is_gone = |route: &&RouteTo| !now.iter().any(|other| other.net == route.net);
+        for route in before.iter().filter(is_gone) {
+            let _ = self.routes.remove(&key(route));
         }
         Ok(())
     }
@@ -417,20 +490,26 @@ impl Maps {
 }
 
 /// The map of original destinations, by itself: what the relay's threads read.
-pub struct Originals(Mutex<HashMap<MapData, WorkloadEndpoint, Original>>);
+pub struct Originals(Mutex<HashMap<MapData, Tuple, Original>>);
 
 impl Originals {
     pub(super) fn open(map: MapData) -> Result<Self> {
         Ok(Self(Mutex::new(Map::LruHashMap(map).try_into()?)))
     }
 
-    /// Where the redirected connection whose client end is `client` was going. Answers once:
-    /// whoever gets that source port next must not inherit the answer.
+    /// Where the redirected connection with these ends was going. Answers once: whoever gets that
+    /// source port next must not inherit the answer.
     #[must_use]
-    pub fn take(&self, workload: WorkloadId, client: Endpoint) -> Option<Original> {
-        let key = WorkloadEndpoint {
+    pub fn take(
+        &self,
+        workload: WorkloadId,
+        client: Endpoint,
+        server: Endpoint,
+    ) -> Option<Original> {
+        let key = Tuple {
             workload,
-            endpoint: client,
+            client,
+            server,
         };
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let original = map.get(&key, 0).ok()?;
@@ -439,21 +518,39 @@ impl Originals {
     }
 }
 
-fn prefix_key(plan: PlanId, port: u16, net: &IpNet) -> Key<PrefixKey> {
-    let bits = match net {
+/// Every entry of a plan in the trie of prefixes.
+fn prefixes(plan: PlanId, of: &Plan) -> impl Iterator<Item = (Key<PrefixKey>, Rule)> {
+    let key = move |table, port, net: &IpNet| {
+        Key::new(
+            PrefixKey::HEAD_BITS + bits(net),
+            PrefixKey {
+                plan,
+                port,
+                table,
+                addr: net.network().into(),
+            },
+        )
+    };
+    let outbound = of.outbound.prefixes.iter();
+    let outbound =
+        outbound.map(move |((port, net), rule)| (key(PrefixKey::OUTBOUND, *port, net), *rule));
+    let captured = Rule::new(Path::Proxy, Reason::VirtualInterface);
+    let ranges = of.virtual_ranges.iter();
+    outbound.chain(ranges.map(move |net| (key(PrefixKey::VIRTUAL, 0, net), captured)))
+}
+
+/// The length of a network's prefix where IPv4 is the mapped range of IPv6.
+fn bits(net: &IpNet) -> u32 {
+    match net {
         IpNet::V4(net) => Addr::V4_PREFIX + u32::from(net.prefix_len()),
         IpNet::V6(net) => u32::from(net.prefix_len()),
-    };
-    let addr = net.network().into();
-    Key::new(
-        PrefixKey::HEAD_BITS + bits,
-        PrefixKey {
-            plan,
-            port,
-            pad: 0,
-            addr,
-        },
-    )
+    }
+}
+
+fn owners(plan: PlanId, of: &Plan) -> impl Iterator<Item = OwnerKey> {
+    of.owners
+        .iter()
+        .map(move |&(role, id)| OwnerKey { plan, role, id })
 }
 
 fn backends(plan: PlanId, of: &Plan) -> impl Iterator<Item = (BackendKey, Endpoint)> {

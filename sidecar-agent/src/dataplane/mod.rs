@@ -8,12 +8,14 @@ pub mod cgroup;
 mod listeners;
 mod maps;
 pub mod netns;
+mod network;
 mod object;
 #[allow(
     unsafe_code,
     reason = "the one module with system calls that rustix does not have"
 )]
 mod sys;
+mod userns;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -58,8 +60,6 @@ pub struct Binding<'a> {
     pub proxy_cgroup: Option<&'a cgroup::Cgroup>,
     /// The workload's network namespace.
     pub netns: &'a netns::Netns,
-    /// The proxy's uid, if the workload has a proxy.
-    pub proxy_uid: Option<u32>,
 }
 
 /// The relay's listeners on the loopback addresses of a workload's namespace, with their ports.
@@ -113,14 +113,8 @@ impl Dataplane {
         self.maps.switch(workload, 0);
         let identity = Identity {
             workload,
-            proxy_uid: binding.proxy_uid.unwrap_or(0),
             proxy_cgroup: binding.proxy_cgroup.map_or(0, |cgroup| cgroup.id),
             netns_cookie: binding.netns.cookie()?,
-            flags: if binding.proxy_uid.is_some() {
-                Identity::HAS_PROXY
-            } else {
-                0
-            },
             ..Identity::default()
         };
         let mut attachment = Attachment::new(&self.objects, workload, identity, binding)?;
@@ -185,6 +179,7 @@ impl Dataplane {
     /// If a map is full or refuses; the old plan stays in force.
     pub fn switch(&mut self, workload: WorkloadId, id: PlanId, plan: &Plan) -> Result<()> {
         let attachment = attachment(&mut self.attachments, workload)?;
+        attachment.prepare(&mut self.maps, plan)?;
         // Sockets that already listen must be known before the plan can hand them connections.
         self.maps
             .set_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports)?;
@@ -194,6 +189,7 @@ impl Dataplane {
             .drop_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports);
         attachment.listen_ports.clone_from(&plan.listen_ports);
         attachment.plan = id;
+        attachment.header = Some(plan.header);
         self.retire_plans();
         Ok(())
     }
@@ -206,6 +202,7 @@ impl Dataplane {
         let attachment = attachment(&mut self.attachments, workload)?;
         self.maps.switch(workload, 0);
         attachment.plan = 0;
+        attachment.header = None;
         self.retire_plans();
         Ok(())
     }
@@ -213,8 +210,10 @@ impl Dataplane {
     /// Detaches from a workload and forgets it.
     pub fn detach(&mut self, workload: WorkloadId) {
         self.maps.switch(workload, 0);
-        if let Some(attachment) = self.attachments.remove(&workload) {
+        if let Some(mut attachment) = self.attachments.remove(&workload) {
             attachment.withdraw_identity(&self.maps);
+            attachment.withdraw_network(&mut self.maps);
+            attachment.undo_setup();
             self.maps
                 .drop_listen_interest(workload, &attachment.listen_ports, &BTreeSet::new());
             self.maps.forget_workload(workload);
@@ -227,7 +226,7 @@ impl Dataplane {
     pub fn refresh(&mut self) {
         let mut sockets = self.maps.sockets();
         for (&workload, attachment) in &mut self.attachments {
-            if let Err(error) = attachment.refresh_local_addrs(&mut self.maps) {
+            if let Err(error) = attachment.refresh(&mut self.maps) {
                 tracing::debug!(workload, "{error:#}");
             }
             // /proc is slow to read: only where a socket may be missing in the map.

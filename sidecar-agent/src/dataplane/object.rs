@@ -32,23 +32,30 @@ static CGROUP_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SIDECAR_EBPF_CGR
 static NETNS_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SIDECAR_EBPF_NETNS"));
 
 /// The programs for cgroups, by the name of their entry point.
-const CGROUP_PROGRAMS: [(&str, AttachType); 6] = [
+const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
     ("connect4", AttachType::Connect4),
     ("connect6", AttachType::Connect6),
     ("getpeername4", AttachType::Getpeername4),
     ("getpeername6", AttachType::Getpeername6),
+    ("sendmsg4", AttachType::Sendmsg4),
+    ("sendmsg6", AttachType::Sendmsg6),
+    ("recvmsg4", AttachType::Recvmsg4),
+    ("recvmsg6", AttachType::Recvmsg6),
     ("sock_ops", AttachType::SockOps),
     ("getsockopt", AttachType::Getsockopt),
 ];
 
 /// Maps that are shared by pins, by name.
-const SHARED_MAPS: [&str; 13] = [
+const SHARED_MAPS: [&str; 16] = [
     "WORKLOADS",
     "PLANS",
     "OUTBOUND",
     "PREFIXES",
     "INBOUND",
     "BACKENDS",
+    "OWNERS",
+    "INTERFACES",
+    "ROUTES",
     "LOCAL_ADDRS",
     "LISTEN_INTEREST",
     "SOCKETS",

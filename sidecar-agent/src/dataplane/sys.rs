@@ -24,6 +24,14 @@ pub enum AttachType {
     Connect4 = 10,
     /// `BPF_CGROUP_INET6_CONNECT`.
     Connect6 = 11,
+    /// `BPF_CGROUP_UDP4_SENDMSG`.
+    Sendmsg4 = 14,
+    /// `BPF_CGROUP_UDP6_SENDMSG`.
+    Sendmsg6 = 15,
+    /// `BPF_CGROUP_UDP4_RECVMSG`.
+    Recvmsg4 = 19,
+    /// `BPF_CGROUP_UDP6_RECVMSG`.
+    Recvmsg6 = 20,
     /// `BPF_CGROUP_GETSOCKOPT`.
     Getsockopt = 21,
     /// `BPF_CGROUP_INET4_GETPEERNAME`.
@@ -107,6 +115,19 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     } else {
         Ok(cookie)
     }
+}
+
+/// The user namespace that a network namespace belongs to.
+pub fn owning_userns(netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// `_IO(0xb7, 0x1)`.
+    const NS_GET_USERNS: libc::c_ulong = 0xb701;
+    // SAFETY: the request takes no argument.
+    let fd = unsafe { libc::ioctl(netns.as_raw_fd(), NS_GET_USERNS) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has just returned this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn raw(fd: BorrowedFd<'_>) -> u32 {

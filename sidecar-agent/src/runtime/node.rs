@@ -110,10 +110,6 @@ impl Place {
             cgroup: &self.cgroup,
             proxy_cgroup: self.proxy_cgroup.as_ref(),
             netns: &self.netns,
-            proxy_uid: match self.proxy {
-                Proxy::None => None,
-                Proxy::External { uid, .. } => Some(uid),
-            },
         }
     }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use sidecar_common::{
-    Endpoint, decide,
+    decide::{self, InboundCall},
     keys::{PlanId, WorkloadId},
 };
 
@@ -262,8 +262,10 @@ impl TcpRoutes {
 
     /// The kernel published where this connection was going and which listener decided. Somebody
     /// who calls the relay's port directly has no such entry, and is refused.
-    fn outbound(&self, peer: SocketAddr) -> Option<Arc<[Target]>> {
-        let original = self.originals.take(self.workload, peer.into())?;
+    fn outbound(&self, peer: SocketAddr, local: SocketAddr) -> Option<Arc<[Target]>> {
+        let original = self
+            .originals
+            .take(self.workload, peer.into(), local.into())?;
         self.ask_plans(|id, plan| {
             let listener = plan.listener(original.listener)?;
             (id == original.plan).then(|| self.targets(listener, original.dst.into()))
@@ -279,8 +281,12 @@ impl TcpRoutes {
                 &MemTables::new(plan, &[]),
                 id,
                 &plan.header,
-                &peer.ip().into(),
-                &Endpoint::from(local),
+                &InboundCall {
+                    src: peer.into(),
+                    dst: local.into(),
+                    // What arrives by an interface that is unlike others is not relayed.
+                    interface: 0,
+                },
             );
             let listener = plan.listener(decision.listener)?;
             (decision.path == sidecar_common::Path::Relay).then(|| self.targets(listener, local))
@@ -305,7 +311,7 @@ impl Routes for TcpRoutes {
         };
         let (local, peer) = (canonical(local), canonical(peer));
         let targets = if self.own.contains(&local) {
-            self.outbound(peer)
+            self.outbound(peer, local)
         } else {
             self.inbound(peer, local)
         };

@@ -1,0 +1,9 @@
+//! A workload's network: what its namespace says of interfaces and routes, and the little that the
+//! agent sets up in it.
+
+mod netlink;
+mod read;
+mod setup;
+
+pub use read::{Network, RouteTo};
+pub use setup::{Setup, Steering};

@@ -1,0 +1,214 @@
+//! What has to be set up in a workload's namespace, and is undone when it is no longer wanted: the
+//! routing of what is to be delivered here although it is addressed to others, and the address
+//! that Istio's proxies pass inbound IPv6 connections on from. No packet filter is involved.
+
+use std::{collections::BTreeSet, fs, net::Ipv6Addr};
+
+use anyhow::{Context as _, Result};
+use ipnet::IpNet;
+use rtnetlink::{
+    Error, Handle, RouteMessageBuilder,
+    packet_route::{
+        AddressFamily, IpProtocol,
+        route::{RouteMessage, RouteScope, RouteType},
+        rule::{RuleAction, RuleAttribute, RuleMessage},
+    },
+};
+use rustix::io::Errno;
+
+use super::netlink;
+use crate::dataplane::netns::Netns;
+
+/// The table that has everything delivered here; Istio's number.
+const TABLE: u8 = 133;
+/// The mark that a transparent proxy has on its connections to the application; Istio's.
+const PROXY_MARK: u32 = 1337;
+/// Before the rules for the main and default tables (32766, 32767).
+const PRIORITY: u32 = 13_300;
+/// Has an accepted socket answer with the mark of what it accepted.
+const MARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+/// Index of `lo`, the same in every namespace.
+const LO: u32 = 1;
+/// Where Istio's proxies pass inbound IPv6 connections on from. (127.0.0.6 is local anyway.)
+const PASSTHROUGH_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
+
+/// What is to be delivered in the namespace, wherever it is addressed to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Steering {
+    /// TCP that arrives by this interface: to this network, or all of a family.
+    From {
+        /// The interface's name.
+        interface: String,
+        /// The network.
+        to: IpNet,
+    },
+    /// What the applications answer to a transparent proxy.
+    ToTransparentProxy {
+        /// By IPv4, or by IPv6.
+        v4: bool,
+    },
+}
+
+/// What is set up in a namespace.
+#[derive(Debug, Default)]
+pub struct Setup {
+    steering: BTreeSet<Steering>,
+    passthrough_v6: bool,
+    /// What the setting was before it was changed.
+    mark_accept: Option<String>,
+}
+
+impl Setup {
+    /// Sets up what is wanted, and undoes what no longer is.
+    ///
+    /// # Errors
+    /// If netlink refuses; what was set up is known, and the next call goes on from there.
+    pub fn bring_to(
+        &mut self,
+        netns: &Netns,
+        steering: &BTreeSet<Steering>,
+        passthrough_v6: bool,
+    ) -> Result<()> {
+        if *steering == self.steering && passthrough_v6 == self.passthrough_v6 {
+            return Ok(());
+        }
+        netlink::within(netns, async |handle| {
+            self.change(&handle, steering, passthrough_v6).await
+        })
+        .with_context(|| format!("setting up the routing of {}", netns.path.display()))
+    }
+
+    async fn change(
+        &mut self,
+        handle: &Handle,
+        steering: &BTreeSet<Steering>,
+        passthrough_v6: bool,
+    ) -> Result<()> {
+        let before = self.steering.clone();
+        let has = |set: &BTreeSet<Steering>, v4| set.iter().any(|rule| rule.is_v4() == v4);
+        for v4 in [true, false] {
+            if has(steering, v4) && !has(&before, v4) {
+                let added = handle.route().add(everything_here(v4)).execute().await;
+                exists_or(added).context("adding a local default route in table 133")?;
+            }
+        }
+        for rule in steering.difference(&before) {
+            let mut request = handle.rule().add();
+            *request.message_mut() = rule.message();
+            let added = request.execute().await;
+            exists_or(added).with_context(|| format!("adding a routing rule for {rule:?}"))?;
+            self.steering.insert(rule.clone());
+        }
+        for rule in before.difference(steering) {
+            // The interface, or the rule, may have gone by itself.
+            let _ = handle.rule().del(rule.message()).execute().await;
+            self.steering.remove(rule);
+        }
+        for v4 in [true, false] {
+            if has(&before, v4) && !has(steering, v4) {
+                let _ = handle.route().del(everything_here(v4)).execute().await;
+            }
+        }
+        self.accept_marks(
+            steering
+                .iter()
+                .any(|rule| matches!(rule, Steering::ToTransparentProxy { .. })),
+        )?;
+        if passthrough_v6 && !self.passthrough_v6 {
+            let request = handle.address().add(LO, PASSTHROUGH_V6.into(), 128);
+            exists_or(request.execute().await).context("adding ::6 to lo")?;
+        }
+        // Not taken away again: a proxy may have it in use, and it is nobody else's.
+        self.passthrough_v6 = passthrough_v6;
+        Ok(())
+    }
+
+    fn accept_marks(&mut self, wanted: bool) -> Result<()> {
+        match (wanted, self.mark_accept.take()) {
+            (true, None) => {
+                let before =
+                    fs::read_to_string(MARK_ACCEPT).context("reading tcp_fwmark_accept")?;
+                fs::write(MARK_ACCEPT, "1").context("setting tcp_fwmark_accept")?;
+                self.mark_accept = Some(before);
+            }
+            (true, before) => self.mark_accept = before,
+            (false, Some(before)) => {
+                fs::write(MARK_ACCEPT, before.trim()).context("resetting tcp_fwmark_accept")?;
+            }
+            (false, None) => {}
+        }
+        Ok(())
+    }
+}
+
+impl Steering {
+    fn is_v4(&self) -> bool {
+        match self {
+            Self::From { to, .. } => to.addr().is_ipv4(),
+            Self::ToTransparentProxy { v4 } => *v4,
+        }
+    }
+
+    fn message(&self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = family(self.is_v4());
+        message.header.table = TABLE;
+        message.header.action = RuleAction::ToTable;
+        message.attributes = vec![RuleAttribute::Priority(PRIORITY)];
+        match self {
+            Self::From { interface, to } => {
+                message
+                    .attributes
+                    .push(RuleAttribute::Iifname(interface.clone()));
+                message
+                    .attributes
+                    .push(RuleAttribute::IpProtocol(IpProtocol::Tcp));
+                if to.prefix_len() > 0 {
+                    message.header.dst_len = to.prefix_len();
+                    message
+                        .attributes
+                        .push(RuleAttribute::Destination(to.network()));
+                }
+            }
+            Self::ToTransparentProxy { .. } => {
+                message.attributes.push(RuleAttribute::FwMark(PROXY_MARK));
+            }
+        }
+        message
+    }
+}
+
+fn family(v4: bool) -> AddressFamily {
+    if v4 {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
+}
+
+/// `local default dev lo table 133`.
+fn everything_here(v4: bool) -> RouteMessage {
+    let mut route = if v4 {
+        RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+            .output_interface(LO)
+            .build()
+    } else {
+        RouteMessageBuilder::<Ipv6Addr>::new()
+            .output_interface(LO)
+            .build()
+    };
+    route.header.table = TABLE;
+    route.header.kind = RouteType::Local;
+    route.header.scope = RouteScope::Host;
+    route
+}
+
+/// What is there already need not be added.
+fn exists_or(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(Error::NetlinkError(error)) if error.raw_code() == -Errno::EXIST.raw_os_error() => {
+            Ok(())
+        }
+        other => other,
+    }
+}
