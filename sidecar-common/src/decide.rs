@@ -246,7 +246,7 @@ fn direct<T: Tables>(
     if rule.flags & Rule::FIRST == 0 && !is_captured_group(tables, plan, header, &call.caller) {
         return Decision::pass(Reason::OwnerGroup);
     }
-    follow(tables, plan, &rule, 0)
+    follow(tables, plan, &rule, header.outbound_port)
 }
 
 /// Of a workload with a proxy.

@@ -8,6 +8,6 @@ pub mod stream;
 pub mod wire;
 
 pub use client::{Client, Held};
-pub use probe::{Kind, Probe, Socket};
+pub use probe::{Hoarded, Kind, Probe, Socket};
 pub use server::{Server, ServerBuilder};
 pub use wire::{Mode, Outcome, Seen, Transfer};

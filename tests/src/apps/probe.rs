@@ -23,7 +23,7 @@ use crate::{Place, poll::DEADLINE};
 pub type Called<T> = anyhow::Result<Result<T, Errno>>;
 
 /// What a [`Probe`] is asked to do. Sockets are numbered by the probe.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "named after the system calls")]
 pub enum Call {
     Socket(Kind),
@@ -38,8 +38,24 @@ pub enum Call {
     Banner(u32),
     /// Sends a datagram and waits for one to come back.
     Ping(u32),
+    SendTo(u32, String, SocketAddr),
+    /// Receives a datagram of text, and who sent it.
+    Receive(u32),
+    /// `SO_BINDTODEVICE`.
+    BindToDevice(u32, String),
     /// Connects, reads the banner and closes, so many times.
     Visits(SocketAddr, u32),
+    /// Connects so many times to one address after the other, and keeps the connections.
+    Hoard(Vec<SocketAddr>, u32),
+}
+
+/// What became of many connections.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Hoarded {
+    /// Of each that was made: the client's end, and where it was going.
+    pub made: Vec<(SocketAddr, SocketAddr)>,
+    /// Why the next one could not be made.
+    pub errno: Option<i32>,
 }
 
 /// What sockets there are.
@@ -53,6 +69,8 @@ pub enum Kind {
     Mptcp4,
     /// UDP over IPv4.
     Udp4,
+    /// UDP over IPv6, and over IPv4 by v4-mapped addresses.
+    Udp6,
 }
 
 /// A process that makes the calls it is told to. It ends when this is dropped.
@@ -124,10 +142,23 @@ impl Probe {
             .collect())
     }
 
+    /// Connects so many times, to one address after the other, until a connection cannot be made.
+    /// They stay open as long as the probe lives.
+    ///
+    /// # Errors
+    /// When the probe is in trouble itself.
+    pub fn hoard(&self, addresses: &[SocketAddr], times: u32) -> anyhow::Result<Hoarded> {
+        Ok(self.call(Call::Hoard(addresses.to_vec(), times))??)
+    }
+
     fn call<T: DeserializeOwned>(&self, call: Call) -> Called<T> {
         writeln!(self.stdin.borrow_mut(), "{}", serde_json::to_string(&call)?)
             .context("the probe has ended")?;
-        let Ok(line) = self.lines.recv_timeout(DEADLINE) else {
+        let patience = match call {
+            Call::Hoard(..) => DEADLINE * 4,
+            _ => DEADLINE,
+        };
+        let Ok(line) = self.lines.recv_timeout(patience) else {
             bail!("the probe has ended, or is stuck in {call:?}");
         };
         let answer: Result<T, i32> =
@@ -197,6 +228,32 @@ impl Socket<'_> {
     /// As [`Called`].
     pub fn banner(&self) -> Called<Seen> {
         self.probe.call(Call::Banner(self.number))
+    }
+
+    /// `sendto(2)`, of text.
+    ///
+    /// # Errors
+    /// As [`Called`].
+    pub fn send_to(&self, text: &str, address: SocketAddr) -> Called<()> {
+        self.probe
+            .call(Call::SendTo(self.number, text.to_owned(), address))
+    }
+
+    /// `recvfrom(2)`: text, and who sent it.
+    ///
+    /// # Errors
+    /// As [`Called`].
+    pub fn receive(&self) -> Called<(String, SocketAddr)> {
+        self.probe.call(Call::Receive(self.number))
+    }
+
+    /// `SO_BINDTODEVICE`.
+    ///
+    /// # Errors
+    /// As [`Called`].
+    pub fn bind_to_device(&self, interface: &str) -> Called<()> {
+        self.probe
+            .call(Call::BindToDevice(self.number, interface.to_owned()))
     }
 
     /// Sends a datagram and waits for one to come back.

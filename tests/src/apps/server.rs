@@ -1,7 +1,7 @@
 //! Servers.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use super::wire::Mode;
+use super::wire::{Kept, Mode};
 use crate::{Place, poll::DEADLINE, programs};
 
 /// A running server, killed when dropped.
@@ -19,6 +19,7 @@ use crate::{Place, poll::DEADLINE, programs};
 pub struct Server {
     child: Child,
     address: Option<SocketAddr>,
+    lines: mpsc::Receiver<String>,
 }
 
 /// How a server is to be started.
@@ -53,6 +54,20 @@ impl Server {
     pub fn address(&self) -> SocketAddr {
         self.address
             .expect("a server on a unix socket has no address")
+    }
+
+    /// What a server in [`Mode::Keep`] has accepted so far.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn kept(&mut self) -> anyhow::Result<Vec<Kept>> {
+        let stdin = self.child.stdin.as_mut().context("app has no stdin")?;
+        writeln!(stdin).context("the server has ended")?;
+        let line = self
+            .lines
+            .recv_timeout(DEADLINE)
+            .context("the server does not tell what it keeps")?;
+        serde_json::from_str(&line).with_context(|| format!("not what it keeps: {line}"))
     }
 
     /// Its process id.
@@ -134,8 +149,9 @@ impl<'a> ServerBuilder<'a> {
         let mut server = Server {
             child,
             address: None,
+            lines,
         };
-        let Ok(line) = lines.recv_timeout(DEADLINE) else {
+        let Ok(line) = server.lines.recv_timeout(DEADLINE) else {
             bail!("the server at {} did not become ready", self.listen[1]);
         };
         let address = line

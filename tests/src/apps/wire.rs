@@ -16,7 +16,13 @@ pub enum Mode {
     Sink,
     /// Sends the first bytes of [`stream`](super::stream::Stream) and closes.
     Source,
+    /// Keeps connections open and tells, when asked, of each who made it and its
+    /// `SO_ORIGINAL_DST`.
+    Keep,
 }
+
+/// What a server in [`Mode::Keep`] knows of a connection: `getpeername(2)` and `SO_ORIGINAL_DST`.
+pub type Kept = (SocketAddr, Option<SocketAddr>);
 
 impl Mode {
     /// Its name on the command line.
@@ -27,6 +33,7 @@ impl Mode {
             Self::Banner => "banner",
             Self::Sink => "sink",
             Self::Source => "source",
+            Self::Keep => "keep",
         }
     }
 }

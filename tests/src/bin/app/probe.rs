@@ -17,9 +17,10 @@ use rustix::{
 };
 use serde_json::{Value, json};
 use sidecar_tests::apps::{
-    probe::{Call, Kind},
+    probe::{Call, Hoarded, Kind},
     wire::Seen,
 };
+use socket2::SockRef;
 
 use crate::{connect::print, socket};
 
@@ -28,6 +29,7 @@ use crate::{connect::print, socket};
 struct Sockets {
     open: BTreeMap<u32, OwnedFd>,
     next: u32,
+    hoarded: Vec<OwnedFd>,
 }
 
 pub fn run() -> anyhow::Result<()> {
@@ -65,6 +67,27 @@ impl Sockets {
                 net::send(self.get(number)?, b"ping", SendFlags::empty())?;
                 net::recv(self.get(number)?, &mut [0; 4], RecvFlags::empty())?;
             }
+            Call::SendTo(number, text, address) => {
+                net::sendto(
+                    self.get(number)?,
+                    text.as_bytes(),
+                    SendFlags::empty(),
+                    &address,
+                )?;
+            }
+            Call::Receive(number) => {
+                let mut buffer = [0; 512];
+                let (length, _, from) =
+                    net::recvfrom(self.get(number)?, &mut buffer[..], RecvFlags::empty())?;
+                let from = SocketAddr::try_from(from.ok_or(Errno::DESTADDRREQ)?)?;
+                return Ok(json!((String::from_utf8_lossy(&buffer[..length]), from)));
+            }
+            Call::BindToDevice(number, interface) => {
+                SockRef::from(self.get(number)?)
+                    .bind_device(Some(interface.as_bytes()))
+                    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
+            }
+            Call::Hoard(addresses, times) => return Ok(json!(self.hoard(&addresses, times))),
             Call::Visits(address, times) => {
                 let visits: Vec<_> = (0..times)
                     .map(|_| visit(address).map_err(Errno::raw_os_error))
@@ -73,6 +96,25 @@ impl Sockets {
             }
         }
         Ok(Value::Null)
+    }
+
+    fn hoard(&mut self, addresses: &[SocketAddr], times: u32) -> Hoarded {
+        let mut made = Vec::new();
+        for address in addresses.iter().cycle().take(times as usize) {
+            let connected = open(Kind::tcp(*address)).and_then(|socket| {
+                net::connect(&socket, address)?;
+                made.push((SocketAddr::try_from(net::getsockname(&socket)?)?, *address));
+                Ok(socket)
+            });
+            match connected {
+                Ok(socket) => self.hoarded.push(socket),
+                Err(errno) => {
+                    let errno = Some(errno.raw_os_error());
+                    return Hoarded { made, errno };
+                }
+            }
+        }
+        Hoarded { made, errno: None }
     }
 
     fn get(&self, number: u32) -> rustix::io::Result<&OwnedFd> {
@@ -90,6 +132,7 @@ fn open(kind: Kind) -> rustix::io::Result<OwnedFd> {
             Some(ipproto::MPTCP),
         ),
         Kind::Udp4 => (AddressFamily::INET, SocketType::DGRAM, None),
+        Kind::Udp6 => (AddressFamily::INET6, SocketType::DGRAM, None),
     };
     let socket = net::socket_with(family, kind, SocketFlags::CLOEXEC, protocol)?;
     socket::limit(&socket)?;

@@ -6,7 +6,9 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::{fd::OwnedFd, unix::net::UnixListener},
     path::PathBuf,
-    process, thread,
+    process,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
 };
 
 use anyhow::Context as _;
@@ -17,10 +19,10 @@ use rustix::net::{
 };
 use sidecar_tests::apps::{
     stream::{self, Stream},
-    wire::{Mode, Seen},
+    wire::{Kept, Mode, Seen},
 };
 
-use crate::socket;
+use crate::{connect::print, socket};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -49,6 +51,9 @@ enum Listen {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    if args.mode == Mode::Keep {
+        return keep(args);
+    }
     thread::spawn(end_with_stdin);
     match &args.listen {
         Listen::Tcp { address } => {
@@ -68,6 +73,36 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
+/// Accepts in one thread, as tens of thousands of connections may come.
+fn keep(args: &Args) -> anyhow::Result<()> {
+    let Listen::Tcp { address } = &args.listen else {
+        anyhow::bail!("only connections to a TCP address are kept");
+    };
+    let listener =
+        listen(*address, args.reuse_port).with_context(|| format!("cannot listen on {address}"))?;
+    ready(&listener.local_addr()?.to_string())?;
+    let kept: Arc<Mutex<Vec<(OwnedFd, Kept)>>> = Arc::default();
+    thread::spawn({
+        let kept = kept.clone();
+        move || {
+            for line in io::stdin().lock().lines() {
+                let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                let told: Vec<&Kept> = kept.iter().map(|(_, told)| told).collect();
+                if line.and(print(&told).map_err(io::Error::other)).is_err() {
+                    break;
+                }
+            }
+            process::exit(0);
+        }
+    });
+    loop {
+        let (connection, peer) = listener.accept().context("cannot accept")?;
+        let original_dst = socket::original_dst(&connection).ok();
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push((connection.into(), (peer, original_dst)));
+    }
+}
+
 /// The standard library's `bind` has no place for `SO_REUSEPORT`.
 fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     let family = if address.is_ipv4() {
@@ -79,7 +114,7 @@ fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     set_socket_reuseaddr(&socket, true)?;
     set_socket_reuseport(&socket, reuse_port)?;
     net::bind(&socket, &address)?;
-    net::listen(&socket, 1024)?;
+    net::listen(&socket, 4096)?;
     Ok(socket.into())
 }
 
@@ -129,6 +164,7 @@ fn handle(mut connection: &File, mode: Mode, bytes: u64, name: String) -> io::Re
         Mode::Source => {
             io::copy(&mut Stream::new(bytes), &mut connection)?;
         }
+        Mode::Keep => unreachable!("has a loop of its own"),
     }
     net::shutdown(connection, Shutdown::Write)?;
     Ok(())
