@@ -223,6 +223,8 @@ impl Original {
     pub const PASSES: u32 = 2;
     /// Not led elsewhere. Where it arrives, it is the inbound listener's.
     pub const CAPTURED: u32 = 3;
+    /// Of an accepted socket of the proxy's: where the client was going.
+    pub const ACCEPTED: u32 = 4;
 }
 
 /// Counters of one workload are `REASON_SLOTS` consecutive elements of `COUNTERS`, at

@@ -94,7 +94,9 @@ pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
 #[inline(always)]
 pub fn getpeername(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     // SAFETY: the context's own socket.
-    if let Some(original) = unsafe { maps::cgroup::recall(socket(ctx)) } {
+    if let Some(original) = unsafe { maps::cgroup::recall(socket(ctx)) }
+        && original.kind != Original::ACCEPTED
+    {
         set_address(ctx, hook, &original.dst);
     }
     ALLOW

@@ -105,7 +105,14 @@ pub fn getsockopt(ctx: *mut bpf_sockopt) -> i32 {
 /// the proxy call itself.
 #[inline(always)]
 fn original(sk: *mut bpf_sock, workload: WorkloadId, header: &PlanHeader) -> Option<Endpoint> {
+    // SAFETY: checked for null by the caller.
+    if let Some(original) = unsafe { maps::cgroup::recall(sk) }
+        && original.kind == Original::ACCEPTED
+    {
+        return Some(original.dst);
+    }
     let (local, peer) = ends(sk);
+    // Without memory it was not handed over.
     let noted = maps::original(&Tuple {
         workload,
         client: peer,

@@ -18,6 +18,8 @@ use crate::{
 
 /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: the source port is chosen, no SYN has left.
 const TCP_CONNECT_CB: u32 = 3;
+/// `BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB`: a connection was accepted, and waits for accept(2).
+const PASSIVE_ESTABLISHED_CB: u32 = 5;
 /// `BPF_SOCK_OPS_TCP_LISTEN_CB`: right after listen(2).
 const TCP_LISTEN_CB: u32 = 11;
 
@@ -27,6 +29,8 @@ pub fn sock_ops(ctx: &SockOpsContext) -> u32 {
     let op = read!(ctx.ops, op);
     if op == TCP_CONNECT_CB {
         connecting(ctx);
+    } else if op == PASSIVE_ESTABLISHED_CB {
+        accepted(ctx);
     } else if op == TCP_LISTEN_CB {
         listening(ctx);
     }
@@ -59,6 +63,34 @@ fn connecting(ctx: &SockOpsContext) {
             maps::cgroup::retract_original(&tuple);
         }
         _ => {}
+    }
+}
+
+/// Hands the original destination over to the accepted socket, with which it ends: nobody else can
+/// be told it, however late it is asked for.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    let server = local(ctx);
+    let workload = maps::identity().workload;
+    if workload == 0 || !server.addr.is_loopback() {
+        return;
+    }
+    let sk: *mut bpf_sock = read!(ctx.ops, __bindgen_anon_2.sk);
+    if sk.is_null() {
+        return;
+    }
+    let tuple = Tuple {
+        workload,
+        client: remote(ctx),
+        server,
+    };
+    let Some(mut original) = maps::original(&tuple) else {
+        return;
+    };
+    original.kind = Original::ACCEPTED;
+    // SAFETY: checked for null just now.
+    if unsafe { maps::cgroup::remember(sk, &mut original) } {
+        maps::cgroup::retract_original(&tuple);
     }
 }
 

@@ -24,10 +24,7 @@ use sidecar_tests::{
     apps::{Seen, wire::canonical},
 };
 
-use crate::plan::{Planner, at};
-
-/// Who the proxy is where nothing else is said.
-pub const PROXY_UID: u32 = 1337;
+use crate::plan::{PROXY_UID, Planner, at};
 
 /// Small, so that the maps of many tests at a time are, and one can be filled.
 pub const CAPACITY: Capacity = Capacity {
@@ -79,7 +76,6 @@ impl Loaded {
             cgroup: &cgroup,
             proxy_cgroup: proxy_cgroup.as_ref(),
             netns: &netns,
-            proxy_uid: Some(PROXY_UID),
         })
     }
 
@@ -137,7 +133,18 @@ impl Fixture {
 
     /// A workload that is attached.
     pub fn without_plan() -> anyhow::Result<Self> {
-        let (cgroup, netns) = (Cgroup::new("workload")?, namespace()?);
+        Self::in_namespace(namespace()?)
+    }
+
+    /// A workload in a network as a pod has it, see [`pod`].
+    pub fn of_pod(plan: Planner) -> anyhow::Result<Self> {
+        let mut fixture = Self::in_namespace(pod()?)?;
+        fixture.follow(plan)?;
+        Ok(fixture)
+    }
+
+    fn in_namespace(netns: Namespace) -> anyhow::Result<Self> {
+        let cgroup = Cgroup::new("workload")?;
         let mut loaded = Loaded::new()?;
         let workload = loaded.attach(&cgroup, &netns)?;
         Ok(Self {
@@ -212,6 +219,25 @@ pub fn namespace() -> anyhow::Result<Namespace> {
     for net in ["10.0.0.0/8", "fd00::/8"] {
         netns.add_local(net.parse()?)?;
     }
+    Ok(netns)
+}
+
+/// A namespace like a pod's: two interfaces, of which one leads everywhere. Nobody is there.
+pub fn pod() -> anyhow::Result<Namespace> {
+    let netns = Namespace::new("pod")?;
+    for (interface, v4, v6) in [
+        ("eth0", "10.244.1.5/24", "fd00:244::5/64"),
+        ("net1", "192.168.50.5/24", "fd00:50::5/64"),
+    ] {
+        let peer = format!("{interface}-peer");
+        netns.ip(&format!("link add {interface} type veth peer name {peer}"))?;
+        netns.ip(&format!("link set {peer} up"))?;
+        netns.add_address(interface, v4.parse()?)?;
+        netns.add_address(interface, v6.parse()?)?;
+        netns.ip(&format!("link set {interface} up"))?;
+    }
+    netns.add_route("default via 10.244.1.1")?;
+    netns.add_route("default via fd00:244::1")?;
     Ok(netns)
 }
 

@@ -12,6 +12,7 @@ use crate::{
 fn the_peer_is_who_was_asked_for_whatever_the_path() -> anyhow::Result<()> {
     require_root!();
     let plan = Planner::new()
+        .proxied()
         .outbound("10.1.0.1:80", direct("10.9.0.1:8080"))
         .outbound("[fd00:1::1]:80", direct("[fd00:9::1]:8080"))
         .outbound("[fd00:1::4]:80", direct("10.9.0.1:8080"))

@@ -18,14 +18,15 @@ use sidecar_tests::{
 };
 
 use crate::{
-    fixture::{Fixture, Loaded, PROXY_UID, namespace, reached, serve},
-    plan::{Planner, at, exempting_self, proxy},
+    fixture::{Fixture, Loaded, namespace, reached, serve},
+    plan::{PROXY_UID, Planner, at, exempting_self, proxy},
 };
 
 /// A workload all of whose connections go to the proxy, but for those to itself.
 fn captured() -> anyhow::Result<Fixture> {
     Fixture::new(
         Planner::new()
+            .proxied()
             .outbound_default(exempting_self(proxy()))
             .inbound("0.0.0.0:9080", proxy())
             .inbound("[::]:9080", proxy())
@@ -82,13 +83,13 @@ fn a_process_that_is_not_the_proxy_is_not_told() -> anyhow::Result<()> {
     let app = fixture.app()?;
     let own = own_error(&fixture, "127.0.0.1:9999")?;
     assert!(own.is_some());
-    // Another uid; the right uid outside the workload.
+    // Another uid and gid; the right ones outside the workload.
     for place in [
         fixture.inside(),
-        fixture.inside().user(PROXY_UID + 1, PROXY_UID),
+        fixture.inside().user(PROXY_UID + 1, PROXY_UID + 1),
         fixture.outside().user(PROXY_UID, PROXY_UID),
     ] {
-        let _server = serve(place, "127.0.0.1:15001", "other")?;
+        let _server = serve(place, "0.0.0.0:15001", "other")?;
         let seen = app.visit(at("10.1.0.1:80"))??;
         assert_eq!(
             (seen.original_dst, seen.original_dst_errno),
@@ -275,6 +276,7 @@ fn a_proxy_is_known_by_its_cgroup() -> anyhow::Result<()> {
         let mut loaded = Loaded::new()?;
         let workload = loaded.attach_with_proxy(&cgroup, Some(&apart), &netns)?;
         let plan = Planner::new()
+            .proxied()
             .outbound_default(proxy())
             .inbound("0.0.0.0:9080", proxy())
             .listens(15006);

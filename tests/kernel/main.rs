@@ -8,11 +8,16 @@
 mod connect4;
 mod connect6;
 mod counters;
+mod dns;
 mod fixture;
 mod getpeername;
 mod getsockopt;
+mod left_alone;
+mod owners;
 mod parity;
 mod plan;
 mod plans;
 mod sk_lookup;
 mod sock_ops;
+mod source;
+mod tuples;

@@ -9,18 +9,31 @@ use std::{
 use ipnet::IpNet;
 use sidecar_agent::compile::{Outbound, Plan};
 use sidecar_common::{
-    Endpoint, Path, Reason,
-    values::{PlanHeader, Rule},
+    Addr, Endpoint, Path, Reason,
+    keys::OwnerKey,
+    values::{Interface, PlanHeader, Rule},
 };
 
 /// The proxy's ports, in plans and for proxies that tests start.
 pub const OUTBOUND_PORT: u16 = 15001;
 pub const INBOUND_PORT: u16 = 15006;
+pub const TUNNEL_PORT: u16 = 15008;
+pub const DNS_PORT: u16 = 15053;
+/// Who the proxy is: its uid, and its gid.
+pub const PROXY_UID: u32 = 1337;
 
 /// An address and port from its text.
 pub fn at(text: &str) -> SocketAddr {
     text.parse()
         .unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+/// A network from its text.
+fn network(text: &str) -> IpNet {
+    let net: IpNet = text
+        .parse()
+        .unwrap_or_else(|error| panic!("{text}: {error}"));
+    net.trunc()
 }
 
 /// A rule that sends connections to one target.
@@ -77,8 +90,15 @@ impl Planner {
         Self(Plan {
             header: PlanHeader {
                 tables: 0,
+                flags: 0,
                 outbound_port: OUTBOUND_PORT,
                 inbound_port: INBOUND_PORT,
+                tunnel_port: TUNNEL_PORT,
+                dns_port: 0,
+                proxy_uid: PROXY_UID,
+                proxy_gid: PROXY_UID,
+                loopback: Addr::LOOPBACK_V4.v4(),
+                loopback_mask: u32::MAX,
                 outbound_default: pass(),
                 inbound_default: rule(Path::Pass, Reason::UndeclaredPort),
             },
@@ -86,8 +106,62 @@ impl Planner {
             inbound: BTreeMap::new(),
             inbound_listeners: Vec::new(),
             listen_ports: BTreeSet::new(),
+            owners: BTreeSet::new(),
+            interfaces: BTreeMap::new(),
+            virtual_ranges: BTreeSet::new(),
             sidecar: None,
         })
+    }
+
+    /// The workload has a proxy, which is known by its uid and gid, and IPv6 is captured.
+    pub fn proxied(self) -> Self {
+        self.flags(PlanHeader::PROXIED | PlanHeader::IPV6)
+            .listens(OUTBOUND_PORT)
+            .listens(INBOUND_PORT)
+    }
+
+    /// More of `PlanHeader::PROXIED` and so on.
+    pub fn flags(mut self, flags: u32) -> Self {
+        self.0.header.flags |= flags;
+        self
+    }
+
+    /// A user or group in a role of `OwnerKey`; the plan's flags tell what it is good for.
+    pub fn owner(mut self, role: u32, id: u32) -> Self {
+        self.0.header.tables |= match role {
+            OwnerKey::PROXY_UID => PlanHeader::HAS_PROXY_UIDS,
+            OwnerKey::PROXY_GID => PlanHeader::HAS_PROXY_GIDS,
+            _ => 0,
+        };
+        self.0.owners.insert((role, id));
+        self
+    }
+
+    /// An interface that is `Interface::EXCLUDED`, or another one.
+    pub fn interface(mut self, name: &str, flags: u32) -> Self {
+        if flags & Interface::EXCLUDED != 0 {
+            self = self.flags(PlanHeader::EXCLUDED_INTERFACES);
+        }
+        if flags & Interface::VIRTUAL != 0 {
+            self = self.flags(PlanHeader::VIRTUAL_INTERFACES);
+        }
+        self.0.interfaces.insert(name.to_owned(), flags);
+        self
+    }
+
+    /// What is captured of what arrives by virtual interfaces.
+    pub fn virtual_range(mut self, net: &str) -> Self {
+        self.0.virtual_ranges.insert(network(net));
+        self
+    }
+
+    /// DNS to these networks is the proxy's.
+    pub fn dns(mut self, nets: &[&str]) -> Self {
+        self.0.header.dns_port = DNS_PORT;
+        for net in nets {
+            self = self.prefix(53, net, rule(Path::Proxy, Reason::Dns));
+        }
+        self
     }
 
     /// An outbound rule for one destination.
@@ -104,8 +178,7 @@ impl Planner {
         } else {
             PlanHeader::HAS_OUTBOUND_PORT_PREFIX
         };
-        let net: IpNet = net.parse().unwrap_or_else(|error| panic!("{net}: {error}"));
-        self.half().prefixes.insert((port, net.trunc()), rule);
+        self.half().prefixes.insert((port, network(net)), rule);
         self
     }
 

@@ -9,13 +9,13 @@ use std::{
 };
 
 use anyhow::Context as _;
-use aya::maps::{HashMap, Map, MapData, SockHash};
+use aya::maps::{HashMap, LpmTrie, Map, MapData, SockHash};
 use rustix::io::Errno;
 use sidecar_common::{
     Reason,
     decide::Direction,
-    keys::{WorkloadEndpoint, WorkloadPort},
-    values::Original,
+    keys::{RouteKey, Tuple, WorkloadEndpoint, WorkloadInterface, WorkloadPort},
+    values::{Interface, Original, Route},
 };
 use sidecar_tests::{Cgroup, Client, DEADLINE, Mode, Place, Probe, Server, poll, require_root};
 
@@ -312,9 +312,14 @@ fn entries(pins: &Path) -> anyhow::Result<usize> {
     let interest: HashMap<_, WorkloadPort, u8> =
         Map::HashMap(open("LISTEN_INTEREST")?).try_into()?;
     let sockets: SockHash<_, WorkloadEndpoint> = Map::SockHash(open("SOCKETS")?).try_into()?;
-    let originals: HashMap<_, WorkloadEndpoint, Original> =
+    let originals: HashMap<_, Tuple, Original> =
         Map::LruHashMap(open("ORIGINAL_DST")?).try_into()?;
+    let interfaces: HashMap<_, WorkloadInterface, u32> =
+        Map::HashMap(open("INTERFACES")?).try_into()?;
+    let routes: LpmTrie<_, RouteKey, Route> = Map::LpmTrie(open("ROUTES")?).try_into()?;
     let counts = [
+        interfaces.keys().count(),
+        routes.keys().count(),
         local.keys().count(),
         interest.keys().count(),
         sockets.keys().count(),
@@ -329,9 +334,10 @@ fn detached_nothing_is_left() -> anyhow::Result<()> {
     let mut fixture = Fixture::without_plan()?;
     let _relay = fixture.relay()?;
     let plan = Planner::new()
+        .proxied()
         .outbound_default(exempting_self(proxy()))
         .inbound_default(exempting_self(proxy()))
-        .listens(15006);
+        .interface("lo", Interface::EXCLUDED);
     fixture.follow(plan)?;
     let _servers = [
         fixture.serve("[::]:80")?,
@@ -341,15 +347,16 @@ fn detached_nothing_is_left() -> anyhow::Result<()> {
     let app = fixture.app()?;
     assert_eq!(app.visit(at(CALLED))??.name, "proxy");
     let pins = fixture.loaded.pin_dir();
-    // Two local addresses, one port, its socket and the relay's, one connection.
-    assert_eq!(entries(&pins)?, 6);
+    // Three local addresses (with ::6, see `dataplane::network`), two ports, their sockets and the
+    // relay's, one connection, one interface.
+    assert_eq!(entries(&pins)?, 10);
     let (cgroup, netns) = (fixture.cgroup.id()?, fixture.netns.inode()?);
     assert_eq!(
         (
             links_to("cgroup_id", cgroup)?,
             links_to("netns_ino", netns)?
         ),
-        (6, 1)
+        (10, 1)
     );
 
     fixture.loaded.dataplane.detach(fixture.workload);

@@ -317,6 +317,7 @@ fn the_workloads_calls_to_itself_pass_where_the_rule_says_so() -> anyhow::Result
 fn the_proxy_gets_connections_at_their_own_address() -> anyhow::Result<()> {
     require_root!();
     let plan = Planner::new()
+        .proxied()
         .inbound_default(exempting_self(proxy()))
         .listens(15006);
     let fixture = Fixture::new(plan)?;

@@ -38,9 +38,21 @@ impl Namespace {
     /// # Errors
     /// When `ip` fails: mostly for want of root.
     pub fn new(label: &str) -> anyhow::Result<Self> {
+        Self::make(label, "add", &[])
+    }
+
+    /// The namespace that a process is in, which has made it for itself.
+    ///
+    /// # Errors
+    /// When `ip` fails: mostly for want of root, or of the process.
+    pub fn of_process(label: &str, pid: u32) -> anyhow::Result<Self> {
+        Self::make(label, "attach", &[&pid.to_string()])
+    }
+
+    fn make(label: &str, verb: &str, more: &[&str]) -> anyhow::Result<Self> {
         remove_orphans();
         let name = names::unique(label);
-        output(Command::new("ip").args(["netns", "add", &name]))?;
+        output(Command::new("ip").args(["netns", verb, &name]).args(more))?;
         let cleanup = cleanup::on_drop({
             let name = name.clone();
             move || remove(&name)

@@ -19,6 +19,9 @@ use rtnetlink::{
 use super::netlink;
 use crate::dataplane::netns::Netns;
 
+/// Index of `lo`, the same in every namespace.
+pub(super) const LO: u32 = 1;
+
 /// Nobody's addresses (RFC 5737, RFC 3849): what reaches them reaches the outside.
 const OUTSIDE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const OUTSIDE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
@@ -60,6 +63,10 @@ impl Network {
                     let Some((net, interface, metric)) = unicast(&route) else {
                         continue;
                     };
+                    // What leads to the namespace itself is told by its addresses.
+                    if interface == LO {
+                        continue;
+                    }
                     let best = found.entry(net).or_insert((interface, metric));
                     if metric < best.1 {
                         *best = (interface, metric);

@@ -16,7 +16,7 @@ use rtnetlink::{
 };
 use rustix::io::Errno;
 
-use super::netlink;
+use super::{netlink, read::LO};
 use crate::dataplane::netns::Netns;
 
 /// The table that has everything delivered here; Istio's number.
@@ -27,8 +27,6 @@ const PROXY_MARK: u32 = 1337;
 const PRIORITY: u32 = 13_300;
 /// Has an accepted socket answer with the mark of what it accepted.
 const MARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
-/// Index of `lo`, the same in every namespace.
-const LO: u32 = 1;
 /// Where Istio's proxies pass inbound IPv6 connections on from. (127.0.0.6 is local anyway.)
 const PASSTHROUGH_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 
