@@ -20,4 +20,5 @@ mod plans;
 mod sk_lookup;
 mod sock_ops;
 mod source;
+mod tproxy;
 mod tuples;
