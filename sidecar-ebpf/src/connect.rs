@@ -57,8 +57,13 @@ pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         },
         plan,
         header,
-        &asked_for,
-        is_proxy(identity),
+        &decide::OutboundCall {
+            dst: asked_for,
+            src: asked_for.addr.wildcard(),
+            transport: decide::Transport::Tcp,
+            caller: caller(identity),
+            bound_device: false,
+        },
     );
     act(ctx, hook, identity, plan, header, &asked_for, &decision)
 }
@@ -73,19 +78,17 @@ pub fn getpeername(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     ALLOW
 }
 
-/// Whether the task that runs this hook is the workload's proxy.
+/// Who runs this hook.
 #[inline(always)]
-pub fn is_proxy(identity: &Identity) -> bool {
-    if identity.flags & Identity::HAS_PROXY == 0 {
-        return false;
+pub fn caller(identity: &Identity) -> decide::Caller {
+    let ids = bpf_get_current_uid_gid();
+    decide::Caller {
+        uid: (ids as u32).wrapping_sub(identity.uid_base),
+        gid: ((ids >> 32) as u32).wrapping_sub(identity.gid_base),
+        in_proxy_cgroup: identity.proxy_cgroup != 0
+            // SAFETY: takes nothing, cannot fail.
+            && unsafe { bpf_get_current_cgroup_id() } == identity.proxy_cgroup,
     }
-    if identity.proxy_cgroup != 0 {
-        // SAFETY: takes nothing, cannot fail.
-        if unsafe { bpf_get_current_cgroup_id() } == identity.proxy_cgroup {
-            return true;
-        }
-    }
-    bpf_get_current_uid_gid() as u32 == identity.proxy_uid
 }
 
 #[inline(always)]
@@ -115,7 +118,7 @@ fn act(
             }
             target
         }
-        Path::Proxy => via_local(header.outbound_port, header.outbound_port),
+        Path::Proxy => via_local(decision.proxy_port, decision.proxy_port),
         Path::Deny => return refuse(identity.workload, decision.reason),
     };
     if target.port == 0 {
@@ -129,10 +132,10 @@ fn act(
             dst: *asked_for,
             plan,
             listener: decision.listener,
-            via_local: if decision.path == Path::Direct {
-                0
+            kind: if decision.path == Path::Direct {
+                Original::REWRITTEN
             } else {
-                u32::from(target.port)
+                Original::REDIRECTED
             },
         };
         // SAFETY: the context's own socket.

@@ -8,7 +8,7 @@ use sidecar_common::{
 };
 
 use crate::{
-    connect::{ALLOW, is_proxy},
+    connect::{ALLOW, caller},
     ctx::{AF_INET, AF_INET6, read, read_addr, write},
     maps,
 };
@@ -48,7 +48,16 @@ pub fn getsockopt(ctx: *mut bpf_sockopt) -> i32 {
         return ALLOW;
     }
     let identity = maps::identity();
-    if identity.workload == 0 || !is_proxy(identity) {
+    if identity.workload == 0 {
+        return ALLOW;
+    }
+    let Ok(Some((plan, header))) = maps::plan_of(identity.workload) else {
+        return ALLOW;
+    };
+    let tables = maps::KernelTables {
+        workload: identity.workload,
+    };
+    if !sidecar_common::decide::is_proxy(&tables, plan, header, &caller(identity)) {
         return ALLOW;
     }
     let sk: *mut bpf_sock = read!(ctx, __bindgen_anon_1.sk);
@@ -72,7 +81,7 @@ fn original(sk: *mut bpf_sock, workload: WorkloadId) -> Option<Endpoint> {
         endpoint: peer,
     })
         // Else an earlier connection from the same client end has left it.
-        && original.via_local == u32::from(local.port)
+        && original.kind == sidecar_common::values::Original::REDIRECTED
     {
         return Some(original.dst);
     }

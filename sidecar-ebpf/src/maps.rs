@@ -141,6 +141,26 @@ impl Tables for KernelTables {
         // SAFETY: takes nothing, cannot fail.
         unsafe { aya_ebpf::helpers::bpf_get_prandom_u32() }
     }
+
+    #[inline(always)]
+    fn owner(&self, _: &sidecar_common::keys::OwnerKey) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn egress(&self, _: &Addr) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn ingress(&self, _: u32) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn arrival(&self, _: &Endpoint, _: &Endpoint) -> sidecar_common::decide::Arrival {
+        sidecar_common::decide::Arrival::Ordinary
+    }
 }
 
 /// Counts a decision.

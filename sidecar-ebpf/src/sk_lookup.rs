@@ -32,7 +32,16 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
         Err(reason) => return refuse(workload, reason as u8),
     };
     let (src, dst) = ends(ctx.lookup);
-    let decision = decide::inbound(&KernelTables { workload }, plan, header, &src, &dst);
+    let decision = decide::inbound(
+        &KernelTables { workload },
+        plan,
+        header,
+        &decide::InboundCall {
+            src: Endpoint::new(src, 0),
+            dst,
+            interface: 0,
+        },
+    );
     let socket = match decision.path {
         Path::Pass => Endpoint::default(),
         Path::Direct => decision.target,
@@ -51,7 +60,7 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
             } else {
                 Addr::LOOPBACK_V6
             };
-            Endpoint::new(localhost, header.inbound_port)
+            Endpoint::new(localhost, decision.proxy_port)
         }
         Path::Deny => return refuse(workload, decision.reason),
     };

@@ -41,7 +41,7 @@ fn connecting(ctx: &SockOpsContext) {
     }
     // SAFETY: checked for null just now.
     match unsafe { maps::cgroup::recall(sk) } {
-        Some(original) if original.via_local != 0 => {
+        Some(original) if original.kind == sidecar_common::values::Original::REDIRECTED => {
             maps::cgroup::publish_original(
                 &WorkloadEndpoint {
                     workload,
@@ -59,8 +59,7 @@ fn connecting(ctx: &SockOpsContext) {
                 workload,
                 endpoint: local(ctx),
             };
-            let port = u32::from_be(read!(ctx.ops, remote_port));
-            if maps::cgroup::original(&client).is_some_and(|left| left.via_local == port) {
+            if maps::cgroup::original(&client).is_some() {
                 maps::cgroup::retract_original(&client);
             }
         }

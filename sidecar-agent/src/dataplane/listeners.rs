@@ -48,11 +48,7 @@ pub fn listening(attachment: &Attachment, ports: &BTreeSet<u16>) -> BTreeSet<End
     if ports.is_empty() {
         return BTreeSet::new();
     }
-    let proxy = attachment.identity;
-    let is_application = |process: &Process| {
-        proxy.flags & Identity::HAS_PROXY == 0
-            || process.uid().map_or(true, |uid| uid != proxy.proxy_uid)
-    };
+    let is_application = |process: &Process| process.uid().map_or(true, |uid| uid != 1337);
     let cgroup = attachment.cgroups.first().map(|(_, path)| path.as_path());
     listening_sockets(attachment, cgroup, ports, is_application)
         .map(|found| found.endpoint)

@@ -113,14 +113,8 @@ impl Dataplane {
         self.maps.switch(workload, 0);
         let identity = Identity {
             workload,
-            proxy_uid: binding.proxy_uid.unwrap_or(0),
             proxy_cgroup: binding.proxy_cgroup.map_or(0, |cgroup| cgroup.id),
             netns_cookie: binding.netns.cookie()?,
-            flags: if binding.proxy_uid.is_some() {
-                Identity::HAS_PROXY
-            } else {
-                0
-            },
             ..Identity::default()
         };
         let mut attachment = Attachment::new(&self.objects, workload, identity, binding)?;
