@@ -14,7 +14,7 @@ use procfs::{
 };
 use rustix::fs::fstat;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-use sidecar_common::{Addr, Endpoint, keys::WorkloadId, values::Identity};
+use sidecar_common::{Addr, Endpoint, keys::WorkloadId};
 
 use super::{attach::Attachment, cgroup, maps::Maps};
 

@@ -450,7 +450,7 @@ fn prefix_key(plan: PlanId, port: u16, net: &IpNet) -> Key<PrefixKey> {
         PrefixKey {
             plan,
             port,
-            pad: 0,
+            table: PrefixKey::OUTBOUND,
             addr,
         },
     )

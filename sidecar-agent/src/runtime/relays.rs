@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use sidecar_common::{
-    Endpoint, decide,
+    decide,
     keys::{PlanId, WorkloadId},
 };
 
@@ -279,8 +279,11 @@ impl TcpRoutes {
                 &MemTables::new(plan, &[]),
                 id,
                 &plan.header,
-                &peer.ip().into(),
-                &Endpoint::from(local),
+                &decide::InboundCall {
+                    src: peer.into(),
+                    dst: local.into(),
+                    interface: 0,
+                },
             );
             let listener = plan.listener(decision.listener)?;
             (decision.path == sidecar_common::Path::Relay).then(|| self.targets(listener, local))
