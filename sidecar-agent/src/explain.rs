@@ -8,27 +8,76 @@ use std::{
 
 use serde::Serialize;
 use sidecar_common::{
-    Path, Reason,
-    decide::{self, Decision, Direction},
+    Endpoint, Path, Reason,
+    decide::{self, Caller, Decision, Direction, InboundCall, OutboundCall, Transport},
 };
 
 use crate::{
-    compile::{Listener, MemTables, Plan, Target, WorkloadPlan},
+    compile::{
+        EVERYWHERE, Listener, MemTables, Network, NetworkInterface, Plan, Target, WorkloadPlan,
+    },
     model::ResourceRef,
     resolve::declared,
 };
 
-/// A connection, as far as it decides anything.
+/// A connection or datagram, as far as it decides anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Connection {
+pub struct Connection<'a> {
     /// Its direction, seen from the workload.
     pub direction: Direction,
-    /// Where it comes from; decides inbound only.
+    /// Its transport.
+    pub transport: Transport,
+    /// Where it comes from; outbound: the address its socket is bound to.
     pub src: Option<IpAddr>,
     /// Where it is going.
     pub dst: SocketAddr,
-    /// The workload's proxy makes it; decides outbound only.
-    pub from_proxy: bool,
+    /// Who makes it; decides outbound only.
+    pub caller: Who,
+    /// The interface by which it leaves, or arrives. `None`: what is known of the workload's
+    /// network says so, if anything does.
+    pub interface: Option<&'a str>,
+}
+
+/// Who makes an outbound connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// The workload's proxy: its first uid and gid.
+    Proxy,
+    /// Somebody with these ids; `None`: one that no setting names.
+    Ids {
+        /// The user.
+        uid: Option<u32>,
+        /// The group.
+        gid: Option<u32>,
+    },
+}
+
+impl Connection<'_> {
+    /// A TCP connection of an application.
+    #[must_use]
+    pub fn outbound(dst: SocketAddr) -> Self {
+        Self {
+            direction: Direction::Outbound,
+            transport: Transport::Tcp,
+            src: None,
+            dst,
+            caller: Who::Ids {
+                uid: None,
+                gid: None,
+            },
+            interface: None,
+        }
+    }
+
+    /// A TCP connection to the workload. Without a source, one that is nobody's.
+    #[must_use]
+    pub fn inbound(src: Option<IpAddr>, dst: SocketAddr) -> Self {
+        Self {
+            direction: Direction::Inbound,
+            src,
+            ..Self::outbound(dst)
+        }
+    }
 }
 
 /// What happens to a connection, and why.
@@ -60,11 +109,11 @@ pub struct Explanation {
 pub fn of_workload(
     workload: &WorkloadPlan,
     mesh: Option<&ResourceRef>,
-    connection: &Connection,
+    connection: &Connection<'_>,
 ) -> Explanation {
     let WorkloadPlan { workload, plan, .. } = workload;
     let explained = explain(plan, &workload.addresses, connection);
-    let tables = MemTables::new(plan, &workload.addresses);
+    let tables = tables(plan, &workload.addresses, connection);
     let listener = plan.listener(decide(plan, &tables, connection).listener);
     let declared = declared::declared(
         workload,
@@ -86,8 +135,8 @@ pub fn of_workload(
 
 /// Explains a connection of a workload with this plan and these addresses.
 #[must_use]
-pub fn explain(plan: &Plan, addresses: &[IpAddr], connection: &Connection) -> Explanation {
-    let tables = MemTables::new(plan, addresses);
+pub fn explain(plan: &Plan, addresses: &[IpAddr], connection: &Connection<'_>) -> Explanation {
+    let tables = tables(plan, addresses, connection);
     let decision = decide(plan, &tables, connection);
     let path = decision.path;
     let reason = Reason::from_number(decision.reason).unwrap_or(Reason::PlanIncomplete);
@@ -96,7 +145,7 @@ pub fn explain(plan: &Plan, addresses: &[IpAddr], connection: &Connection) -> Ex
         Path::Pass => vec![Target::Original],
         Path::Direct => backends(plan, &tables, connection),
         Path::Relay => listener.map(|l| l.targets.to_vec()).unwrap_or_default(),
-        Path::Proxy => vec![Target::Tcp(proxy(plan, connection))],
+        Path::Proxy => vec![Target::Tcp(proxy(plan, connection, &decision))],
         Path::Deny => Vec::new(),
     };
     Explanation {
@@ -111,26 +160,72 @@ pub fn explain(plan: &Plan, addresses: &[IpAddr], connection: &Connection) -> Ex
     }
 }
 
-/// Decides a connection as the kernel does.
+/// The index of the one interface of which the connection tells.
+const INTERFACE: u32 = 2;
+
+/// The tables of a plan, where the connection tells by which interface it goes.
+fn tables<'a>(plan: &'a Plan, addresses: &[IpAddr], connection: &Connection<'_>) -> MemTables<'a> {
+    let tables = MemTables::new(plan, addresses);
+    let Some(name) = connection.interface else {
+        return tables;
+    };
+    tables.with_network(Network(vec![NetworkInterface {
+        index: INTERFACE,
+        name: name.to_owned(),
+        addresses: Vec::new(),
+        routes: EVERYWHERE.to_vec(),
+    }]))
+}
+
+/// Decides a connection as the kernel does. What its interface's name means, the tables know.
 #[must_use]
-pub fn decide(plan: &Plan, tables: &MemTables<'_>, connection: &Connection) -> Decision {
+pub fn decide(plan: &Plan, tables: &MemTables<'_>, connection: &Connection<'_>) -> Decision {
     let dst = connection.dst.into();
+    // Without a source, one that is nobody's.
+    let src = connection
+        .src
+        .unwrap_or_else(|| unspecified(connection.dst.ip()));
+    let header = &plan.header;
     match connection.direction {
         Direction::Outbound => {
-            decide::outbound(tables, 0, &plan.header, &dst, connection.from_proxy)
+            let (uid, gid) = match connection.caller {
+                Who::Proxy => (header.proxy_uid, header.proxy_gid),
+                // The largest number is no id.
+                Who::Ids { uid, gid } => (uid.unwrap_or(u32::MAX), gid.unwrap_or(u32::MAX)),
+            };
+            let call = OutboundCall {
+                dst,
+                src: src.into(),
+                transport: connection.transport,
+                caller: Caller {
+                    uid,
+                    gid,
+                    in_proxy_cgroup: false,
+                },
+                bound_device: false,
+            };
+            decide::outbound(tables, 0, header, &call)
+        }
+        // Datagrams that arrive are not looked at.
+        Direction::Inbound if connection.transport == Transport::Udp => {
+            Decision::new(Path::Pass, Reason::NotIncluded)
         }
         Direction::Inbound => {
-            // Without a source, one that is nobody's.
-            let src = connection
-                .src
-                .unwrap_or_else(|| unspecified(connection.dst.ip()));
-            decide::inbound(tables, 0, &plan.header, &src.into(), &dst)
+            let call = InboundCall {
+                src: Endpoint::new(src.into(), 0),
+                dst,
+                interface: connection
+                    .interface
+                    .and_then(|name| tables.network().index(name))
+                    .unwrap_or(0),
+            };
+            decide::inbound(tables, 0, header, &call)
         }
     }
 }
 
 /// Every target the decision may choose.
-fn backends(plan: &Plan, tables: &MemTables<'_>, connection: &Connection) -> Vec<Target> {
+fn backends(plan: &Plan, tables: &MemTables<'_>, connection: &Connection<'_>) -> Vec<Target> {
     let largest = plan
         .outbound
         .backends
@@ -150,10 +245,12 @@ fn backends(plan: &Plan, tables: &MemTables<'_>, connection: &Connection) -> Vec
     targets.into_iter().collect()
 }
 
-fn proxy(plan: &Plan, connection: &Connection) -> SocketAddr {
-    let port = match connection.direction {
-        Direction::Outbound => plan.header.outbound_port,
-        Direction::Inbound => plan.header.inbound_port,
+/// The proxy's listener that gets it.
+fn proxy(plan: &Plan, connection: &Connection<'_>, decision: &Decision) -> SocketAddr {
+    let port = match decision.proxy_port {
+        // Where it was going, its own inbound listener takes it.
+        0 => plan.header.inbound_port,
+        port => port,
     };
     let loopback: IpAddr = match connection.dst.ip().to_canonical() {
         IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),

@@ -106,9 +106,7 @@ impl Read {
     fn explain(&self, direction: Direction, dst: &str) -> Explanation {
         let connection = Connection {
             direction,
-            src: None,
-            dst: dst.parse().unwrap(),
-            from_proxy: false,
+            ..Connection::outbound(dst.parse().unwrap())
         };
         explain::of_workload(
             &self.node.workloads[0],

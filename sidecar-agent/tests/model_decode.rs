@@ -6,7 +6,7 @@ use sidecar_agent::model::{
     Object,
     decode::{self, Decoded, Resource},
     diagnostic::Severity,
-    mesh::{InterceptionMode, MeshConfig},
+    mesh::{InterceptionMode, MeshConfig, ProxyConfig},
     service::{Service, ServicePort, TargetPort},
     service_entry::{Resolution, ServiceEntry, ServiceEntryPort},
     sidecar::{CaptureMode, EgressListener, IngressListener, OutboundTrafficPolicy, Port, Sidecar},
@@ -812,7 +812,7 @@ defaultServiceExportTo: [\".\"]
 defaultVirtualServiceExportTo: [\"~\"]
 proxyListenPort: 16001
 proxyInboundListenPort: 16006
-defaultConfig: {interceptionMode: TPROXY, concurrency: 2}
+defaultConfig: {interceptionMode: TPROXY, concurrency: 2, statusPort: 0, proxyMetadata: {ISTIO_DUAL_STACK: '1'}}
 "
         ),
         MeshConfig {
@@ -822,7 +822,11 @@ defaultConfig: {interceptionMode: TPROXY, concurrency: 2}
             default_virtual_service_export_to: strings(["~"]),
             proxy_listen_port: 16001,
             proxy_inbound_listen_port: 16006,
-            interception_mode: InterceptionMode::Tproxy,
+            default_config: ProxyConfig {
+                interception_mode: Some(InterceptionMode::Tproxy),
+                status_port: Some(0),
+                proxy_metadata: [("ISTIO_DUAL_STACK".to_owned(), "1".to_owned())].into(),
+            },
             inbound_localhost: true,
             cluster_domain: "cluster.local".into(),
         }

@@ -457,8 +457,14 @@ pub fn inbound<T: Tables>(
             }
         }
     }
-    // A call to one's own address comes from that address unless the caller bound another one.
-    let is_own = || src.addr == dst.addr || src.addr.is_loopback() || tables.is_local(&src.addr);
+    // A call to one's own address comes from that address unless the caller bound another one;
+    // `::6` is no loopback address, but nobody else's.
+    let is_own = || {
+        src.addr == dst.addr
+            || src.addr.is_loopback()
+            || is_passthrough(&src.addr)
+            || tables.is_local(&src.addr)
+    };
     if header.flags & (PlanHeader::EXCLUDED_INTERFACES | PlanHeader::VIRTUAL_INTERFACES) != 0
         && !is_own()
     {

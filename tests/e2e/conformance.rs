@@ -59,13 +59,11 @@ fn arguments_that_cannot_be_used() {
 fn what_is_there_is_run_and_what_is_not_is_told() {
     let some = directory(&[
         ("cgroup-cases.yaml", GOOD),
-        ("iptables-cases.yaml", "cases: []"),
         ("other-cases.yaml", "cases: []"),
         ("README.md", ""),
     ]);
     let output = run(&[some.path()]);
     let told = [
-        "not run yet: iptables-cases.yaml",
         "no runner has this name: other-cases.yaml",
         "not there: selection-cases.yaml",
     ];

@@ -272,9 +272,7 @@ fn explained(workload: &WorkloadPlan) {
             None,
             &Connection {
                 direction,
-                src: None,
-                dst: dst.into(),
-                from_proxy: false,
+                ..Connection::outbound(dst.into())
             },
         );
         assert_ne!(

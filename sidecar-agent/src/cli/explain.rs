@@ -8,14 +8,14 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use sidecar_common::decide::Direction;
+use sidecar_common::decide::{Direction, Transport};
 
 use super::{
     inputs::{Compiled, Inputs},
     output::{Format, print},
 };
 use crate::{
-    explain::{self, Connection, Explanation},
+    explain::{self, Connection, Explanation, Who},
     model::{ResourceRef, diagnostic::Location},
     resolve::{ResolvedWorkload, pool},
     source::files::Places,
@@ -31,12 +31,24 @@ pub struct Args {
     /// `ip:port` it connects to, or `inbound:ip:port` it is called at.
     #[arg(value_name = "DEST")]
     destination: Destination,
-    /// Where an inbound connection comes from.
+    /// Where an inbound connection comes from, or the address an outbound one is bound to.
     #[arg(long, value_name = "IP")]
     from: Option<IpAddr>,
     /// The proxy of the workload makes the outbound connection.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["uid", "gid"])]
     from_proxy: bool,
+    /// The user who makes the outbound connection; one that is not the proxy's if absent.
+    #[arg(long)]
+    uid: Option<u32>,
+    /// The group as which the outbound connection is made; one that no setting names if absent.
+    #[arg(long)]
+    gid: Option<u32>,
+    /// It is no TCP connection, but a datagram.
+    #[arg(long)]
+    udp: bool,
+    /// The interface by which it leaves, or arrives.
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
     #[command(flatten)]
     format: Format,
 }
@@ -123,9 +135,22 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         node.mesh.as_ref(),
         &Connection {
             direction,
+            transport: if args.udp {
+                Transport::Udp
+            } else {
+                Transport::Tcp
+            },
             src: args.from,
             dst: address,
-            from_proxy: args.from_proxy,
+            caller: if args.from_proxy {
+                Who::Proxy
+            } else {
+                Who::Ids {
+                    uid: args.uid,
+                    gid: args.gid,
+                }
+            },
+            interface: args.interface.as_deref(),
         },
     );
     let pool = (direction == Direction::Inbound)

@@ -211,6 +211,7 @@ fn rule_of(
             .unwrap_or_default(),
         Path::Proxy => {
             let port = match direction {
+                Direction::Outbound if reason == Reason::Dns => plan.header.dns_port,
                 Direction::Outbound => plan.header.outbound_port,
                 Direction::Inbound => plan.header.inbound_port,
             };

@@ -13,12 +13,12 @@ use sidecar_common::{
     values::{NO_LISTENER, PlanHeader, Rule},
 };
 
-use crate::{
-    model::{ResourceRef, mesh::MeshConfig},
-    resolve::Finding,
-};
+use crate::{model::ResourceRef, resolve::Finding};
 
-use super::plan::{Listener, Outbound, Plan, Target};
+use super::{
+    circumstances::Circumstances,
+    plan::{Listener, Outbound, Plan, Target},
+};
 
 /// The outbound half.
 #[derive(Default)]
@@ -133,13 +133,12 @@ impl InboundBuilder {
         self.default = default;
     }
 
-    /// The plan of both halves. `proxied_by` has the ports of the external proxy that captured
-    /// connections go to.
+    /// The plan of both halves.
     pub fn finish(
         self,
         outbound: Arc<Outbound>,
         sidecar: Option<ResourceRef>,
-        proxied_by: Option<&MeshConfig>,
+        circumstances: Circumstances,
     ) -> (Plan, Vec<Finding>) {
         let Self {
             before: _,
@@ -149,13 +148,20 @@ impl InboundBuilder {
             mut listen_ports,
             findings,
         } = self;
-        listen_ports.extend(proxied_by.map(|mesh| mesh.proxy_inbound_listen_port));
+        let Circumstances {
+            header,
+            owners,
+            interfaces,
+            virtual_ranges,
+        } = circumstances;
+        if header.flags & PlanHeader::PROXIED != 0 {
+            listen_ports.extend([header.outbound_port, header.inbound_port]);
+        }
         let header = PlanHeader {
-            tables: tables(&outbound, &inbound),
-            outbound_port: proxied_by.map_or(0, |mesh| mesh.proxy_listen_port),
-            inbound_port: proxied_by.map_or(0, |mesh| mesh.proxy_inbound_listen_port),
+            tables: header.tables | tables(&outbound, &inbound),
             outbound_default: outbound.default,
             inbound_default,
+            ..header
         };
         let plan = Plan {
             header,
@@ -163,6 +169,9 @@ impl InboundBuilder {
             inbound,
             inbound_listeners,
             listen_ports,
+            owners,
+            interfaces,
+            virtual_ranges,
             sidecar,
         };
         (plan, findings)
@@ -217,6 +226,14 @@ pub(super) fn leading_to(rule: Rule, target: Endpoint) -> Rule {
 pub(super) fn exempting_self(rule: Rule) -> Rule {
     Rule {
         flags: rule.flags | Rule::EXEMPT_SELF,
+        ..rule
+    }
+}
+
+/// The same rule, but it decides before it matters who calls.
+pub(super) fn first(rule: Rule) -> Rule {
+    Rule {
+        flags: rule.flags | Rule::FIRST,
         ..rule
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use sidecar_common::{
     Endpoint,
     values::{PlanHeader, Rule},
@@ -23,6 +24,9 @@ impl Plan {
             inbound,
             inbound_listeners,
             listen_ports,
+            owners,
+            interfaces,
+            virtual_ranges,
             sidecar,
         } = self;
         let mut out = Canonical::default();
@@ -34,6 +38,15 @@ impl Plan {
         });
         out.sequence(inbound_listeners, Canonical::listener);
         out.sequence(listen_ports, |out, port| out.bytes(&port.to_le_bytes()));
+        out.sequence(owners, |out, (role, id)| {
+            out.bytes(&role.to_le_bytes());
+            out.bytes(&id.to_le_bytes());
+        });
+        out.sequence(interfaces, |out, (name, flags)| {
+            out.text(name);
+            out.bytes(&flags.to_le_bytes());
+        });
+        out.sequence(virtual_ranges, Canonical::net);
         out.optional(sidecar.as_ref(), Canonical::resource);
         out.finish()
     }
@@ -59,8 +72,7 @@ impl Outbound {
         });
         out.sequence(prefixes, |out, ((port, net), rule)| {
             out.bytes(&port.to_le_bytes());
-            out.ip(net.addr());
-            out.bytes(&[net.prefix_len()]);
+            out.net(net);
             out.rule(rule);
         });
         out.sequence(backends, |out, group| {
@@ -124,6 +136,11 @@ impl Canonical {
         }
     }
 
+    fn net(&mut self, net: &IpNet) {
+        self.ip(net.addr());
+        self.bytes(&[net.prefix_len()]);
+    }
+
     fn endpoint(&mut self, endpoint: &Endpoint) {
         let address = SocketAddr::from(*endpoint);
         self.ip(address.ip());
@@ -151,14 +168,28 @@ impl Canonical {
     fn header(&mut self, header: &PlanHeader) {
         let PlanHeader {
             tables,
+            flags,
             outbound_port,
             inbound_port,
+            tunnel_port,
+            dns_port,
+            proxy_uid,
+            proxy_gid,
+            loopback,
+            loopback_mask,
             outbound_default,
             inbound_default,
         } = header;
-        self.bytes(&tables.to_le_bytes());
-        self.bytes(&outbound_port.to_le_bytes());
-        self.bytes(&inbound_port.to_le_bytes());
+        for word in [tables, flags, proxy_uid, proxy_gid] {
+            self.bytes(&word.to_le_bytes());
+        }
+        for port in [outbound_port, inbound_port, tunnel_port, dns_port] {
+            self.bytes(&port.to_le_bytes());
+        }
+        // In network order already.
+        for word in [loopback, loopback_mask] {
+            self.bytes(&word.to_ne_bytes());
+        }
         self.rule(outbound_default);
         self.rule(inbound_default);
     }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 use super::{
-    builder::{Compiled, OutboundBuilder, exempting_self, reachable_from, rule},
+    builder::{self, Compiled, OutboundBuilder, exempting_self, reachable_from, rule},
     egress_proxy::EgressProxy,
     outbound::Inputs,
     plan::{DeclaredBy, Field, Listener, Place, Target, UnixAddr},
@@ -269,7 +269,9 @@ impl Egress<'_> {
                     .lead_to(rule(Path::Direct, reason, Some(index)), endpoints),
             },
         };
-        if listener.real || !self.inputs.traffic.exempts_self() {
+        if listener.real {
+            builder::first(rule)
+        } else if !self.inputs.traffic.exempts_self() {
             rule
         } else {
             exempting_self(rule)

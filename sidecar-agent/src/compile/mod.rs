@@ -4,11 +4,13 @@
 //! ([`sidecar_common::decide`]); all precedence is settled here.
 
 mod builder;
+mod circumstances;
 mod digest;
 mod egress;
 mod egress_proxy;
 pub mod in_use;
 mod ingress;
+pub mod network;
 pub mod node;
 mod outbound;
 pub mod plan;
@@ -18,15 +20,18 @@ pub mod tables;
 
 use std::sync::Arc;
 
-pub use node::{Compiler, NodePlan, WorkloadPlan, plans, unused_sidecars};
+pub use network::{Network, NetworkInterface};
+pub use node::{Compiler, NodePlan, WorkloadPlan, plan_of, plans, unused_sidecars};
 pub use plan::{DeclaredBy, Listener, Outbound, Place, Plan, PlanSize, Target, UnixAddr};
 pub(crate) use prefixes::EVERYWHERE;
 pub use tables::MemTables;
 
 use crate::{
     model::mesh::MeshConfig,
-    resolve::{Finding, Registry, ResolvedWorkload, capture, workload::Proxy},
+    resolve::{Finding, Registry, ResolvedWorkload, workload::Proxy},
 };
+
+use circumstances::Circumstances;
 
 /// The plan of a workload whose outbound half is compiled, and everything that was found.
 fn workload_plan(
@@ -37,16 +42,10 @@ fn workload_plan(
 ) -> (Plan, Vec<Finding>) {
     let outbound = Arc::clone(&compiled.outbound);
     let mut builder = builder::InboundBuilder::new(&outbound);
-    let proxied = match workload.proxy {
-        Proxy::None => {
-            ingress::compile(&mut builder, workload, mesh, registry);
-            false
-        }
-        Proxy::External { .. } => {
-            proxied::inbound(&mut builder, workload);
-            capture::captures(workload.mode())
-        }
-    };
+    match workload.proxy {
+        Proxy::None => ingress::compile(&mut builder, workload, mesh, registry),
+        Proxy::External { .. } => proxied::inbound(&mut builder, workload),
+    }
     let sidecar = workload
         .sidecar
         .as_ref()
@@ -56,7 +55,7 @@ fn workload_plan(
         ..found.clone()
     });
     let mut findings: Vec<Finding> = outbound_findings.collect();
-    let (plan, found) = builder.finish(outbound, sidecar, proxied.then_some(mesh));
+    let (plan, found) = builder.finish(outbound, sidecar, Circumstances::of(workload, mesh));
     findings.extend(found);
     (plan, findings)
 }

@@ -60,6 +60,23 @@ pub fn plans(snapshot: &Snapshot) -> NodePlan {
     Compiler::default().plans(snapshot)
 }
 
+/// The plan of one workload by itself.
+#[must_use]
+pub fn plan_of(
+    workload: ResolvedWorkload,
+    snapshot: &Snapshot,
+    registry: &Registry,
+) -> WorkloadPlan {
+    let inputs = Inputs::of(&workload, registry);
+    let compiled = outbound::compile(&inputs, snapshot, registry);
+    let (plan, _) = workload_plan(&workload, &compiled, &snapshot.mesh, registry);
+    WorkloadPlan {
+        digest: plan.digest(),
+        plan: Arc::new(plan),
+        workload,
+    }
+}
+
 /// Compiles one snapshot after another. What a change does not concern is not compiled again; the
 /// result is the same as that of [`plans`].
 #[derive(Debug, Default)]

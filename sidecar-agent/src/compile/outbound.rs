@@ -14,7 +14,7 @@ use crate::{
         hosts::Hosts,
         listeners::{self, Context, OutboundListener},
         registry::Service,
-        traffic::Traffic,
+        traffic::{Dns, Traffic},
         visibility,
         workload::Proxy,
     },
@@ -78,7 +78,14 @@ impl Inputs {
             egress,
             policy: spec.and_then(|spec| spec.outbound_traffic_policy),
             egress_proxy,
-            traffic: workload.traffic.outbound_only(),
+            traffic: match workload.proxy {
+                // Nobody answers DNS.
+                Proxy::None => Traffic {
+                    dns: Dns::Off,
+                    ..workload.traffic.outbound_only()
+                },
+                Proxy::External { .. } => workload.traffic.outbound_only(),
+            },
             addresses: if addresses_matter {
                 workload.addresses.clone()
             } else {

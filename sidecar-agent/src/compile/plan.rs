@@ -35,8 +35,17 @@ pub struct Plan {
     /// Listeners of the inbound rules. `Rule::listener` counts them after the outbound ones.
     pub inbound_listeners: Vec<Listener>,
     /// Ports on which a connection may be handed to a listening socket of the workload: targets of
-    /// direct ingress, the proxy's inbound port.
+    /// direct ingress, the proxy's ports.
     pub listen_ports: BTreeSet<u16>,
+    /// Users and groups that matter, by their role (`OwnerKey::PROXY_UID` and so on): of the proxy's
+    /// those that are not in the header.
+    pub owners: BTreeSet<(u32, u32)>,
+    /// What interfaces of the workload's namespace are (`Interface::EXCLUDED` and so on), by name;
+    /// see [`Plan::interface`].
+    pub interfaces: BTreeMap<String, u32>,
+    /// Destinations that are captured where they arrive at a virtual interface, if not all are. No
+    /// IPv6 network among them holds the mapped range of IPv4.
+    pub virtual_ranges: BTreeSet<IpNet>,
     /// The Sidecar, which declares what is [`DeclaredBy::Sidecar`].
     pub sidecar: Option<ResourceRef>,
 }
@@ -204,7 +213,7 @@ impl fmt::Display for Target {
 pub struct PlanSize {
     /// Exact outbound rules.
     pub outbound: usize,
-    /// Outbound prefix rules.
+    /// Prefixes: outbound rules, and destinations at virtual interfaces.
     pub outbound_prefixes: usize,
     /// Inbound rules.
     pub inbound: usize,
@@ -212,6 +221,10 @@ pub struct PlanSize {
     pub backends: usize,
     /// Ports of the workload's own listening sockets.
     pub listen_ports: usize,
+    /// Users and groups.
+    pub owners: usize,
+    /// Names of interfaces. The workload may have several that one name means.
+    pub interfaces: usize,
 }
 
 impl Plan {
@@ -261,11 +274,27 @@ impl Plan {
     pub fn size(&self) -> PlanSize {
         PlanSize {
             outbound: self.outbound.exact.len(),
-            outbound_prefixes: self.outbound.prefixes.len(),
+            outbound_prefixes: self.outbound.prefixes.len() + self.virtual_ranges.len(),
             inbound: self.inbound.len(),
             backends: self.outbound.backends.iter().map(Vec::len).sum(),
             listen_ports: self.listen_ports.len(),
+            owners: self.owners.len(),
+            interfaces: self.interfaces.len(),
         }
+    }
+
+    /// What the interface of this name is: `Interface::EXCLUDED` and so on, or 0. As in iptables, a
+    /// `+` at the end of a name that was declared stands for anything.
+    #[must_use]
+    pub fn interface(&self, name: &str) -> u32 {
+        let flags = self.interfaces.iter().filter_map(|(declared, flags)| {
+            let is_meant = match declared.strip_suffix('+') {
+                Some(prefix) => name.starts_with(prefix),
+                None => name == declared,
+            };
+            is_meant.then_some(*flags)
+        });
+        flags.fold(0, |all, flags| all | flags)
     }
 }
 

@@ -1,10 +1,10 @@
 //! Prefix rules: what is captured and exempt by network, settled so that the longest prefix
 //! gives what `istio-iptables` decides by order.
 //!
-//! Order: excluded port, excluded network, included port, included network. The kernel looks
-//! under the connection's port first and then under "any port", and takes the longest prefix.
-//! So: an included network within an excluded one is left out; and a port that has rules of its
-//! own repeats the excluded networks.
+//! Order: excluded port, DNS that is captured, excluded network, included port, included network.
+//! The kernel looks under the connection's port first and then under "any port", and takes the
+//! longest prefix. So: an included network within an excluded one is left out; and a port that has
+//! rules of its own repeats the excluded networks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,9 +14,12 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sidecar_common::{Path, Reason, values::Rule};
 
-use crate::resolve::traffic::{Include, Traffic};
+use crate::resolve::traffic::{Dns, Include, Traffic};
 
-use super::builder::rule;
+use super::builder::{first, rule};
+
+/// The port of DNS.
+const DNS_PORT: u16 = 53;
 
 /// Everything, per family.
 pub(crate) const EVERYWHERE: [IpNet; 2] = [
@@ -32,9 +35,18 @@ pub(super) struct Prefixes<'a> {
 }
 
 impl<'a> Prefixes<'a> {
+    /// Those of a workload without a proxy.
     pub fn new(traffic: &'a Traffic) -> Self {
-        let exempt = traffic
-            .exempt_ranges()
+        Self::exempting(traffic, traffic.exempt_ranges())
+    }
+
+    /// Those of a workload with a proxy, where loopback is decided by who calls.
+    pub fn of_proxied(traffic: &'a Traffic) -> Self {
+        Self::exempting(traffic, traffic.excluded_ranges())
+    }
+
+    fn exempting(traffic: &'a Traffic, ranges: impl Iterator<Item = (IpNet, Reason)>) -> Self {
+        let exempt = ranges
             .map(|(net, reason)| (net, rule(Path::Pass, reason, None)))
             .collect();
         Self {
@@ -97,14 +109,35 @@ impl<'a> Prefixes<'a> {
             self.rules
                 .extend(self.exempt.iter().map(|(net, rule)| ((port, *net), *rule)));
         }
+        self.capture_dns();
         for port in &traffic.exclude_outbound {
             for net in EVERYWHERE {
-                self.rules
-                    .insert((*port, net), rule(Path::Pass, Reason::ExcludedPort, None));
+                let excluded = rule(Path::Pass, Reason::ExcludedPort, None);
+                self.rules.insert((*port, net), first(excluded));
             }
         }
         self.separate_families(default);
         (self.rules, default)
+    }
+
+    /// DNS that is captured, whatever the networks.
+    fn capture_dns(&mut self) {
+        if self.traffic.exclude_outbound.contains(&DNS_PORT) {
+            return;
+        }
+        let dns = rule(Path::Proxy, Reason::Dns, None);
+        match &self.traffic.dns {
+            Dns::Off => {}
+            Dns::All => {
+                self.rules.retain(|(port, _), _| *port != DNS_PORT);
+                let everywhere = EVERYWHERE.map(|net| ((DNS_PORT, net), dns));
+                self.rules.extend(everywhere);
+            }
+            Dns::Only(servers) => {
+                let servers = servers.iter().map(|ip| ((DNS_PORT, (*ip).into()), dns));
+                self.rules.extend(servers);
+            }
+        }
     }
 
     /// As [`Self::finish`], but what is captured has one rule for IPv4 and another for IPv6.

@@ -17,7 +17,7 @@ use crate::resolve::{
 };
 
 use super::{
-    builder::{Compiled, InboundBuilder, OutboundBuilder, exempting_self, rule},
+    builder::{Compiled, InboundBuilder, OutboundBuilder, exempting_self, first, rule},
     egress, ingress,
     outbound::Inputs,
     plan::{DeclaredBy, Field, Listener},
@@ -47,32 +47,26 @@ pub(super) fn outbound(
                 own
             }
         };
-        let Some(first) = listener.members.first() else {
+        let Some(member) = listener.members.first() else {
             continue;
         };
-        let index = builder.listener(entry(inputs, listener, first));
+        let index = builder.listener(entry(inputs, listener, member));
         for ip in ips {
             let rule = rule(Path::Pass, Reason::NoneListener, Some(index));
-            builder.rule(ip, listener.port, rule);
+            builder.rule(ip, listener.port, first(rule));
         }
     }
     if !capture::captures(inputs.traffic.mode) {
         let pass = rule(Path::Pass, Reason::InterceptionNone, None);
         return builder.finish([].into(), pass);
     }
-    let exempts_self = inputs.traffic.exempts_self();
-    let (prefixes, default) = Prefixes::new(&inputs.traffic).finish(|reason| {
-        let rule = rule(Path::Proxy, reason, None);
-        if exempts_self {
-            exempting_self(rule)
-        } else {
-            rule
-        }
-    });
+    // Calls of the workload to itself do not get as far as these rules, unless they are captured.
+    let (prefixes, default) =
+        Prefixes::of_proxied(&inputs.traffic).finish(|reason| rule(Path::Proxy, reason, None));
     builder.finish(prefixes, default)
 }
 
-fn entry(inputs: &Inputs, listener: &OutboundListener<'_>, first: &Member<'_>) -> Listener {
+fn entry(inputs: &Inputs, listener: &OutboundListener<'_>, member: &Member<'_>) -> Listener {
     Listener {
         direction: Direction::Outbound,
         place: egress::place(listener),
@@ -81,7 +75,7 @@ fn entry(inputs: &Inputs, listener: &OutboundListener<'_>, first: &Member<'_>) -
         } else {
             DeclaredBy::Nothing
         },
-        service: Some(Arc::clone(&first.service.hostname)),
+        service: Some(Arc::clone(&member.service.hostname)),
         targets: egress::original(),
     }
 }

@@ -26,16 +26,14 @@ use crate::model::{Object, ObjectMeta, Origin};
 pub type Runner = fn(&str) -> Result<Vec<CaseResult>, Malformed>;
 
 /// The files there are runners for, by name.
-pub const FILES: [(&str, Runner); 5] = [
+pub const FILES: [(&str, Runner); 6] = [
     ("capture-cases.yaml", capture::run),
     ("cgroup-cases.yaml", cgroup::run),
     ("egress-visibility-cases.yaml", visibility::run),
+    ("iptables-cases.yaml", iptables::run),
     ("selection-cases.yaml", selection::run),
     ("validation-cases.yaml", validation::run),
 ];
-
-/// Files of cases that nothing runs yet.
-pub const NOT_RUN_YET: [&str; 1] = ["iptables-cases.yaml"];
 
 /// What came of a case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,7 +122,7 @@ fn run<T: DeserializeOwned>(
             .map_err(|error| format!("the case is not understood: {error}"))
             .and_then(|case: T| check(&case));
         CaseResult {
-            name: name(section, index, case.get("name").and_then(Value::as_str)),
+            name: name(section, index, named(case)),
             outcome: outcome.into(),
         }
     };
@@ -149,6 +147,12 @@ fn run_sourced<T: DeserializeOwned>(
         Ok(Sourced { cases, .. }) => run(section, &cases, check),
         Err(error) => vec![failed(section, format!("it is not understood: {error}"))],
     }
+}
+
+/// The name of a case, if it has one.
+fn named(case: &Value) -> Option<&str> {
+    let name = case.get("name").or_else(|| case.get("id"));
+    name.and_then(Value::as_str)
 }
 
 /// What a case is called: its section, its position, and its name if it has one.

@@ -47,7 +47,7 @@ fn none_failed(results: &[CaseResult]) {
 fn cases() {
     let results = results("../tests/cases");
     none_failed(&results);
-    assert_eq!(results.len(), 388);
+    assert_eq!(results.len(), 540);
 }
 
 #[test]
@@ -92,6 +92,17 @@ fn a_section_that_is_not_understood_fails_by_itself() {
         ("capture-cases.yaml", "virtualListeners: {case: []}"),
         ("cgroup-cases.yaml", "cases: 1"),
         ("selection-cases.yaml", "analyzer: {sidecars: 1}"),
+        ("iptables-cases.yaml", "cases: 1"),
+        (
+            "iptables-cases.yaml",
+            "optionSets: {a: {redirectDns: true}}",
+        ),
+        (
+            "iptables-cases.yaml",
+            "optionSets: {a: {excludeOutboundIPRanges: '*'}}",
+        ),
+        ("iptables-cases.yaml", "optionSets: {a: {proxyPort: '0'}}"),
+        ("iptables-cases.yaml", "optionSets: []"),
     ] {
         let (_, run) = FILES.iter().find(|(known, _)| *known == file).unwrap();
         let results = run(text).unwrap();

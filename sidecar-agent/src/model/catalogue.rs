@@ -219,7 +219,7 @@ catalogue! {
         "Annotations below capture.sidecar-agent.io/ bind a WorkloadEntry to this node.",
         "correct the annotation's name";
     BAD_CAPTURE_ANNOTATION "SCA0221" Error "capture annotation is not valid",
-        "cgroup and proxy-cgroup are paths below the cgroup2 root, netns and root are absolute paths, addresses is a list of IP addresses, proxy is `none` or `external`, proxy-uid is a user id.",
+        "cgroup and proxy-cgroup are paths below the cgroup2 root, netns and root are absolute paths, addresses is a list of IP addresses, proxy is `none` or `external`.",
         "correct the annotation's value";
     BAD_SERVICE "SCA0230" Error "not a valid Service",
         "The part of the Service that decides where connections lead is not valid.",
@@ -261,6 +261,9 @@ catalogue! {
     CGROUP_CONFLICT "SCA0411" Error "workloads share a cgroup",
         "What a socket belongs to is told by its cgroup, so that no workload's cgroup may be, contain, or lie within another's. The older workload is captured, the other is not.",
         "give each workload a cgroup of its own";
+    WITHOUT_EFFECT "SCA0412" Warning "setting has no effect",
+        "Another setting of the workload leaves this one without effect.",
+        "remove one of the two settings";
     UNREACHABLE "SCA0420" Warning "listener cannot be reached",
         "No connection gets to the listener as things are.",
         "change the listener, or what keeps connections from it";

@@ -1,5 +1,7 @@
 //! The part of Istio's `MeshConfig` that decides anything here.
 
+use std::collections::BTreeMap;
+
 use super::sidecar::OutboundTrafficPolicy;
 
 /// Settings of the mesh; the defaults are Istio's.
@@ -17,12 +19,23 @@ pub struct MeshConfig {
     pub proxy_listen_port: u16,
     /// `proxyInboundListenPort`.
     pub proxy_inbound_listen_port: u16,
-    /// `defaultConfig.interceptionMode`.
-    pub interception_mode: InterceptionMode,
+    /// `defaultConfig`.
+    pub default_config: ProxyConfig,
     /// `inboundTrafficPolicy.mode` LOCALHOST (else PASSTHROUGH).
     pub inbound_localhost: bool,
     /// `trustDomain`-independent: the cluster's DNS suffix, `cluster.local`.
     pub cluster_domain: String,
+}
+
+/// The part of Istio's `ProxyConfig` that decides about capture. `None`: nothing is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// `interceptionMode`.
+    pub interception_mode: Option<InterceptionMode>,
+    /// `statusPort`.
+    pub status_port: Option<u16>,
+    /// `proxyMetadata`: environment variables of the proxy, by name.
+    pub proxy_metadata: BTreeMap<String, String>,
 }
 
 /// `interceptionMode`.
@@ -46,7 +59,7 @@ impl Default for MeshConfig {
             default_virtual_service_export_to: vec!["*".into()],
             proxy_listen_port: 15001,
             proxy_inbound_listen_port: 15006,
-            interception_mode: InterceptionMode::Redirect,
+            default_config: ProxyConfig::default(),
             inbound_localhost: false,
             cluster_domain: "cluster.local".into(),
         }

@@ -10,6 +10,7 @@ pub mod meta;
 pub mod schema;
 pub mod service;
 pub mod service_entry;
+pub mod settings;
 pub mod sidecar;
 pub mod snapshot;
 pub mod tree;

@@ -13,8 +13,8 @@ pub const NETNS_ANNOTATION: &str = "capture.sidecar-agent.io/netns";
 pub const ROOT_ANNOTATION: &str = "capture.sidecar-agent.io/root";
 /// `none` or `external`: whether the workload has a sidecar proxy.
 pub const PROXY_ANNOTATION: &str = "capture.sidecar-agent.io/proxy";
-/// The proxy's uid as the host sees it; 1337, Istio's, if absent.
-pub const PROXY_UID_ANNOTATION: &str = "capture.sidecar-agent.io/proxy-uid";
+/// A `ProxyConfig` as YAML, of this workload only.
+pub const PROXY_CONFIG_ANNOTATION: &str = "proxy.istio.io/config";
 /// Further addresses of the workload, separated by commas; the first is `spec.address`.
 pub const ADDRESSES_ANNOTATION: &str = "capture.sidecar-agent.io/addresses";
 /// The proxy's own cgroup, below the cgroup2 root, if it is not the workload's.

@@ -28,6 +28,8 @@ pub enum FindingKind {
     Ineffective,
     /// An annotation of a workload cannot be used as written.
     BadAnnotation,
+    /// A setting of a workload that another one leaves without effect.
+    WithoutEffect,
     /// A workload's cgroup is another workload's, or lies within or around it.
     CgroupConflict,
     /// A listener that no connection can reach.
@@ -58,6 +60,7 @@ impl FindingKind {
             Self::PortMatchesNothing => catalogue::PORT_MATCHES_NOTHING,
             Self::Ineffective => catalogue::INEFFECTIVE,
             Self::BadAnnotation => catalogue::BAD_ANNOTATION,
+            Self::WithoutEffect => catalogue::WITHOUT_EFFECT,
             Self::CgroupConflict => catalogue::CGROUP_CONFLICT,
             Self::Unreachable => catalogue::UNREACHABLE,
             Self::ListenerConflict => catalogue::LISTENER_CONFLICT,

@@ -22,7 +22,7 @@ use super::{
     finding::{Finding, FindingKind},
     registry,
     select::{ProxyType, Sidecars},
-    traffic::Traffic,
+    traffic::{DEFAULT_PROXY_UID, Origins, Settings, Traffic},
 };
 
 /// A workload on this node, with all that decides about its connections.
@@ -52,6 +52,8 @@ pub struct ResolvedWorkload {
     pub addresses: Vec<IpAddr>,
     /// What is captured and what is exempt.
     pub traffic: Traffic,
+    /// Where that was written.
+    pub origins: Origins,
     /// The Sidecar that applies; `None`: Istio's built-in default.
     pub sidecar: Option<Arc<Object<Sidecar>>>,
 }
@@ -65,7 +67,7 @@ pub enum Proxy {
     External {
         /// Its own cgroup, below the cgroup2 root.
         cgroup: Option<String>,
-        /// Its uid, by which it is known where it has no cgroup of its own.
+        /// Its first uid, by which it is known where it has no cgroup of its own.
         uid: u32,
     },
 }
@@ -161,11 +163,23 @@ fn resolve(
 ) -> ResolvedWorkload {
     let Object { meta, spec, .. } = entry;
     let annotation = |name: &str| meta.annotations.get(name).map(String::as_str);
-    let (traffic, bad) = Traffic::read(&meta.annotations, snapshot.mesh.interception_mode);
-    findings.extend(
-        bad.into_iter()
-            .map(|bad| bad_annotation(resource.clone(), bad.annotation, &bad.value, bad.expected)),
-    );
+    let Settings {
+        traffic,
+        origins,
+        problems,
+    } = Traffic::read(&meta.annotations, &snapshot.mesh.default_config);
+    findings.extend(problems.into_iter().map(|problem| Finding {
+        resource: Some(resource.clone()),
+        kind: if problem.without_effect {
+            FindingKind::WithoutEffect
+        } else {
+            FindingKind::BadAnnotation
+        },
+        field: annotation_field(problem.annotation),
+        message: problem.message,
+        remedy: problem.remedy,
+        related: Vec::new(),
+    }));
     let mut addresses: Vec<IpAddr> = Vec::new();
     let further = annotation(ADDRESSES_ANNOTATION).unwrap_or_default();
     for text in further
@@ -202,7 +216,11 @@ fn resolve(
                 }
                 cgroup
             }),
-            uid: traffic.proxy_uid,
+            uid: traffic
+                .proxy_uids
+                .first()
+                .copied()
+                .unwrap_or(DEFAULT_PROXY_UID),
         },
         Some(other) => {
             findings.push(bad_annotation(
@@ -247,6 +265,7 @@ fn resolve(
         proxy,
         addresses,
         traffic,
+        origins,
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use proptest::prelude::*;
 use sidecar_agent::{
     compile::{self, NodePlan, Plan, Target, WorkloadPlan},
-    explain::{self, Connection},
+    explain::{self, Connection, Who},
     model::{
         Compat, ResourceRef, Snapshot, decode,
         diagnostic::{Diagnostic, Severity},
@@ -163,15 +163,17 @@ pub fn decide(
     dst: SocketAddr,
     from_proxy: bool,
 ) -> Outcome {
-    let connection = Connection {
-        direction: if inbound {
-            Direction::Inbound
-        } else {
-            Direction::Outbound
-        },
-        src: Some(src),
-        dst,
-        from_proxy,
+    let connection = if inbound {
+        Connection::inbound(Some(src), dst)
+    } else {
+        Connection {
+            caller: if from_proxy {
+                Who::Proxy
+            } else {
+                Connection::outbound(dst).caller
+            },
+            ..Connection::outbound(dst)
+        }
     };
     let explanation = explain::explain(&workload.plan, &workload.workload.addresses, &connection);
     Outcome {

@@ -54,7 +54,10 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
         &service("prod-us1", "details", "10.96.0.1".parse()?, 9080),
     )?;
     lab.write("sidecar.yaml", SIDECAR)?;
-    lab.write_workload(&["capture.sidecar-agent.io/proxy: external"])?;
+    lab.write_workload(&[
+        "capture.sidecar-agent.io/proxy: external",
+        "capture.sidecar-agent.io/dual-stack: 'true'",
+    ])?;
     lab.write_mesh("{}\n")?;
     lab.start_agent()?;
 

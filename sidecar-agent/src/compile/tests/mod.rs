@@ -250,16 +250,17 @@ impl Compiled {
 
     fn explain(&self, direction: Direction, src: Option<IpAddr>, dst: &str) -> Outcome {
         let dst: SocketAddr = dst.parse().unwrap();
-        let connection = Connection {
-            direction,
-            src,
-            dst,
-            from_proxy: false,
-        };
+        self.ask(&match direction {
+            Direction::Outbound => Connection::outbound(dst),
+            Direction::Inbound => Connection::inbound(src, dst),
+        })
+    }
+
+    fn ask(&self, connection: &Connection<'_>) -> Outcome {
         Outcome(explain(
             self.plan(),
             &self.node.workloads[0].workload.addresses,
-            &connection,
+            connection,
         ))
     }
 

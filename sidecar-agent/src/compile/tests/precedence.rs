@@ -5,7 +5,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    compile::MemTables, explain, model::mesh::InterceptionMode, resolve::traffic::Traffic,
+    compile::MemTables,
+    explain,
+    model::mesh::ProxyConfig,
+    resolve::traffic::{Settings, Traffic},
 };
 
 /// Few addresses and networks, so that they meet.
@@ -69,7 +72,7 @@ proptest! {
         services in services(),
         proxied in any::<bool>(),
     ) {
-        let mut node = Node::new("10.244.0.1")
+        let mut node = Node::new("fd00:244::1,10.244.0.1")
             .annotate(EXCLUDE_RANGES, &exclude)
             .annotate(INCLUDE_PORTS, &include_ports)
             .annotate(EXCLUDE_PORTS, &exclude_ports);
@@ -85,19 +88,15 @@ proptest! {
             node = node.entry(&format!("s{index}"), spec);
         }
         let annotations = &node.snapshot.workloads[0].meta.annotations;
-        let (traffic, bad) = Traffic::read(annotations, InterceptionMode::Redirect);
-        prop_assert!(bad.is_empty());
+        let Settings { traffic, problems, .. } =
+            Traffic::read(annotations, &ProxyConfig::default());
+        prop_assert!(problems.is_empty());
         let compiled = node.compile();
         let tables = MemTables::new(compiled.plan(), &[]);
         for ip in DESTINATIONS {
             let ip: IpAddr = ip.parse().unwrap();
             for port in PORTS {
-                let connection = Connection {
-                    direction: Direction::Outbound,
-                    src: None,
-                    dst: SocketAddr::new(ip, port),
-                    from_proxy: false,
-                };
+                let connection = Connection::outbound(SocketAddr::new(ip, port));
                 let decision = explain::decide(compiled.plan(), &tables, &connection);
                 let reason = Reason::from_number(decision.reason).unwrap();
                 let served = services.iter().any(|(service_port, nets)| {

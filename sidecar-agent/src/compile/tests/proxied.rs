@@ -1,4 +1,5 @@
 use super::*;
+use crate::{explain::Who, model::settings::DUAL_STACK};
 
 fn proxy(outcome: &Outcome, reason: Reason, target: &str) {
     outcome.is(Path::Proxy, reason, &[target]);
@@ -8,6 +9,7 @@ fn proxy(outcome: &Outcome, reason: Reason, target: &str) {
 fn everything_goes_to_the_proxy() {
     let node = Node::new("10.0.0.1,fd00::1")
         .proxied()
+        .annotate(DUAL_STACK.annotation, "true")
         .service(NS, "a", "10.96.0.1", &["http:80"])
         .compile();
     proxy(
@@ -39,7 +41,7 @@ fn everything_goes_to_the_proxy() {
         node.inbound("10.0.0.9", &format!("10.0.0.1:{port}"))
             .passes(Reason::ExcludedPort);
     }
-    assert_eq!(node.plan().listen_ports, [15006].into());
+    assert_eq!(node.plan().listen_ports, [15001, 15006].into());
     assert!(node.plan().outbound.exact.is_empty() && node.plan().outbound.prefixes.is_empty());
 }
 
@@ -90,7 +92,7 @@ fn listeners_of_the_sidecar() {
 
 #[test]
 fn lists() {
-    let node = Node::new("10.0.0.1")
+    let node = Node::new("fd00::1,10.0.0.1")
         .proxied()
         .annotate(INCLUDE_INBOUND, "8080,15008")
         .annotate(EXCLUDE_INBOUND, "8080")
@@ -186,10 +188,8 @@ fn the_hosts_namespace_is_not_captured_whole() {
 fn the_proxys_own_connections_pass() {
     let node = Node::new("10.0.0.1").proxied().compile();
     let connection = Connection {
-        direction: Direction::Outbound,
-        src: None,
-        dst: "10.96.0.1:80".parse().unwrap(),
-        from_proxy: true,
+        caller: Who::Proxy,
+        ..Connection::outbound("10.96.0.1:80".parse().unwrap())
     };
     let explanation = explain(node.plan(), &[], &connection);
     assert_eq!(

@@ -3,16 +3,19 @@
 use crate::model::{
     catalogue as codes,
     diagnostic::Finding,
-    mesh::{InterceptionMode, MeshConfig},
-    schema::{Object, Type, Unknown, list, open, optional, strict},
+    mesh::{InterceptionMode, MeshConfig, ProxyConfig},
+    schema::{self, Object, Type, Unknown, list, map, open, optional, strict},
+    settings,
     sidecar::OutboundTrafficPolicy,
-    tree::Node,
+    tree::{self, Node, Source},
     validate::syntax,
 };
 
 const DYNAMIC_DNS: &str = "ALLOW_ANY_DYNAMIC_DNS";
 const DEFAULT_SERVICE_EXPORT_TO: &str = "defaultServiceExportTo";
 const DEFAULT_VIRTUAL_SERVICE_EXPORT_TO: &str = "defaultVirtualServiceExportTo";
+const DEFAULT_CONFIG: &str = "defaultConfig";
+const PROXY_METADATA: &str = "proxyMetadata";
 const PORT: Type = Type::Int(1, 65535);
 
 /// The document. Fields of type `Any` are known, but do not decide about capture.
@@ -31,7 +34,7 @@ pub(super) static SCHEMA: Object = Object {
         optional(DEFAULT_VIRTUAL_SERVICE_EXPORT_TO, list(&Type::Text)),
         optional("proxyListenPort", PORT),
         optional("proxyInboundListenPort", PORT),
-        optional("defaultConfig", Type::Object(&PROXY_CONFIG)),
+        optional(DEFAULT_CONFIG, Type::Object(&PROXY_CONFIG)),
         optional("accessLogEncoding", Type::Any),
         optional("accessLogFile", Type::Any),
         optional("accessLogFormat", Type::Any),
@@ -82,10 +85,14 @@ static OUTBOUND_TRAFFIC_POLICY: Object = strict(&[optional(
 static INBOUND_TRAFFIC_POLICY: Object =
     strict(&[optional("mode", Type::Enum(&["PASSTHROUGH", "LOCALHOST"]))]);
 
-static PROXY_CONFIG: Object = open(&[optional(
-    "interceptionMode",
-    Type::Enum(&["REDIRECT", "TPROXY", "NONE"]),
-)]);
+static PROXY_CONFIG: Object = open(&[
+    optional(
+        "interceptionMode",
+        Type::Enum(&["REDIRECT", "TPROXY", "NONE"]),
+    ),
+    optional("statusPort", Type::Int(0, 65535)),
+    optional(PROXY_METADATA, map(&Type::Text)),
+]);
 
 /// Whether a document without kind is meant to be a `MeshConfig`: it has one of its fields.
 pub(super) fn is_mesh_config(node: &Node) -> bool {
@@ -117,7 +124,68 @@ pub(super) fn rules(node: &Node) -> Vec<Finding> {
         let field = "outboundTrafficPolicy.mode";
         findings.push(Finding::new(codes::MESH_DYNAMIC_DNS, field, message));
     }
+    if let Some(config) = node.get(DEFAULT_CONFIG) {
+        for (name, problem) in metadata_problems(config) {
+            let field = format!("{DEFAULT_CONFIG}.{PROXY_METADATA}[{name}]");
+            findings.push(Finding::new(codes::BAD_MESH, field, problem));
+        }
+    }
     findings
+}
+
+/// What is wrong with environment variables, by name.
+fn metadata_problems(config: &Node) -> impl Iterator<Item = (&str, String)> {
+    let metadata = config.labels(PROXY_METADATA);
+    metadata.filter_map(|(name, value)| Some((name, settings::environment_problem(name, value)?)))
+}
+
+/// Reads a `ProxyConfig` as the annotation `proxy.istio.io/config` holds it. A field that cannot be
+/// used is named, with what is wrong, and left out; so is a text that is no mapping.
+#[must_use]
+pub fn proxy_config(text: &str) -> (ProxyConfig, Vec<String>) {
+    let (nodes, diagnostics) = tree::parse(&Source::new("proxy.istio.io/config", text));
+    let mut problems: Vec<String> = diagnostics
+        .into_iter()
+        .map(|diagnostic| diagnostic.message)
+        .collect();
+    let [node] = &nodes[..] else {
+        if nodes.len() > 1 {
+            problems.push("there are several documents".into());
+        }
+        return (ProxyConfig::default(), problems);
+    };
+    let findings = schema::check(node, &PROXY_CONFIG, "").findings;
+    problems.extend(findings.into_iter().map(|found| {
+        // The mapping as a whole has no name.
+        match found.field.as_str() {
+            "" => found.message,
+            field => format!("{field}: {}", found.message),
+        }
+    }));
+    problems.extend(
+        metadata_problems(node)
+            .map(|(name, problem)| format!("{PROXY_METADATA}[{name}]: {problem}")),
+    );
+    (decode_proxy_config(node), problems)
+}
+
+/// Decodes what can be used.
+fn decode_proxy_config(node: &Node) -> ProxyConfig {
+    ProxyConfig {
+        interception_mode: match node.text("interceptionMode") {
+            "REDIRECT" => Some(InterceptionMode::Redirect),
+            "TPROXY" => Some(InterceptionMode::Tproxy),
+            "NONE" => Some(InterceptionMode::None),
+            _ => None,
+        },
+        status_port: node
+            .int("statusPort")
+            .and_then(|port| u16::try_from(port).ok()),
+        proxy_metadata: node
+            .labels(PROXY_METADATA)
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect(),
+    }
 }
 
 fn outbound_mode(node: &Node) -> &str {
@@ -159,14 +227,10 @@ pub(super) fn decode(node: &Node) -> MeshConfig {
         proxy_listen_port: port("proxyListenPort").unwrap_or(defaults.proxy_listen_port),
         proxy_inbound_listen_port: port("proxyInboundListenPort")
             .unwrap_or(defaults.proxy_inbound_listen_port),
-        interception_mode: match node
-            .get("defaultConfig")
-            .map(|c| c.text("interceptionMode"))
-        {
-            Some("TPROXY") => InterceptionMode::Tproxy,
-            Some("NONE") => InterceptionMode::None,
-            _ => defaults.interception_mode,
-        },
+        default_config: node
+            .get(DEFAULT_CONFIG)
+            .map(decode_proxy_config)
+            .unwrap_or_default(),
         inbound_localhost: node
             .get("inboundTrafficPolicy")
             .is_some_and(|policy| policy.text("mode") == "LOCALHOST"),

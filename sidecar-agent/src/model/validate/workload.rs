@@ -8,10 +8,11 @@ use crate::model::{
     catalogue as codes,
     diagnostic::Finding,
     schema::nearest,
+    settings,
     tree::{Node, join},
     workload::{
         ADDRESSES_ANNOTATION, ANNOTATION_PREFIX, CGROUP_ANNOTATION, NETNS_ANNOTATION,
-        PROXY_ANNOTATION, PROXY_CGROUP_ANNOTATION, PROXY_UID_ANNOTATION, ROOT_ANNOTATION,
+        PROXY_ANNOTATION, PROXY_CGROUP_ANNOTATION, ROOT_ANNOTATION,
     },
 };
 
@@ -128,9 +129,13 @@ fn annotation(key: &str, name: &str, value: &str, findings: &mut Vec<Finding>) {
         ROOT_ANNOTATION,
         ADDRESSES_ANNOTATION,
         PROXY_ANNOTATION,
-        PROXY_UID_ANNOTATION,
         PROXY_CGROUP_ANNOTATION,
     ];
+    let settings = settings::ALL.iter().map(|setting| setting.annotation);
+    if settings.clone().any(|known| known == key) {
+        // Read, with its elements, by resolve.
+        return;
+    }
     let wrong = match key {
         CGROUP_ANNOTATION | PROXY_CGROUP_ANNOTATION => cgroup(value).err(),
         NETNS_ANNOTATION => netns(value).err(),
@@ -142,10 +147,6 @@ fn annotation(key: &str, name: &str, value: &str, findings: &mut Vec<Finding>) {
             .map(str::trim)
             .any(|address| !address.is_empty() && address.parse::<std::net::IpAddr>().is_err())
             .then_some("it is not a list of IP addresses separated by commas"),
-        PROXY_UID_ANNOTATION => value
-            .parse::<u32>()
-            .is_err()
-            .then_some("it is not a user id"),
         PROXY_ANNOTATION => {
             (!matches!(value, "none" | "external")).then_some("it is neither `none` nor `external`")
         }
@@ -157,7 +158,8 @@ fn annotation(key: &str, name: &str, value: &str, findings: &mut Vec<Finding>) {
             )
             .on_key();
             let names = known
-                .iter()
+                .into_iter()
+                .chain(settings)
                 .filter_map(|key| key.strip_prefix(ANNOTATION_PREFIX));
             if let Some(near) = nearest(name, names) {
                 finding = finding.remedy(format!("did you mean `{ANNOTATION_PREFIX}{near}`?"));

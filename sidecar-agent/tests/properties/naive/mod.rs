@@ -70,7 +70,14 @@ impl<'a> Workload<'a> {
                 .is_some_and(|p| p == "external"),
             own_netns: annotations.contains_key(NETNS_ANNOTATION),
             sidecar: select(snapshot, &entry.meta.namespace, &labels),
-            traffic: traffic::Traffic::of(annotations, snapshot.mesh.interception_mode),
+            traffic: traffic::Traffic::of(
+                annotations,
+                snapshot
+                    .mesh
+                    .default_config
+                    .interception_mode
+                    .unwrap_or_default(),
+            ),
             labels,
             entry,
         }

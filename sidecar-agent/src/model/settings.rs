@@ -1,0 +1,297 @@
+//! The settings of traffic capture that Istio has as environment variables of its proxy only, and
+//! the syntax of all of them.
+//!
+//! Here they are annotations of the workload as well. An environment variable is an entry of
+//! `proxyMetadata`, in the annotation `proxy.istio.io/config` or in `MeshConfig.defaultConfig`.
+
+use std::net::IpAddr;
+
+use ipnet::Ipv4Net;
+
+/// A setting by which a workload's traffic capture is told.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The annotation of the workload.
+    pub annotation: &'static str,
+    /// The environment variable of Istio's proxy; empty: there is none that Istio heeds.
+    pub environment: &'static str,
+    /// The field of a `ProxyConfig`; empty: there is none.
+    pub field: &'static str,
+    /// What can be written.
+    pub expected: &'static str,
+}
+
+impl Setting {
+    const fn annotation(annotation: &'static str, expected: &'static str) -> Self {
+        Self {
+            annotation,
+            environment: "",
+            field: "",
+            expected,
+        }
+    }
+
+    const fn or_environment(self, environment: &'static str) -> Self {
+        Self {
+            environment,
+            ..self
+        }
+    }
+
+    const fn or_field(self, field: &'static str) -> Self {
+        Self { field, ..self }
+    }
+}
+
+/// Declares the settings as constants, and the list of all.
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])+ $name:ident = $setting:expr;)+) => {
+        $($(#[doc = $doc])+ pub static $name: Setting = $setting;)+
+
+        /// Every setting.
+        pub static ALL: &[&Setting] = &[$(&$name,)+];
+    };
+}
+
+const BOOLEAN: &str = "true or false";
+const IDS: &str = "numbers of users or groups, separated by commas";
+const PORTS: &str = "ports (0..65535), separated by commas";
+const NETWORKS: &str = "networks such as 10.0.0.0/8, separated by commas";
+const INTERFACES: &str = "names of interfaces, separated by commas";
+
+settings! {
+    /// Captured inbound ports, or `*`.
+    INCLUDE_INBOUND_PORTS =
+        Setting::annotation("traffic.sidecar.istio.io/includeInboundPorts", PORTS);
+    /// Exempt inbound ports; counts only where all are included.
+    EXCLUDE_INBOUND_PORTS =
+        Setting::annotation("traffic.sidecar.istio.io/excludeInboundPorts", PORTS);
+    /// Captured outbound networks, or `*`.
+    INCLUDE_OUTBOUND_RANGES =
+        Setting::annotation("traffic.sidecar.istio.io/includeOutboundIPRanges", NETWORKS);
+    /// Exempt outbound networks.
+    EXCLUDE_OUTBOUND_RANGES =
+        Setting::annotation("traffic.sidecar.istio.io/excludeOutboundIPRanges", NETWORKS);
+    /// Outbound ports that are captured whatever the network.
+    INCLUDE_OUTBOUND_PORTS =
+        Setting::annotation("traffic.sidecar.istio.io/includeOutboundPorts", PORTS);
+    /// Exempt outbound ports.
+    EXCLUDE_OUTBOUND_PORTS =
+        Setting::annotation("traffic.sidecar.istio.io/excludeOutboundPorts", PORTS);
+    /// Interfaces by which nothing is captured.
+    EXCLUDE_INTERFACES =
+        Setting::annotation("traffic.sidecar.istio.io/excludeInterfaces", INTERFACES);
+    /// Interfaces whose inbound traffic is taken for outbound.
+    VIRTUAL_INTERFACES =
+        Setting::annotation("istio.io/reroute-virtual-interfaces", INTERFACES);
+    /// The same under its old name.
+    KUBEVIRT_INTERFACES =
+        Setting::annotation("traffic.sidecar.istio.io/kubevirtInterfaces", INTERFACES);
+    /// The interception mode.
+    INTERCEPTION_MODE =
+        Setting::annotation("sidecar.istio.io/interceptionMode", "REDIRECT, TPROXY or NONE")
+            .or_field("interceptionMode");
+    /// The port of the proxy's merged metrics and health.
+    STATUS_PORT = Setting::annotation("status.sidecar.istio.io/port", "a port, or 0 for none")
+        .or_field("statusPort");
+    /// The proxy's users.
+    PROXY_UID = Setting::annotation("capture.sidecar-agent.io/proxy-uid", IDS);
+    /// The proxy's groups.
+    PROXY_GID = Setting::annotation("capture.sidecar-agent.io/proxy-gid", IDS);
+    /// Groups whose outbound connections are captured, or `*`.
+    OWNER_GROUPS = Setting::annotation("capture.sidecar-agent.io/outbound-owner-groups", IDS)
+        .or_environment("ISTIO_OUTBOUND_OWNER_GROUPS");
+    /// Groups whose outbound connections are exempt; counts only where all are included.
+    OWNER_GROUPS_EXCLUDE =
+        Setting::annotation("capture.sidecar-agent.io/outbound-owner-groups-exclude", IDS)
+            .or_environment("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE");
+    /// What counts as loopback.
+    LOOPBACK_CIDR = Setting::annotation(
+        "capture.sidecar-agent.io/outbound-ipv4-loopback-cidr",
+        "an IPv4 network such as 127.0.0.1/32",
+    )
+    .or_environment("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR");
+    /// Whether DNS goes to the proxy.
+    DNS_CAPTURE = Setting::annotation("capture.sidecar-agent.io/dns-capture", BOOLEAN)
+        .or_environment("ISTIO_META_DNS_CAPTURE");
+    /// Whether DNS to any server does.
+    DNS_CAPTURE_ALL = Setting::annotation("capture.sidecar-agent.io/dns-capture-all", BOOLEAN);
+    /// The servers to which DNS is captured, where it is not to any.
+    DNS_SERVERS = Setting::annotation(
+        "capture.sidecar-agent.io/dns-servers",
+        "IP addresses, separated by commas",
+    );
+    /// Whether any address of the workload, not only its first, turns IPv6 on.
+    DUAL_STACK = Setting::annotation("capture.sidecar-agent.io/dual-stack", BOOLEAN)
+        .or_environment("ISTIO_DUAL_STACK");
+    /// Whether packets that connection tracking finds invalid are dropped. There is no connection
+    /// tracking here, so that nothing follows from it.
+    DROP_INVALID = Setting::annotation("capture.sidecar-agent.io/drop-invalid", BOOLEAN)
+        .or_environment("INVALID_DROP");
+    /// The tunnel port.
+    TUNNEL_PORT = Setting::annotation("capture.sidecar-agent.io/inbound-tunnel-port", "a port")
+        .or_environment("INBOUND_TUNNEL_PORT");
+}
+
+/// Istio's limit on the number of owner groups.
+pub const MAX_GROUPS: usize = 64;
+
+/// The elements of a list; empty ones are skipped.
+pub fn elements(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+}
+
+/// A boolean as Go's `strconv.ParseBool` reads it.
+#[must_use]
+pub fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// A port; 0 is one.
+#[must_use]
+pub fn port(text: &str) -> Option<u16> {
+    unsigned(text)?.parse().ok()
+}
+
+/// A user's or group's number; the largest is none, but means "nobody".
+#[must_use]
+pub fn id(text: &str) -> Option<u32> {
+    unsigned(text)?.parse().ok().filter(|id| *id != u32::MAX)
+}
+
+/// Rust reads `+1` as a number, Go does not.
+fn unsigned(text: &str) -> Option<&str> {
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then_some(text)
+}
+
+/// What counts as loopback: an IPv4 network.
+#[must_use]
+pub fn loopback_cidr(text: &str) -> Option<Ipv4Net> {
+    text.parse().ok().map(|net: Ipv4Net| net.trunc())
+}
+
+/// The address of a name server.
+#[must_use]
+pub fn server(text: &str) -> Option<IpAddr> {
+    text.parse().ok().map(|ip: IpAddr| ip.to_canonical())
+}
+
+/// The name of a network interface; with a `+` at the end, of all whose names begin so.
+#[must_use]
+pub fn interface(text: &str) -> Option<String> {
+    /// `IFNAMSIZ`, without the final zero.
+    const LONGEST: usize = 15;
+    let odd = |byte: u8| byte.is_ascii_whitespace() || byte.is_ascii_control() || byte == b'/';
+    let possible = (1..=LONGEST).contains(&text.len())
+        && !text.bytes().any(odd)
+        && !matches!(text, "." | "..");
+    possible.then(|| text.to_owned())
+}
+
+/// What is wrong with the value of an environment variable; `None`: nothing, or it is no setting.
+#[must_use]
+pub fn environment_problem(name: &str, value: &str) -> Option<String> {
+    let setting = ALL
+        .iter()
+        .find(|setting| setting.environment == name && !name.is_empty())?;
+    let value = value.trim();
+    let group = |text: &str| id(text).is_some();
+    let is_usable = if **setting == OWNER_GROUPS || **setting == OWNER_GROUPS_EXCLUDE {
+        let groups = elements(value).count();
+        if groups > MAX_GROUPS {
+            return Some(too_many_groups(groups));
+        }
+        elements(value).all(group) || **setting == OWNER_GROUPS && value == "*"
+    } else if **setting == LOOPBACK_CIDR {
+        value.is_empty() || loopback_cidr(value).is_some()
+    } else if **setting == TUNNEL_PORT {
+        value.is_empty() || port(value).is_some()
+    } else {
+        value.is_empty() || boolean(value).is_some()
+    };
+    (!is_usable).then(|| format!("`{value}` is not {}", setting.expected))
+}
+
+/// What is said of a list of owner groups that is too long.
+#[must_use]
+pub fn too_many_groups(count: usize) -> String {
+    format!("{count} owner groups; at most {MAX_GROUPS} are allowed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn syntax() {
+        for (text, expected) in [
+            ("1", Some(true)),
+            ("T", Some(true)),
+            ("False", Some(false)),
+            ("0", Some(false)),
+            ("yes", None),
+            ("tRUE", None),
+            ("", None),
+        ] {
+            assert_eq!(boolean(text), expected, "{text:?}");
+        }
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("65535", Some(65535)),
+            ("65536", None),
+            ("+1", None),
+            ("-1", None),
+            ("80-90", None),
+            ("", None),
+        ] {
+            assert_eq!(port(text), expected, "{text:?}");
+        }
+        assert_eq!(id("4294967294"), Some(u32::MAX - 1));
+        assert_eq!(id("4294967295"), None);
+        assert_eq!(loopback_cidr("127.0.0.1/8"), "127.0.0.0/8".parse().ok());
+        assert_eq!(loopback_cidr("::1/128"), None);
+        for (text, possible) in [
+            ("eth0", true),
+            ("eth+", true),
+            ("a/b", false),
+            ("a b", false),
+            ("..", false),
+            ("0123456789abcdef", false),
+        ] {
+            assert_eq!(interface(text).is_some(), possible, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn environment() {
+        let many = (0..65).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+        for (name, value, good) in [
+            ("ISTIO_OUTBOUND_OWNER_GROUPS", "*", true),
+            ("ISTIO_OUTBOUND_OWNER_GROUPS", "1,,2,", true),
+            ("ISTIO_OUTBOUND_OWNER_GROUPS", "1,*", false),
+            ("ISTIO_OUTBOUND_OWNER_GROUPS", &many, false),
+            ("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "*", false),
+            ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "127.0.0.1/8", true),
+            ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "127.0.0.1", false),
+            ("ISTIO_META_DNS_CAPTURE", "yes", false),
+            ("ISTIO_META_DNS_CAPTURE", "true", true),
+            ("INBOUND_TUNNEL_PORT", "70000", false),
+            ("ISTIO_META_ANYTHING", "yes", true),
+            ("", "yes", true),
+        ] {
+            assert_eq!(
+                environment_problem(name, value).is_none(),
+                good,
+                "{name}={value}"
+            );
+        }
+    }
+}
