@@ -207,15 +207,15 @@ pub fn outbound<T: Tables>(
     if call.dst.addr.is_wildcard() {
         call.dst.addr = call.dst.addr.loopback();
     }
-    if header.flags & PlanHeader::EXCLUDED_INTERFACES != 0
-        && tables.egress(&call.dst.addr) & Interface::EXCLUDED != 0
-    {
+    let is_excluded = header.flags & PlanHeader::EXCLUDED_INTERFACES != 0
+        && tables.egress(&call.dst.addr) & Interface::EXCLUDED != 0;
+    let decision = if header.flags & PlanHeader::PROXIED == 0 {
+        direct(tables, plan, header, &call, is_excluded)
+    } else if is_excluded {
+        // A proxy's real listeners are passed to as well.
         return Decision::pass(Reason::ExcludedInterface);
-    }
-    let decision = if header.flags & PlanHeader::PROXIED != 0 {
-        proxied(tables, plan, header, &call)
     } else {
-        direct(tables, plan, header, &call)
+        proxied(tables, plan, header, &call)
     };
     if call.bound_device && decision.leads_to_loopback() {
         return Decision::pass(Reason::BoundDevice);
@@ -230,6 +230,7 @@ fn direct<T: Tables>(
     plan: PlanId,
     header: &PlanHeader,
     call: &OutboundCall,
+    is_excluded: bool,
 ) -> Decision {
     if call.transport != Transport::Tcp {
         return Decision::pass(Reason::NotIncluded);
@@ -243,8 +244,13 @@ fn direct<T: Tables>(
             return Decision::pass(Reason::SelfCall);
         }
     }
-    if rule.flags & Rule::FIRST == 0 && !is_captured_group(tables, plan, header, &call.caller) {
-        return Decision::pass(Reason::OwnerGroup);
+    if rule.flags & Rule::FIRST == 0 {
+        if is_excluded {
+            return Decision::pass(Reason::ExcludedInterface);
+        }
+        if !is_captured_group(tables, plan, header, &call.caller) {
+            return Decision::pass(Reason::OwnerGroup);
+        }
     }
     follow(tables, plan, &rule, header.outbound_port)
 }
@@ -360,6 +366,7 @@ fn arriving<T: Tables>(
         dst, src, caller, ..
     } = call;
     if is_passthrough(src)
+        || decision.reason == Reason::NoneListener as u8
         || header.is_loopback(&dst.addr)
         || !is_proxy(tables, plan, header, caller)
     {
@@ -465,16 +472,21 @@ pub fn inbound<T: Tables>(
             || is_passthrough(&src.addr)
             || tables.is_local(&src.addr)
     };
-    if header.flags & (PlanHeader::EXCLUDED_INTERFACES | PlanHeader::VIRTUAL_INTERFACES) != 0
-        && !is_own()
-    {
-        let interface = tables.ingress(*interface);
-        if interface & Interface::VIRTUAL != 0 {
-            return from_virtual(tables, plan, header, dst);
-        }
-        if interface & Interface::EXCLUDED != 0 {
-            return Decision::pass(Reason::ExcludedInterface);
-        }
+    let interfaces = PlanHeader::EXCLUDED_INTERFACES | PlanHeader::VIRTUAL_INTERFACES;
+    let interface = if header.flags & interfaces != 0 && !is_own() {
+        tables.ingress(*interface)
+    } else {
+        0
+    };
+    if interface & Interface::VIRTUAL != 0 {
+        return from_virtual(tables, plan, header, dst);
+    }
+    let rule = inbound_rule(tables, plan, header, dst);
+    if rule.flags & Rule::FIRST != 0 {
+        return follow(tables, plan, &rule, header.inbound_port);
+    }
+    if interface & Interface::EXCLUDED != 0 {
+        return Decision::pass(Reason::ExcludedInterface);
     }
     if header.flags & PlanHeader::PROXIED != 0
         && header.flags & PlanHeader::IPV6 == 0
@@ -482,7 +494,6 @@ pub fn inbound<T: Tables>(
     {
         return Decision::pass(Reason::Ipv6Off);
     }
-    let rule = inbound_rule(tables, plan, header, dst);
     if rule.flags & Rule::EXEMPT_SELF != 0 && is_own() {
         return Decision::pass(Reason::SelfCall);
     }

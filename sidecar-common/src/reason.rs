@@ -112,7 +112,7 @@ explained! {
         Dns = 28, "dns";
         /// The socket is bound to an interface, from which no loopback address can be reached.
         BoundDevice = 29, "bound-device";
-        /// Its source is 127.0.0.6 or ::6: the proxy passes an inbound connection on.
+        /// Its source is `127.0.0.6` or `::6`: the proxy passes an inbound connection on.
         Passthrough = 30, "passthrough";
         /// It arrives by a virtual interface, whose traffic is taken for outbound.
         VirtualInterface = 31, "virtual-interface";

@@ -34,8 +34,8 @@ impl Rule {
     /// A connection of the workload to one of its own addresses (outbound), or coming from one
     /// of its own addresses or loopback (inbound), passes whatever the rule says.
     pub const EXEMPT_SELF: u8 = 1;
-    /// Decides before it matters who calls, or that the workload calls itself: real listeners and
-    /// excluded ports.
+    /// Decides before it matters who calls, by which interface, or that the workload calls itself:
+    /// real listeners and excluded outbound ports.
     pub const FIRST: u8 = 2;
 
     /// A rule without backends.

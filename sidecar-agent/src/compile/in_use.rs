@@ -64,7 +64,7 @@ fn real(plan: &Plan) -> impl Iterator<Item = (&Endpoint, &Rule)> {
         let kept_open_by_proxy = rule.reason == Reason::NoneListener as u8;
         let leads_elsewhere = rule.reason == Reason::IngressListener as u8
             && rule.path != Path::Pass as u8
-            && rule.flags & Rule::EXEMPT_SELF == 0;
+            && rule.flags & Rule::FIRST != 0;
         kept_open_by_proxy || leads_elsewhere
     })
 }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 use super::{
-    builder::{InboundBuilder, exempting_self, leading_to, reachable_from, rule},
+    builder::{InboundBuilder, exempting_self, first, leading_to, reachable_from, rule},
     plan::{DeclaredBy, Field, Listener, Place, Target},
 };
 
@@ -146,7 +146,7 @@ fn add(builder: &mut InboundBuilder, workload: &ResolvedWorkload, listener: &Inb
         };
         // A real listener serves the workload's own calls, too.
         let rule = if listener.real {
-            rule
+            first(rule)
         } else {
             exempting_self(rule)
         };

@@ -101,7 +101,7 @@ pub(super) fn inbound(builder: &mut InboundBuilder, workload: &ResolvedWorkload)
             places.clone()
         };
         let rule = match traffic.inbound(listener.port) {
-            _ if listener.real => rule(Path::Pass, Reason::NoneListener, Some(index)),
+            _ if listener.real => first(rule(Path::Pass, Reason::NoneListener, Some(index))),
             Err(Reason::ExcludedPort) => rule(Path::Pass, Reason::ExcludedPort, Some(index)),
             _ => to_proxy(Reason::IngressListener, Some(index)),
         };

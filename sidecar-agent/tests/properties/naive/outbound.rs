@@ -9,7 +9,9 @@ use sidecar_agent::model::{Snapshot, mesh::InterceptionMode, sidecar::OutboundTr
 use sidecar_common::{Path, Reason};
 
 use super::{
-    ORIGINAL, Workload,
+    Call, Expected, ORIGINAL, Workload,
+    inbound::ports,
+    iptables,
     listeners::{Listener, Member, listeners},
     outcome,
     services::{Endpoint, Finding, Port, Protocol, Service},
@@ -21,13 +23,10 @@ pub fn outbound(
     snapshot: &Snapshot,
     services: &[Service],
     workload: &Workload<'_>,
-    dst: SocketAddr,
-    from_proxy: bool,
-) -> Outcome {
-    if from_proxy {
-        return outcome(Path::Pass, Reason::ProxyOwn);
-    }
-    let dst = SocketAddr::new(dst.ip().to_canonical(), dst.port());
+    call: &Call<'_>,
+) -> Expected {
+    let dst = SocketAddr::new(call.dst.ip().to_canonical(), call.dst.port());
+    let call = &Call { dst, ..*call };
     let listeners = listeners(snapshot, services, workload);
     let at = |listener: &&Listener<'_>| listener.port == dst.port();
     // Real listeners are called at their address; one on the wildcard at any of the workload's.
@@ -39,6 +38,15 @@ pub fn outbound(
         .find(|listener| {
             listener.at == Some(dst.ip()) || (listener.at.is_none() && its_own(dst.ip()))
         });
+    let none = workload.mode() == InterceptionMode::None;
+    if workload.external_proxy && !none {
+        let from_elsewhere = || ports(snapshot, services, workload, dst);
+        let mesh = &snapshot.mesh;
+        return iptables::outbound(mesh, workload, call, real.is_some(), from_elsewhere);
+    }
+    if call.udp {
+        return outcome(Path::Pass, Reason::NotIncluded).into();
+    }
     if let Some(listener) = real {
         return if workload.external_proxy {
             let mut outcome = outcome(Path::Pass, Reason::NoneListener);
@@ -46,27 +54,27 @@ pub fn outbound(
             outcome
         } else {
             called(listener, dst, Reason::EgressListener)
-        };
+        }
+        .into();
     }
-    if workload.mode() == InterceptionMode::None {
-        return outcome(Path::Pass, Reason::InterceptionNone);
+    if none {
+        return outcome(Path::Pass, Reason::InterceptionNone).into();
     }
-    let captured = match workload
-        .traffic
-        .outbound(dst.ip(), dst.port(), &workload.addresses)
-    {
-        Err(exempt) => return outcome(Path::Pass, exempt),
-        Ok(captured) => captured,
-    };
-    if workload.external_proxy {
-        let loopback: IpAddr = match dst.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        };
-        let port = snapshot.mesh.proxy_listen_port;
-        return Outcome {
-            targets: [SocketAddr::new(loopback, port).to_string()].into(),
-            ..outcome(Path::Proxy, captured)
+    let settings = &workload.traffic;
+    let lists = settings.outbound(dst.ip(), dst.port(), &workload.addresses);
+    let over_lo = dst.ip().is_loopback() || workload.addresses.contains(&dst.ip());
+    let interface = if over_lo { Some("lo") } else { call.interface };
+    let mut also: Vec<Reason> = lists.err().into_iter().collect();
+    if interface.is_some_and(|name| settings.excludes_interface(name)) {
+        also.push(Reason::ExcludedInterface);
+    }
+    if !settings.captures_group(call.gid) {
+        also.push(Reason::OwnerGroup);
+    }
+    if let Some(reason) = also.first() {
+        return Expected {
+            outcome: outcome(Path::Pass, *reason),
+            also,
         };
     }
     let captured = || {
@@ -85,7 +93,9 @@ pub fn outbound(
             .find_map(|member| at_address(listener, member, dst)),
     });
     let found = exact.or_else(|| captured().find_map(|listener| within(listener, dst)));
-    found.unwrap_or_else(|| unknown(snapshot, services, workload, dst))
+    found
+        .unwrap_or_else(|| unknown(snapshot, services, workload, dst))
+        .into()
 }
 
 /// The loopback addresses of the families that the workload has.
