@@ -13,6 +13,7 @@ pub mod cleanup;
 pub mod command;
 pub mod dns;
 pub mod docs;
+pub mod interception;
 pub mod lab;
 pub mod names;
 pub mod net;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     server::{app, spawn},
+    visit::{Visit, Visited},
     wire::Seen,
 };
 use crate::{Place, poll::DEADLINE};
@@ -23,7 +24,7 @@ use crate::{Place, poll::DEADLINE};
 pub type Called<T> = anyhow::Result<Result<T, Errno>>;
 
 /// What a [`Probe`] is asked to do. Sockets are numbered by the probe.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "named after the system calls")]
 pub enum Call {
     Socket(Kind),
@@ -40,6 +41,8 @@ pub enum Call {
     Ping(u32),
     /// Connects, reads the banner and closes, so many times.
     Visits(SocketAddr, u32),
+    /// Makes a connection or datagram as somebody.
+    Visit(Visit),
 }
 
 /// What sockets there are.
@@ -83,7 +86,7 @@ impl Probe {
     /// # Errors
     /// As [`Called`].
     pub fn socket(&self, kind: Kind) -> Called<Socket<'_>> {
-        let made: Result<u32, Errno> = self.call(Call::Socket(kind))?;
+        let made: Result<u32, Errno> = self.call(&Call::Socket(kind))?;
         Ok(made.map(|number| Socket {
             probe: self,
             number,
@@ -117,15 +120,23 @@ impl Probe {
         address: SocketAddr,
         times: u32,
     ) -> anyhow::Result<Vec<Result<Seen, Errno>>> {
-        let visits: Vec<Result<Seen, i32>> = self.call(Call::Visits(address, times))??;
+        let visits: Vec<Result<Seen, i32>> = self.call(&Call::Visits(address, times))??;
         Ok(visits
             .into_iter()
             .map(|visit| visit.map_err(Errno::from_raw_os_error))
             .collect())
     }
 
-    fn call<T: DeserializeOwned>(&self, call: Call) -> Called<T> {
-        writeln!(self.stdin.borrow_mut(), "{}", serde_json::to_string(&call)?)
+    /// Makes a connection or datagram and reads what an [`Answerer`](super::Answerer) reports.
+    ///
+    /// # Errors
+    /// As [`Called`].
+    pub fn make(&self, visit: Visit) -> Called<Visited> {
+        self.call(&Call::Visit(visit))
+    }
+
+    fn call<T: DeserializeOwned>(&self, call: &Call) -> Called<T> {
+        writeln!(self.stdin.borrow_mut(), "{}", serde_json::to_string(call)?)
             .context("the probe has ended")?;
         let Ok(line) = self.lines.recv_timeout(DEADLINE) else {
             bail!("the probe has ended, or is stuck in {call:?}");
@@ -156,7 +167,7 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`]; so have all calls.
     pub fn bind(&self, address: SocketAddr) -> Called<()> {
-        self.probe.call(Call::Bind(self.number, address))
+        self.probe.call(&Call::Bind(self.number, address))
     }
 
     /// `connect(2)`, blocking.
@@ -164,7 +175,7 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`].
     pub fn connect(&self, address: SocketAddr) -> Called<()> {
-        self.probe.call(Call::Connect(self.number, address))
+        self.probe.call(&Call::Connect(self.number, address))
     }
 
     /// `connect(2)` to `AF_UNSPEC`: the socket can be connected again.
@@ -172,7 +183,7 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`].
     pub fn disconnect(&self) -> Called<()> {
-        self.probe.call(Call::Disconnect(self.number))
+        self.probe.call(&Call::Disconnect(self.number))
     }
 
     /// `getsockname(2)`.
@@ -180,7 +191,7 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`].
     pub fn local(&self) -> Called<SocketAddr> {
-        self.probe.call(Call::Getsockname(self.number))
+        self.probe.call(&Call::Getsockname(self.number))
     }
 
     /// `getpeername(2)`.
@@ -188,7 +199,7 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`].
     pub fn peer(&self) -> Called<SocketAddr> {
-        self.probe.call(Call::Getpeername(self.number))
+        self.probe.call(&Call::Getpeername(self.number))
     }
 
     /// Reads what a server in [`Mode::Banner`](super::Mode::Banner) sends.
@@ -196,7 +207,7 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`].
     pub fn banner(&self) -> Called<Seen> {
-        self.probe.call(Call::Banner(self.number))
+        self.probe.call(&Call::Banner(self.number))
     }
 
     /// Sends a datagram and waits for one to come back.
@@ -204,13 +215,13 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`].
     pub fn ping(&self) -> Called<()> {
-        self.probe.call(Call::Ping(self.number))
+        self.probe.call(&Call::Ping(self.number))
     }
 }
 
 impl Drop for Socket<'_> {
     fn drop(&mut self) {
-        let _ = self.probe.call::<()>(Call::Close(self.number));
+        let _ = self.probe.call::<()>(&Call::Close(self.number));
     }
 }
 

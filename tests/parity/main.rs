@@ -1,0 +1,3 @@
+//! The options of istio-iptables in the running kernel, by real iptables and by the agent.
+
+mod iptables;
