@@ -9,6 +9,7 @@ pub mod agent;
 pub mod apps;
 pub mod bpffs;
 pub mod cgroup;
+pub mod chance;
 pub mod cleanup;
 pub mod command;
 pub mod dns;

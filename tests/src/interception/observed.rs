@@ -29,8 +29,17 @@ pub enum Observed {
         /// What the caller saw.
         caller: Caller,
     },
-    /// Somebody else answered.
-    Astray(Box<Visited>),
+    /// Somebody else answered, or at another address.
+    Astray {
+        /// Who it was.
+        by: String,
+        /// Where it listens.
+        listener: SocketAddr,
+        /// What getsockname(2) told it; `None` for datagrams.
+        local: Option<SocketAddr>,
+        /// The address that it was called from.
+        peer: IpAddr,
+    },
     /// Nobody listens where it led: it was refused, or was reset.
     Refused,
     /// Nothing came back in time.
@@ -81,9 +90,10 @@ impl Observed {
             Err(Errno::TIMEDOUT | Errno::AGAIN | Errno::INPROGRESS) => return Self::TimedOut,
             Err(errno) => return Self::Failed(errno),
         };
-        let (listener, seen) = (visited.report.listener, &visited.report.seen);
+        let (listener, seen) = (visited.report.listener, visited.report.seen);
+        // The report came back to a socket that has an address, by TCP or UDP.
         let Some(peer) = seen.peer.map(|peer| canonical(peer).ip()) else {
-            return Self::Astray(Box::new(visited));
+            return Self::Failed(Errno::PROTO);
         };
         let local = seen.local.map(canonical);
         let caller = Caller {
@@ -101,7 +111,12 @@ impl Observed {
         } else if seen.name == destination.name() && local.unwrap_or(listener) == to {
             Self::NotCaptured { peer, caller }
         } else {
-            Self::Astray(Box::new(visited))
+            Self::Astray {
+                by: seen.name,
+                listener,
+                local,
+                peer,
+            }
         }
     }
 }

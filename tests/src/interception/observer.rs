@@ -11,7 +11,7 @@ use sidecar_agent::conformance::iptables::cases::OptionSet;
 use super::{
     attempt::{Attempt, From, Interface},
     observed::{Observed, Who},
-    pod::{GUEST, POD_NET1, POD_V4, POD_V6, Pod},
+    pod::{GUEST, PASSTHROUGH_V6, POD_NET1, POD_V4, POD_V6, Pod},
     rules::DNS_CAPTURE_PORT,
     side::Side,
 };
@@ -194,6 +194,11 @@ fn is_localhost(ip: IpAddr) -> bool {
 
 /// Whether an address is the pod's.
 fn is_own(ip: IpAddr) -> bool {
-    let own: [IpAddr; 3] = [POD_V4.into(), POD_V6.into(), POD_NET1.into()];
+    let own: [IpAddr; 4] = [
+        POD_V4.into(),
+        POD_V6.into(),
+        POD_NET1.into(),
+        PASSTHROUGH_V6.into(),
+    ];
     ip.is_loopback() || own.contains(&ip)
 }

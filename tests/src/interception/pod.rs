@@ -13,6 +13,8 @@ pub const POD_V4: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 5);
 pub const POD_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 5);
 /// Its address on `net1`.
 pub const POD_NET1: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 5);
+/// Its address on `lo` that inbound passthrough connections come from; IPv4 has all of 127.0.0.0/8.
+pub const PASSTHROUGH_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 /// The other end of `eth0`.
 pub const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
 /// The same by IPv6.
@@ -65,8 +67,8 @@ impl Pod {
         // For what the guest sends through it.
         pod.netns.sysctl("net/ipv4/ip_forward", "1")?;
         pod.netns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-        // The source of inbound passthrough connections; IPv4 has all of 127.0.0.0/8.
-        pod.netns.add_address("lo", "::6/128".parse()?)?;
+        pod.netns
+            .add_address("lo", IpNet::from(IpAddr::from(PASSTHROUGH_V6)))?;
         pod.link("eth0", &pod.outside)?;
         pod.link("net1", &pod.guest)?;
         for (netns, interface, ip, length) in [
@@ -84,6 +86,8 @@ impl Pod {
         pod.outside
             .add_route(&format!("192.168.50.0/24 via {POD_V4}"))?;
         pod.guest.add_route(&format!("default via {POD_NET1}"))?;
+        // IPv6 does not count addresses of a local route as local to bind to; IPv4 does.
+        pod.outside.sysctl("net/ipv6/ip_nonlocal_bind", "1")?;
         for net in OUTSIDE {
             pod.outside.add_local(net.parse()?)?;
         }

@@ -1,3 +1,4 @@
 //! `iptables-cases.yaml`: what is captured under the options of `istio-iptables`.
 
 pub mod cases;
+pub mod deviations;
