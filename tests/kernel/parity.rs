@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    env,
     io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::AsFd as _,
@@ -28,7 +27,7 @@ use sidecar_tests::{
         Kind, Seen,
         wire::{canonical, mapped},
     },
-    require_root,
+    chance, require_root,
 };
 
 use crate::{
@@ -65,12 +64,7 @@ struct Chance(Rng);
 
 impl Chance {
     fn new() -> anyhow::Result<Self> {
-        let seed = match env::var("SIDECAR_TEST_SEED") {
-            Ok(seed) => seed.parse().context("SIDECAR_TEST_SEED is no number")?,
-            Err(_) => fastrand::u64(..),
-        };
-        println!("SIDECAR_TEST_SEED={seed}");
-        Ok(Self(Rng::with_seed(seed)))
+        chance::seeded().map(Self)
     }
 
     fn of<T: Copy>(&mut self, items: &[T]) -> T {

@@ -1,6 +1,10 @@
 //! Running other programs.
 
-use std::process::{Command, Stdio};
+use std::{
+    io::Write as _,
+    process::{Command, Output, Stdio},
+    thread,
+};
 
 use anyhow::{Context as _, bail};
 
@@ -23,6 +27,32 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot run `{}`", shown(command)))?;
+    succeeded(command, output)
+}
+
+/// The same of a command that reads `input` on its standard input.
+///
+/// # Errors
+/// As [`output`].
+pub fn output_with_input(command: &mut Command, input: &str) -> anyhow::Result<String> {
+    let mut run = || -> std::io::Result<Output> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let stdin = child.stdin.take();
+        thread::scope(|scope| {
+            // One that ends early does not read it all; it says why itself.
+            scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
+            child.wait_with_output()
+        })
+    };
+    let output = run().with_context(|| format!("cannot run `{}`", shown(command)))?;
+    succeeded(command, output)
+}
+
+fn succeeded(command: &Command, output: Output) -> anyhow::Result<String> {
     if !output.status.success() {
         bail!(
             "`{}` failed with {}: {}",

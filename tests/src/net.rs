@@ -140,7 +140,7 @@ fn addresses(number: u8) -> (Ipv4Addr, Ipv6Addr) {
 }
 
 /// Waits until a neighbour refuses a connection: then both directions work.
-fn wait_reachable(from: &Namespace, to: IpAddr) -> anyhow::Result<()> {
+pub(crate) fn wait_reachable(from: &Namespace, to: IpAddr) -> anyhow::Result<()> {
     let address = SocketAddr::new(to, CLOSED_PORT);
     from.run(|| {
         poll_result(

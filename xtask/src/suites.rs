@@ -73,6 +73,15 @@ pub const SUITES: &[Suite] = &[
         }),
     },
     Suite {
+        name: "parity",
+        about: "the options of istio-iptables: real iptables and the agent, connection by connection",
+        run: Run::Tests(Tests {
+            targets: &["-p", "sidecar-tests", "--test", "parity"],
+            threads: Some(4),
+            programs: &["sidecar-tests"],
+        }),
+    },
+    Suite {
         name: "e2e",
         about: "the agent as users run it, with real applications",
         run: Run::Tests(Tests {

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     server::{app, spawn},
+    visit::{Visit, Visited},
     wire::Seen,
 };
 use crate::{Place, poll::DEADLINE};
@@ -47,6 +48,8 @@ pub enum Call {
     Visits(SocketAddr, u32),
     /// Connects so many times to one address after the other, and keeps the connections.
     Hoard(Vec<SocketAddr>, u32),
+    /// Makes a connection or datagram as somebody.
+    Visit(Visit),
 }
 
 /// What became of many connections.
@@ -101,7 +104,7 @@ impl Probe {
     /// # Errors
     /// As [`Called`].
     pub fn socket(&self, kind: Kind) -> Called<Socket<'_>> {
-        let made: Result<u32, Errno> = self.call(Call::Socket(kind))?;
+        let made: Result<u32, Errno> = self.call(&Call::Socket(kind))?;
         Ok(made.map(|number| Socket {
             probe: self,
             number,
@@ -135,7 +138,7 @@ impl Probe {
         address: SocketAddr,
         times: u32,
     ) -> anyhow::Result<Vec<Result<Seen, Errno>>> {
-        let visits: Vec<Result<Seen, i32>> = self.call(Call::Visits(address, times))??;
+        let visits: Vec<Result<Seen, i32>> = self.call(&Call::Visits(address, times))??;
         Ok(visits
             .into_iter()
             .map(|visit| visit.map_err(Errno::from_raw_os_error))
@@ -148,11 +151,19 @@ impl Probe {
     /// # Errors
     /// When the probe is in trouble itself.
     pub fn hoard(&self, addresses: &[SocketAddr], times: u32) -> anyhow::Result<Hoarded> {
-        Ok(self.call(Call::Hoard(addresses.to_vec(), times))??)
+        Ok(self.call(&Call::Hoard(addresses.to_vec(), times))??)
     }
 
-    fn call<T: DeserializeOwned>(&self, call: Call) -> Called<T> {
-        writeln!(self.stdin.borrow_mut(), "{}", serde_json::to_string(&call)?)
+    /// Makes a connection or datagram and reads what an [`Answerer`](super::Answerer) reports.
+    ///
+    /// # Errors
+    /// As [`Called`].
+    pub fn make(&self, visit: Visit) -> Called<Visited> {
+        self.call(&Call::Visit(visit))
+    }
+
+    fn call<T: DeserializeOwned>(&self, call: &Call) -> Called<T> {
+        writeln!(self.stdin.borrow_mut(), "{}", serde_json::to_string(call)?)
             .context("the probe has ended")?;
         let patience = match call {
             Call::Hoard(..) => DEADLINE * 4,
@@ -187,7 +198,7 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`]; so have all calls.
     pub fn bind(&self, address: SocketAddr) -> Called<()> {
-        self.probe.call(Call::Bind(self.number, address))
+        self.probe.call(&Call::Bind(self.number, address))
     }
 
     /// `connect(2)`, blocking.
@@ -195,7 +206,7 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`].
     pub fn connect(&self, address: SocketAddr) -> Called<()> {
-        self.probe.call(Call::Connect(self.number, address))
+        self.probe.call(&Call::Connect(self.number, address))
     }
 
     /// `connect(2)` to `AF_UNSPEC`: the socket can be connected again.
@@ -203,7 +214,7 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`].
     pub fn disconnect(&self) -> Called<()> {
-        self.probe.call(Call::Disconnect(self.number))
+        self.probe.call(&Call::Disconnect(self.number))
     }
 
     /// `getsockname(2)`.
@@ -211,7 +222,7 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`].
     pub fn local(&self) -> Called<SocketAddr> {
-        self.probe.call(Call::Getsockname(self.number))
+        self.probe.call(&Call::Getsockname(self.number))
     }
 
     /// `getpeername(2)`.
@@ -219,7 +230,7 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`].
     pub fn peer(&self) -> Called<SocketAddr> {
-        self.probe.call(Call::Getpeername(self.number))
+        self.probe.call(&Call::Getpeername(self.number))
     }
 
     /// Reads what a server in [`Mode::Banner`](super::Mode::Banner) sends.
@@ -227,7 +238,7 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`].
     pub fn banner(&self) -> Called<Seen> {
-        self.probe.call(Call::Banner(self.number))
+        self.probe.call(&Call::Banner(self.number))
     }
 
     /// `sendto(2)`, of text.
@@ -236,7 +247,7 @@ impl Socket<'_> {
     /// As [`Called`].
     pub fn send_to(&self, text: &str, address: SocketAddr) -> Called<()> {
         self.probe
-            .call(Call::SendTo(self.number, text.to_owned(), address))
+            .call(&Call::SendTo(self.number, text.to_owned(), address))
     }
 
     /// `recvfrom(2)`: text, and who sent it.
@@ -244,7 +255,7 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`].
     pub fn receive(&self) -> Called<(String, SocketAddr)> {
-        self.probe.call(Call::Receive(self.number))
+        self.probe.call(&Call::Receive(self.number))
     }
 
     /// `SO_BINDTODEVICE`.
@@ -253,7 +264,7 @@ impl Socket<'_> {
     /// As [`Called`].
     pub fn bind_to_device(&self, interface: &str) -> Called<()> {
         self.probe
-            .call(Call::BindToDevice(self.number, interface.to_owned()))
+            .call(&Call::BindToDevice(self.number, interface.to_owned()))
     }
 
     /// Sends a datagram and waits for one to come back.
@@ -261,13 +272,13 @@ impl Socket<'_> {
     /// # Errors
     /// As [`Called`].
     pub fn ping(&self) -> Called<()> {
-        self.probe.call(Call::Ping(self.number))
+        self.probe.call(&Call::Ping(self.number))
     }
 }
 
 impl Drop for Socket<'_> {
     fn drop(&mut self) {
-        let _ = self.probe.call::<()>(Call::Close(self.number));
+        let _ = self.probe.call::<()>(&Call::Close(self.number));
     }
 }
 

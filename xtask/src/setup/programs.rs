@@ -14,7 +14,7 @@ struct Program {
 }
 
 /// What the tests really run. A test that needs another program adds a line here.
-const PROGRAMS: [Program; 3] = [
+const PROGRAMS: [Program; 6] = [
     Program {
         name: "ip",
         package: "iproute2",
@@ -29,6 +29,21 @@ const PROGRAMS: [Program; 3] = [
         name: "setpriv",
         package: "util-linux",
         reason: "runs programs as another user",
+    },
+    Program {
+        name: "iptables-restore",
+        package: "iptables",
+        reason: "loads the rules that the agent replaces, to compare with",
+    },
+    Program {
+        name: "ip6tables-restore",
+        package: "iptables",
+        reason: "the same for IPv6",
+    },
+    Program {
+        name: "conntrack",
+        package: "conntrack",
+        reason: "makes the rules forget earlier datagrams",
     },
 ];
 

@@ -8,6 +8,8 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
+use crate::conformance::{self, Malformed};
+
 /// A file of cases.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -18,9 +20,21 @@ pub struct File {
     pub cases: Vec<Case>,
 }
 
+/// Reads a file of cases.
+///
+/// # Errors
+/// When it is none.
+pub fn read(text: &str) -> Result<File, Malformed> {
+    conformance::read(text)
+}
+
 /// The options of `istio-iptables`; the defaults are those that the file's head states.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "they are the options of istio-iptables"
+)]
 pub struct OptionSet {
     /// Where outbound connections go.
     pub proxy_port: String,

@@ -9,10 +9,12 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use sidecar_tests::{Cgroup, Namespace};
 
+mod answer;
 mod connect;
 mod probe;
 mod serve;
 mod socket;
+mod visit;
 
 #[derive(Parser)]
 struct Cli {
@@ -27,6 +29,8 @@ struct Cli {
 enum Subcommands {
     /// Accept connections until standard input ends
     Serve(serve::Args),
+    /// Answer connections and datagrams at addresses that standard input names, until it ends
+    Answer(answer::Args),
     /// Make one connection and print what became of it
     Connect(connect::Args),
     /// Make socket calls as standard input asks for them, until it ends
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
     let done = match (cli.user, cli.command) {
         (Some((uid, gid)), _) => become_user(uid, gid),
         (None, Subcommands::Serve(args)) => serve::run(&args),
+        (None, Subcommands::Answer(args)) => answer::run(&args),
         (None, Subcommands::Connect(args)) => connect::run(&args),
         (None, Subcommands::Probe) => probe::run(),
         (None, Subcommands::Linger) => linger(),

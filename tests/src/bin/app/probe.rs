@@ -15,6 +15,7 @@ use rustix::{
         sockopt::set_socket_reuseaddr,
     },
 };
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sidecar_tests::apps::{
     probe::{Call, Hoarded, Kind},
@@ -22,7 +23,7 @@ use sidecar_tests::apps::{
 };
 use socket2::SockRef;
 
-use crate::{connect::print, socket};
+use crate::{connect::print, socket, visit};
 
 /// The sockets by number.
 #[derive(Default)]
@@ -62,7 +63,10 @@ impl Sockets {
                 let name = net::getpeername(self.get(number)?)?.ok_or(Errno::NOTCONN)?;
                 return Ok(json!(SocketAddr::try_from(name)?));
             }
-            Call::Banner(number) => return banner(self.get(number)?).map(|seen| json!(seen)),
+            Call::Banner(number) => {
+                let seen: Seen = banner(self.get(number)?)?;
+                return Ok(json!(seen));
+            }
             Call::Ping(number) => {
                 net::send(self.get(number)?, b"ping", SendFlags::empty())?;
                 net::recv(self.get(number)?, &mut [0; 4], RecvFlags::empty())?;
@@ -88,9 +92,10 @@ impl Sockets {
                     .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
             }
             Call::Hoard(addresses, times) => return Ok(json!(self.hoard(&addresses, times))),
+            Call::Visit(asked) => return visit::make(asked).map(|visited| json!(visited)),
             Call::Visits(address, times) => {
                 let visits: Vec<_> = (0..times)
-                    .map(|_| visit(address).map_err(Errno::raw_os_error))
+                    .map(|_| see(address).map_err(Errno::raw_os_error))
                     .collect();
                 return Ok(json!(visits));
             }
@@ -141,14 +146,14 @@ fn open(kind: Kind) -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn visit(address: SocketAddr) -> rustix::io::Result<Seen> {
+fn see(address: SocketAddr) -> rustix::io::Result<Seen> {
     let socket = open(Kind::tcp(address))?;
     net::connect(&socket, &address)?;
     banner(&socket)
 }
 
 /// `EPROTO`: the connection ended without a banner.
-fn banner(socket: &OwnedFd) -> rustix::io::Result<Seen> {
+pub fn banner<T: DeserializeOwned>(socket: &OwnedFd) -> rustix::io::Result<T> {
     let mut text = String::new();
     socket::stream(socket.try_clone().map_err(|_| Errno::MFILE)?)
         .read_to_string(&mut text)

@@ -14,12 +14,12 @@ use std::{
 use anyhow::Context as _;
 use clap::Subcommand;
 use rustix::net::{
-    self, AddressFamily, Shutdown, SocketFlags, SocketType,
+    self, Shutdown, SocketFlags, SocketType,
     sockopt::{set_socket_reuseaddr, set_socket_reuseport},
 };
 use sidecar_tests::apps::{
     stream::{self, Stream},
-    wire::{Kept, Mode, Seen},
+    wire::{Kept, Mode},
 };
 
 use crate::{connect::print, socket};
@@ -105,11 +105,7 @@ fn keep(args: &Args) -> anyhow::Result<()> {
 
 /// The standard library's `bind` has no place for `SO_REUSEPORT`.
 fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
-    let family = if address.is_ipv4() {
-        AddressFamily::INET
-    } else {
-        AddressFamily::INET6
-    };
+    let family = socket::family(address);
     let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_reuseaddr(&socket, true)?;
     set_socket_reuseport(&socket, reuse_port)?;
@@ -147,14 +143,7 @@ fn handle(mut connection: &File, mode: Mode, bytes: u64, name: String) -> io::Re
             io::copy(&mut &*connection, &mut connection)?;
         }
         Mode::Banner => {
-            let original_dst = socket::original_dst(connection);
-            let seen = Seen {
-                name,
-                peer: socket::peer(connection),
-                local: socket::local(connection),
-                original_dst: original_dst.ok(),
-                original_dst_errno: original_dst.err().map(rustix::io::Errno::raw_os_error),
-            };
+            let seen = socket::seen(connection, name);
             writeln!(connection, "{}", serde_json::to_string(&seen)?)?;
         }
         Mode::Sink => {

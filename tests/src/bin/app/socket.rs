@@ -13,8 +13,9 @@ use std::{
 
 use rustix::{
     io,
-    net::{self, SocketAddrAny, SocketAddrUnix, sockopt},
+    net::{self, AddressFamily, SocketAddrAny, SocketAddrUnix, sockopt},
 };
+use sidecar_tests::apps::Seen;
 
 /// How long a socket waits for its peer before the program gives up: a test has failed long before.
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -48,6 +49,27 @@ pub fn original_dst(socket: impl AsFd) -> io::Result<SocketAddr> {
         sockopt::ipv6_original_dst(socket).map(SocketAddr::V6)
     } else {
         sockopt::ip_original_dst(socket).map(SocketAddr::V4)
+    }
+}
+
+/// What a server tells of a connection.
+pub fn seen(connection: impl AsFd, name: String) -> Seen {
+    let original_dst = original_dst(&connection);
+    Seen {
+        name,
+        peer: peer(&connection),
+        local: local(&connection),
+        original_dst: original_dst.ok(),
+        original_dst_errno: original_dst.err().map(io::Errno::raw_os_error),
+    }
+}
+
+/// The address family of an IP address.
+pub fn family(address: SocketAddr) -> AddressFamily {
+    if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
     }
 }
 
