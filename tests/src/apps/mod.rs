@@ -10,4 +10,4 @@ pub mod wire;
 pub use client::{Client, Held};
 pub use probe::{Kind, Probe, Socket};
 pub use server::{Server, ServerBuilder};
-pub use wire::{Mode, Outcome, Seen, Transfer};
+pub use wire::{Answer, Mode, Outcome, Seen, Transfer};

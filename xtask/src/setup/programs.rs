@@ -14,7 +14,7 @@ struct Program {
 }
 
 /// What the tests really run. A test that needs another program adds a line here.
-const PROGRAMS: [Program; 3] = [
+const PROGRAMS: [Program; 5] = [
     Program {
         name: "ip",
         package: "iproute2",
@@ -29,6 +29,16 @@ const PROGRAMS: [Program; 3] = [
         name: "setpriv",
         package: "util-linux",
         reason: "runs programs as another user",
+    },
+    Program {
+        name: "iptables",
+        package: "iptables",
+        reason: "captures as Istio does, for comparison",
+    },
+    Program {
+        name: "conntrack",
+        package: "conntrack",
+        reason: "tells which connections the kernel tracks",
     },
 ];
 

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use sidecar_tests::{Cgroup, Namespace};
 
 mod connect;
+mod http;
 mod probe;
 mod serve;
 mod socket;

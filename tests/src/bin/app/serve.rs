@@ -20,7 +20,7 @@ use sidecar_tests::apps::{
     wire::{Mode, Seen},
 };
 
-use crate::socket;
+use crate::{http, socket};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -112,16 +112,10 @@ fn handle(mut connection: &File, mode: Mode, bytes: u64, name: String) -> io::Re
             io::copy(&mut &*connection, &mut connection)?;
         }
         Mode::Banner => {
-            let original_dst = socket::original_dst(connection);
-            let seen = Seen {
-                name,
-                peer: socket::peer(connection),
-                local: socket::local(connection),
-                original_dst: original_dst.ok(),
-                original_dst_errno: original_dst.err().map(rustix::io::Errno::raw_os_error),
-            };
-            writeln!(connection, "{}", serde_json::to_string(&seen)?)?;
+            let seen = serde_json::to_string(&see(connection, name))?;
+            writeln!(connection, "{seen}")?;
         }
+        Mode::Http => http::answer(connection, &serde_json::to_string(&see(connection, name))?)?,
         Mode::Sink => {
             let received = stream::hash(connection)?;
             writeln!(connection, "{}", serde_json::to_string(&received)?)?;
@@ -132,6 +126,17 @@ fn handle(mut connection: &File, mode: Mode, bytes: u64, name: String) -> io::Re
     }
     net::shutdown(connection, Shutdown::Write)?;
     Ok(())
+}
+
+fn see(connection: &File, name: String) -> Seen {
+    let original_dst = socket::original_dst(connection);
+    Seen {
+        name,
+        peer: socket::peer(connection),
+        local: socket::local(connection),
+        original_dst: original_dst.ok(),
+        original_dst_errno: original_dst.err().map(rustix::io::Errno::raw_os_error),
+    }
 }
 
 /// The test holds the other end of standard input: when it is gone, so are we.
