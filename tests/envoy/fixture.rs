@@ -1,12 +1,12 @@
 //! What the tests begin with.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, ensure};
 use sidecar_tests::{
     Client, Envoy, Mode, Place, Server,
     apps::{Outcome, Seen, wire::canonical},
-    envoy::{Bootstrap, EnvoyBuilder},
+    envoy::{Bootstrap, EnvoyBuilder, PROXY_ID},
     lab::Lab,
 };
 
@@ -14,9 +14,19 @@ use sidecar_tests::{
 pub const APP: u32 = 1000;
 
 /// A service that the services' host answers for, in both families.
-pub const SERVICES: [&str; 2] = ["10.96.0.1", "fd96::1"];
+pub const SERVICES: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)),
+    IpAddr::V6(Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 1)),
+];
 
-const SIDECAR: &str = "\
+/// Where inbound passthrough comes from, in both families.
+pub const PASSTHROUGH: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6)),
+    IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)),
+];
+
+/// Everything is captured, and every service is visible.
+pub const SIDECAR: &str = "\
 apiVersion: networking.istio.io/v1
 kind: Sidecar
 metadata: {name: default, namespace: prod-us1}
@@ -63,8 +73,18 @@ pub fn app(lab: &Lab) -> Place<'_> {
     lab.inside().user(APP, APP)
 }
 
+/// Somebody with the proxy's user, where the proxy is.
+pub fn as_proxy(lab: &Lab) -> Place<'_> {
+    lab.inside().user(PROXY_ID, PROXY_ID)
+}
+
+/// Starts an application in the workload, at this port of all its addresses.
+pub fn serve_app(lab: &mut Lab, port: u16, mode: Mode) -> anyhow::Result<()> {
+    serve_app_at(lab, (Ipv6Addr::UNSPECIFIED, port).into(), mode)
+}
+
 /// Starts an application in the workload.
-pub fn serve_app(lab: &mut Lab, address: SocketAddr, mode: Mode) -> anyhow::Result<()> {
+pub fn serve_app_at(lab: &mut Lab, address: SocketAddr, mode: Mode) -> anyhow::Result<()> {
     let server = Server::tcp(address)
         .place(app(lab))
         .mode(mode)
@@ -74,9 +94,9 @@ pub fn serve_app(lab: &mut Lab, address: SocketAddr, mode: Mode) -> anyhow::Resu
     Ok(())
 }
 
-/// Starts a service outside.
-pub fn serve_outside(lab: &mut Lab, address: SocketAddr, mode: Mode) -> anyhow::Result<()> {
-    let server = Server::tcp(address)
+/// Starts a service outside, at this port of all [`SERVICES`].
+pub fn serve_outside(lab: &mut Lab, port: u16, mode: Mode) -> anyhow::Result<()> {
+    let server = Server::tcp((Ipv6Addr::UNSPECIFIED, port).into())
         .place(Place::here().netns(&lab.services().netns))
         .mode(mode)
         .name("service")
@@ -85,9 +105,24 @@ pub fn serve_outside(lab: &mut Lab, address: SocketAddr, mode: Mode) -> anyhow::
     Ok(())
 }
 
+/// The addresses of a service's port, in both families.
+pub fn service(port: u16) -> [SocketAddr; 2] {
+    at(SERVICES, port)
+}
+
+/// A port of some addresses.
+pub fn at<const N: usize>(addresses: [IpAddr; N], port: u16) -> [SocketAddr; N] {
+    addresses.map(|address| SocketAddr::new(address, port))
+}
+
 /// The addresses of the workload, in both families.
 pub fn pod(lab: &Lab) -> [IpAddr; 2] {
     [lab.workload().v4.into(), lab.workload().v6.into()]
+}
+
+/// The same of the host outside.
+pub fn client(lab: &Lab) -> [IpAddr; 2] {
+    [lab.client().v4.into(), lab.client().v6.into()]
 }
 
 /// Reads a banner, which must come.
@@ -112,6 +147,26 @@ pub fn request(place: Place<'_>, address: SocketAddr, path: &str) -> anyhow::Res
         "{address}: {outcome:?}"
     );
     seen(outcome, address)
+}
+
+/// Reaches the application through `virtualInbound`, once.
+pub fn inbound_once(envoy: &Envoy, place: Place<'_>, to: SocketAddr) -> anyhow::Result<()> {
+    let before = envoy.settled()?;
+    let seen = visit(place, to)?;
+    ensure!(seen.name == "app", "{to}: {seen:?}");
+    let after = envoy.settled()?;
+    let taken = after.all_taken() - before.all_taken();
+    let inbound = after.taken("virtualInbound") - before.taken("virtualInbound");
+    ensure!(
+        (inbound, taken) == (1, 1),
+        "{to}: virtualInbound took {inbound}, Envoy {taken} in all; {seen:?}"
+    );
+    let source = seen.peer.map(|peer| peer.ip());
+    ensure!(
+        source.is_some_and(|ip| PASSTHROUGH.contains(&ip)),
+        "{to}: {seen:?}"
+    );
+    Ok(())
 }
 
 fn seen(outcome: Outcome, address: SocketAddr) -> anyhow::Result<Seen> {

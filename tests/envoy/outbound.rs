@@ -1,19 +1,22 @@
 //! Application to service, through Envoy.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::ensure;
 use sidecar_tests::{
     Envoy, Mode,
-    apps::wire::canonical,
     envoy::{Access, Binds, Bootstrap},
     lab::Lab,
     require_envoy,
 };
 
-use crate::fixture::{SERVICES, app, envoy, lab, pod, request, serve_outside, started, visit};
+use crate::fixture::{app, envoy, lab, pod, request, serve_outside, service, started, visit};
 
 const PORT: u16 = 9080;
+
+/// Which of two addresses: that of IPv4 or that of IPv6.
+const V4: usize = 0;
+const V6: usize = 1;
 
 /// Everything about one captured connection but who Envoy thinks the client is.
 fn went_through(
@@ -25,18 +28,18 @@ fn went_through(
     let line = envoy.access("the connection", |line| line.local == destination)?;
     ensure!(line.listener == listener, "{line:?}");
     ensure!(line.upstream == Some(destination), "{line:?}");
+    let source = line.source();
     ensure!(
-        line.source()
-            .is_some_and(|source| pod(lab).contains(&source)),
+        source.is_some_and(|source| pod(lab).contains(&source)),
         "{line:?}"
     );
     Ok(line)
 }
 
-fn tcp(binds: Binds, address: &str) -> anyhow::Result<()> {
+fn tcp(binds: Binds, family: usize) -> anyhow::Result<()> {
     let (mut lab, envoy) = started(Bootstrap::default().binds(binds))?;
-    let destination = SocketAddr::new(address.parse()?, PORT);
-    serve_outside(&mut lab, destination, Mode::Banner)?;
+    let destination = service(PORT)[family];
+    serve_outside(&mut lab, PORT, Mode::Banner)?;
     let seen = visit(app(&lab), destination)?;
     ensure!(seen.name == "service", "{seen:?}");
     let line = went_through(&lab, &envoy, "virtualOutbound", destination)?;
@@ -49,62 +52,57 @@ fn tcp(binds: Binds, address: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn http(address: &str) -> anyhow::Result<()> {
+fn http(family: usize, listener: &str) -> anyhow::Result<()> {
     let (mut lab, envoy) = started(Bootstrap::default().http(PORT))?;
-    let destination = SocketAddr::new(address.parse()?, PORT);
-    serve_outside(&mut lab, destination, Mode::Http)?;
+    let destination = service(PORT)[family];
+    serve_outside(&mut lab, PORT, Mode::Http)?;
     let seen = request(app(&lab), destination, "/details/1")?;
     ensure!(seen.name == "service", "{seen:?}");
-    // The listener that is not bound: reached by original destination only.
-    let listener = match destination.ip() {
-        IpAddr::V4(_) => "0.0.0.0_9080",
-        IpAddr::V6(_) => "::_9080",
-    };
+    // The listener that is not bound: it is reached by original destination only.
     let line = went_through(&lab, &envoy, listener, destination)?;
-    ensure!(
-        line.path.as_deref() == Some("/details/1") && line.code == 200,
-        "{line:?}"
-    );
+    let path = line.path.as_deref();
+    ensure!(path == Some("/details/1") && line.code == 200, "{line:?}");
     let stats = envoy.settled()?;
-    assert_eq!(stats.taken(listener), 1);
+    assert_eq!(stats.taken("virtualOutbound"), 0, "handed on");
     assert_eq!(stats.made("PassthroughCluster"), 1);
+    assert_eq!(stats.all_taken(), 1);
     Ok(())
 }
 
 #[test]
 fn tcp_by_ipv4() -> anyhow::Result<()> {
     require_envoy!();
-    tcp(Binds::Wildcard, SERVICES[0])
+    tcp(Binds::Wildcard, V4)
 }
 
 #[test]
 fn tcp_by_ipv6() -> anyhow::Result<()> {
     require_envoy!();
-    tcp(Binds::Wildcard, SERVICES[1])
+    tcp(Binds::Wildcard, V6)
 }
 
 #[test]
 fn tcp_by_ipv4_to_a_proxy_on_loopback_only() -> anyhow::Result<()> {
     require_envoy!();
-    tcp(Binds::Loopback, SERVICES[0])
+    tcp(Binds::Loopback, V4)
 }
 
 #[test]
 fn tcp_by_ipv6_to_a_proxy_on_loopback_only() -> anyhow::Result<()> {
     require_envoy!();
-    tcp(Binds::Loopback, SERVICES[1])
+    tcp(Binds::Loopback, V6)
 }
 
 #[test]
 fn http_by_ipv4() -> anyhow::Result<()> {
     require_envoy!();
-    http(SERVICES[0])
+    http(V4, "0.0.0.0_9080")
 }
 
 #[test]
 fn http_by_ipv6() -> anyhow::Result<()> {
     require_envoy!();
-    http(SERVICES[1])
+    http(V6, "::_9080")
 }
 
 /// iptables' REDIRECT leaves the client's address as it is.
@@ -112,28 +110,23 @@ fn http_by_ipv6() -> anyhow::Result<()> {
 fn envoy_sees_the_applications_own_address() -> anyhow::Result<()> {
     require_envoy!();
     let (mut lab, envoy) = started(Bootstrap::default())?;
-    for (address, source) in SERVICES.into_iter().zip(pod(&lab)) {
-        let destination = SocketAddr::new(address.parse()?, PORT);
-        serve_outside(&mut lab, destination, Mode::Banner)?;
+    serve_outside(&mut lab, PORT, Mode::Banner)?;
+    for (destination, source) in service(PORT).into_iter().zip(pod(&lab)) {
         visit(app(&lab), destination)?;
         let line = went_through(&lab, &envoy, "virtualOutbound", destination)?;
-        ensure!(
-            canonical(line.remote).ip() == source,
-            "not from {source}: {line:?}"
-        );
+        ensure!(line.remote.ip() == source, "not from {source}: {line:?}");
     }
     Ok(())
 }
 
-/// Without capture the same connection does not touch Envoy: it is not there by accident.
+/// That connections reach Envoy is the agent's doing.
 #[test]
 fn without_the_agent_envoy_takes_nothing() -> anyhow::Result<()> {
     require_envoy!();
     let mut lab = lab()?;
     let envoy = envoy(&lab).start()?;
-    let destination = SocketAddr::new(SERVICES[0].parse()?, PORT);
-    serve_outside(&mut lab, destination, Mode::Banner)?;
-    let seen = visit(app(&lab), destination)?;
+    serve_outside(&mut lab, PORT, Mode::Banner)?;
+    let seen = visit(app(&lab), service(PORT)[V4])?;
     ensure!(seen.name == "service", "{seen:?}");
     assert_eq!(envoy.settled()?.all_taken(), 0);
     Ok(())

@@ -219,6 +219,9 @@ impl Envoy {
 
 impl Drop for Envoy {
     fn drop(&mut self) {
+        if let Ok(stats) = self.stats() {
+            eprintln!("Envoy took {} connections", stats.all_taken());
+        }
         eprintln!("Envoy's log:\n{}", self.log());
         let _ = self.kill();
         eprintln!(
