@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::ensure;
+use ipnet::IpNet;
 use sidecar_tests::{Mode, envoy::Bootstrap, require_envoy};
 
 use crate::fixture::{
@@ -22,7 +23,7 @@ spec:
     defaultEndpoint: 127.0.0.1:9443
   egress:
   - port: {number: 3306, protocol: MYSQL, name: mysql}
-    bind: 127.0.0.1
+    bind: 10.96.0.50
     captureMode: NONE
     hosts: ['*/*']
   - hosts: ['*/*']
@@ -60,7 +61,11 @@ fn an_outbound_one_is_called_at_its_bind_address() -> anyhow::Result<()> {
     let mut lab = lab_with(&[], SIDECAR)?;
     lab.start_agent()?;
     serve_outside(&mut lab, 3306, Mode::Banner)?;
-    let bind: SocketAddr = (Ipv4Addr::LOCALHOST, 3306).into();
+    // One that would be captured if it were not declared: the agent does not know it as local.
+    let ip = Ipv4Addr::new(10, 96, 0, 50);
+    let bind = SocketAddr::from((ip, 3306));
+    let lo = IpNet::new(ip.into(), 32)?;
+    lab.workload().netns.add_address("lo", lo)?;
     let mysql = service(3306)[0];
     let envoy = envoy(&lab)
         .bootstrap(Bootstrap::default().real(bind, mysql))
@@ -70,13 +75,13 @@ fn an_outbound_one_is_called_at_its_bind_address() -> anyhow::Result<()> {
     let line = envoy.access("the connection", |line| line.local == bind)?;
     ensure!(line.upstream == Some(mysql), "{line:?}");
     let stats = envoy.settled()?;
-    assert_eq!(stats.taken("127.0.0.1_3306"), 1);
+    assert_eq!(stats.taken("10.96.0.50_3306"), 1);
     assert_eq!(stats.taken("virtualOutbound"), 0);
     // Its neighbour, at another port, is captured.
     serve_outside(&mut lab, 9080, Mode::Banner)?;
     visit(app(&lab), service(9080)[0])?;
     let stats = envoy.settled()?;
-    assert_eq!(stats.taken("127.0.0.1_3306"), 1);
+    assert_eq!(stats.taken("10.96.0.50_3306"), 1);
     assert_eq!(stats.taken("virtualOutbound"), 1);
     Ok(())
 }

@@ -219,15 +219,16 @@ impl Envoy {
 
 impl Drop for Envoy {
     fn drop(&mut self) {
+        // Seen when the test has failed: libtest keeps it otherwise.
         if let Ok(stats) = self.stats() {
             eprintln!("Envoy took {} connections", stats.all_taken());
         }
-        eprintln!("Envoy's log:\n{}", self.log());
-        let _ = self.kill();
-        eprintln!(
-            "Envoy's access log:\n{}",
-            fs::read_to_string(self.access_file()).unwrap_or_default()
-        );
+        // Killed, it would lose the access log's last lines.
+        if self.child.is_some() && self.stop().is_err() {
+            let _ = self.kill();
+        }
+        let accesses = fs::read_to_string(self.access_file()).unwrap_or_default();
+        eprintln!("Envoy's log:\n{}\nits access log:\n{accesses}", self.log());
     }
 }
 
