@@ -74,6 +74,8 @@ fn an_outbound_one_is_called_at_its_bind_address() -> anyhow::Result<()> {
     ensure!(seen.name == "service", "{seen:?}");
     let line = envoy.access("the connection", |line| line.local == bind)?;
     ensure!(line.upstream == Some(mysql), "{line:?}");
+    // As the kernel itself connects to an own address: nobody has led it there.
+    ensure!(line.remote.ip() == ip, "{line:?}");
     let stats = envoy.settled()?;
     assert_eq!(stats.taken("10.96.0.50_3306"), 1);
     assert_eq!(stats.taken("virtualOutbound"), 0);
