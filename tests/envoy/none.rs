@@ -4,10 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::ensure;
 use ipnet::IpNet;
-use sidecar_tests::{Mode, envoy::Bootstrap, require_envoy};
+use sidecar_tests::{Mode, envoy::Bootstrap, lab, require_envoy};
 
 use crate::fixture::{
-    app, at, client, envoy, lab_with, pod, serve_app, serve_outside, service, visit,
+    SERVICES, app, at, client, envoy, lab_with, pod, serve_app, serve_outside, service, visit,
 };
 
 const SIDECAR: &str = "\
@@ -59,6 +59,9 @@ fn an_inbound_one_is_not_captured() -> anyhow::Result<()> {
 fn an_outbound_one_is_called_at_its_bind_address() -> anyhow::Result<()> {
     require_envoy!();
     let mut lab = lab_with(&[], SIDECAR)?;
+    // Without a service at its port there is no listener.
+    let mysql = lab::service("prod-us1", "mysql", SERVICES[0], 3306);
+    lab.write("services.yaml", &mysql)?;
     lab.start_agent()?;
     serve_outside(&mut lab, 3306, Mode::Banner)?;
     // One that would be captured if it were not declared: the agent does not know it as local.
