@@ -127,7 +127,7 @@ pub fn client(lab: &Lab) -> [IpAddr; 2] {
 
 /// Reads a banner, which must come.
 pub fn visit(place: Place<'_>, address: SocketAddr) -> anyhow::Result<Seen> {
-    seen(Client::tcp(address).place(place).banner()?, address)
+    seen(&Client::tcp(address).place(place).banner()?, address)
 }
 
 /// Makes an HTTP request, which must be answered by Envoy with what the server saw.
@@ -146,7 +146,7 @@ pub fn request(place: Place<'_>, address: SocketAddr, path: &str) -> anyhow::Res
         answer.server.as_deref() == Some("envoy"),
         "{address}: {outcome:?}"
     );
-    seen(outcome, address)
+    seen(&outcome, address)
 }
 
 /// Reaches the application through `virtualInbound`, once.
@@ -169,7 +169,7 @@ pub fn inbound_once(envoy: &Envoy, place: Place<'_>, to: SocketAddr) -> anyhow::
     Ok(())
 }
 
-fn seen(outcome: Outcome, address: SocketAddr) -> anyhow::Result<Seen> {
+fn seen(outcome: &Outcome, address: SocketAddr) -> anyhow::Result<Seen> {
     let mut seen = outcome
         .banner
         .clone()

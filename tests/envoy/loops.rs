@@ -92,9 +92,8 @@ fn application_to_loopback() -> anyhow::Result<()> {
 fn application_to_its_own_service() -> anyhow::Result<()> {
     require_envoy!();
     let mut lab = lab()?;
-    let virtual_ips = ["10.96.0.9:80", "[fd96::9]:80"].map(|text| text.parse::<SocketAddr>());
-    let [v4, v6] = virtual_ips;
-    let services = [v4?, v6?].into_iter().zip(at(pod(&lab), PORT));
+    let virtual_ips: [SocketAddr; 2] = ["10.96.0.9:80".parse()?, "[fd96::9]:80".parse()?];
+    let services = virtual_ips.into_iter().zip(at(pod(&lab), PORT));
     let services: Vec<_> = services.collect();
     let bootstrap = services
         .iter()

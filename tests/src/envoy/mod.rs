@@ -3,7 +3,9 @@
 
 mod access;
 mod bootstrap;
+mod builder;
 mod process;
+mod resources;
 mod stats;
 mod userns;
 
@@ -13,7 +15,8 @@ use anyhow::{Context as _, ensure};
 
 pub use access::Access;
 pub use bootstrap::{Binds, Bootstrap, INBOUND_PORT, OUTBOUND_PORT};
-pub use process::{Envoy, EnvoyBuilder};
+pub use builder::EnvoyBuilder;
+pub use process::Envoy;
 pub use stats::Stats;
 pub use userns::UserNamespace;
 

