@@ -1,12 +1,15 @@
 //! Interception mode TPROXY: Envoy's sockets are transparent, which takes one capability.
 
-use anyhow::ensure;
-use sidecar_tests::{Mode, envoy::Bootstrap, require_envoy};
+use anyhow::{Context as _, ensure};
+use sidecar_tests::{Envoy, Mode, envoy::Bootstrap, require_envoy};
 
 use crate::fixture::{
     PASSTHROUGH, SIDECAR, app, as_proxy, at, client, envoy, inbound_once, lab_with, pod, request,
     serve_app, serve_outside, service, visit,
 };
+
+/// Of capabilities(7), as a set.
+const CAP_NET_ADMIN: u64 = 1 << 12;
 
 const MODE: &str = "sidecar.istio.io/interceptionMode: TPROXY";
 
@@ -78,11 +81,12 @@ fn proxy_to_its_own_address() -> anyhow::Result<()> {
         .try_for_each(|to| inbound_once(&envoy, as_proxy(&lab), to))
 }
 
-/// The Envoy of all other tests has none: it could not do this.
+/// The Envoy of all other tests could not do this.
 #[test]
-fn without_the_capability_envoy_refuses() -> anyhow::Result<()> {
+fn it_takes_one_capability_and_otherwise_none() -> anyhow::Result<()> {
     require_envoy!();
     let lab = lab_with(&[MODE], SIDECAR)?;
+    privileges(&envoy(&lab).start()?, 0)?;
     let refused = envoy(&lab)
         .bootstrap(Bootstrap::default().transparent())
         .start();
@@ -93,5 +97,30 @@ fn without_the_capability_envoy_refuses() -> anyhow::Result<()> {
             .unwrap_or_else(|| anyhow::anyhow!("it started"))
     );
     ensure!(error.contains("IP_TRANSPARENT"), "{error}");
+    let envoy = envoy(&lab)
+        .bootstrap(Bootstrap::default().transparent())
+        .net_admin()
+        .start()?;
+    privileges(&envoy, CAP_NET_ADMIN)
+}
+
+/// Who Envoy is, and what it may do: now, and by any way the kernel has to more.
+fn privileges(envoy: &Envoy, capabilities: u64) -> anyhow::Result<()> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", envoy.pid()?))?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.map(str::trim)
+            .context("no such field")
+            .context(name.to_owned())
+    };
+    for ids in ["Uid:", "Gid:"] {
+        assert_eq!(field(ids)?, ["1337"; 4].join("\t"), "{ids}");
+    }
+    assert_eq!(field("Groups:")?, "");
+    assert_eq!(field("NoNewPrivs:")?, "1");
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        let found = u64::from_str_radix(field(set)?, 16)?;
+        assert_eq!(found, capabilities, "{set}");
+    }
     Ok(())
 }
