@@ -102,18 +102,7 @@ impl Namespace {
     /// # Panics
     /// When the closure does.
     pub fn run<T: Send>(&self, closure: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
-        let file = File::open(&self.path)
-            .with_context(|| format!("cannot open {}", self.path.display()))?;
-        thread::scope(|scope| {
-            let entered = scope.spawn(move || {
-                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-                    .with_context(|| format!("cannot enter {}", self.path.display()))?;
-                Ok(closure())
-            });
-            entered
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        run_in(&self.path, closure)
     }
 
     /// Runs `ip` on the namespace; `args` are separated by blanks: `link set eth0 mtu 1400`.
@@ -179,6 +168,24 @@ impl Namespace {
                 .with_context(|| format!("cannot set {} to {value}", path.display()))
         })?
     }
+}
+
+/// As [`Namespace::run`], in a namespace that is known by its path.
+pub(crate) fn run_in<T: Send>(
+    path: &Path,
+    closure: impl FnOnce() -> T + Send,
+) -> anyhow::Result<T> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    thread::scope(|scope| {
+        let entered = scope.spawn(move || {
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+                .with_context(|| format!("cannot enter {}", path.display()))?;
+            Ok(closure())
+        });
+        entered
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 fn remove(name: &str) {

@@ -1,5 +1,7 @@
 //! The test suites.
 
+use crate::setup;
+
 /// One suite.
 pub struct Suite {
     /// What `--suite` takes.
@@ -28,6 +30,9 @@ pub struct Tests {
     /// Packages whose programs it runs, which are built first: `cargo test` builds those of the
     /// tested package at most.
     pub programs: &'static [&'static str],
+    /// What it needs besides, which is installed first. Where it cannot be had the tests skip
+    /// themselves, and say what they lack.
+    pub ensure: Option<fn() -> anyhow::Result<()>>,
 }
 
 /// All suites, in the order they run: the cheapest first.
@@ -52,6 +57,7 @@ pub const SUITES: &[Suite] = &[
             ],
             threads: None,
             programs: &[],
+            ensure: None,
         }),
     },
     Suite {
@@ -61,6 +67,7 @@ pub const SUITES: &[Suite] = &[
             targets: &["-p", "sidecar-tests", "--lib"],
             threads: Some(4),
             programs: &["sidecar-tests"],
+            ensure: None,
         }),
     },
     Suite {
@@ -70,6 +77,7 @@ pub const SUITES: &[Suite] = &[
             targets: &["-p", "sidecar-tests", "--test", "kernel"],
             threads: Some(4),
             programs: &["sidecar-tests", "sidecar-agent"],
+            ensure: None,
         }),
     },
     Suite {
@@ -79,6 +87,7 @@ pub const SUITES: &[Suite] = &[
             targets: &["-p", "sidecar-tests", "--test", "parity"],
             threads: Some(4),
             programs: &["sidecar-tests"],
+            ensure: None,
         }),
     },
     Suite {
@@ -88,6 +97,17 @@ pub const SUITES: &[Suite] = &[
             targets: &["-p", "sidecar-tests", "--test", "e2e"],
             threads: Some(4),
             programs: &["sidecar-tests", "sidecar-agent"],
+            ensure: None,
+        }),
+    },
+    Suite {
+        name: "envoy",
+        about: "the agent and a real, unmodified Envoy behind it",
+        run: Run::Tests(Tests {
+            targets: &["-p", "sidecar-tests", "--test", "envoy"],
+            threads: Some(4),
+            programs: &["sidecar-tests", "sidecar-agent"],
+            ensure: Some(setup::ensure_envoy),
         }),
     },
     Suite {

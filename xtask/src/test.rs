@@ -118,6 +118,11 @@ fn run_fuzz(filter: Option<&str>) -> anyhow::Result<Counts> {
 }
 
 fn run_tests(suite: &str, tests: &Tests, filter: Option<&str>) -> anyhow::Result<Counts> {
+    if let Some(ensure) = tests.ensure
+        && let Err(error) = ensure()
+    {
+        println!("{suite}: tests will be skipped: {error:#}");
+    }
     let skips = tempfile::NamedTempFile::new().context("cannot create a file for skipped tests")?;
     let mut command = cargo::cargo(&["test", "--no-fail-fast"]);
     command.args(tests.targets).arg("--").args(filter);

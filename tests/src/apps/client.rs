@@ -36,6 +36,14 @@ impl<'a> Client<'a> {
         Self::new(["unix".to_owned(), path.display().to_string()])
     }
 
+    /// One request of HTTP/1.1 to a [`Mode::Http`](super::Mode::Http) server, by
+    /// [`request`](Self::request); `path` begins with a slash. The outcome has the answer instead
+    /// of what the kernel tells of the connection.
+    #[must_use]
+    pub fn http(address: SocketAddr, path: &str) -> Self {
+        Self::new(["http".to_owned(), format!("http://{address}{path}")])
+    }
+
     fn new(target: [String; 2]) -> Self {
         let args = std::iter::once("connect".to_owned())
             .chain(target)
@@ -96,6 +104,14 @@ impl<'a> Client<'a> {
     /// As [`connect`](Self::connect).
     pub fn banner(self) -> anyhow::Result<Outcome> {
         self.option("--then=banner").run()
+    }
+
+    /// Makes the request of [`http`](Self::http).
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn request(self) -> anyhow::Result<Outcome> {
+        self.run()
     }
 
     /// Sends `bytes` to a [`Mode::Echo`](super::Mode::Echo) server, half-closes, and compares what

@@ -13,4 +13,4 @@ pub use answerer::Answerer;
 pub use client::{Client, Held};
 pub use probe::{Hoarded, Kind, Probe, Socket};
 pub use server::{Server, ServerBuilder};
-pub use wire::{Mode, Outcome, Seen, Transfer};
+pub use wire::{Answer, Mode, Outcome, Seen, Transfer};

@@ -19,6 +19,8 @@ pub enum Mode {
     /// Keeps connections open and tells, when asked, of each who made it and its
     /// `SO_ORIGINAL_DST`.
     Keep,
+    /// Answers one request of HTTP/1.1 with a [`Seen`] and closes.
+    Http,
 }
 
 /// What a server in [`Mode::Keep`] knows of a connection: `getpeername(2)` and `SO_ORIGINAL_DST`.
@@ -34,6 +36,7 @@ impl Mode {
             Self::Sink => "sink",
             Self::Source => "source",
             Self::Keep => "keep",
+            Self::Http => "http",
         }
     }
 }
@@ -76,12 +79,28 @@ pub struct Outcome {
     pub local: Option<SocketAddr>,
     /// `getpeername(2)`.
     pub peer: Option<SocketAddr>,
-    /// What a [`Mode::Banner`] server sent, when it was waited for.
+    /// What a [`Mode::Banner`] or [`Mode::Http`] server sent, when it was waited for.
     pub banner: Option<Seen>,
+    /// The answer to an HTTP request.
+    pub http: Option<Answer>,
     /// The result of a transfer, when there was one.
     pub transfer: Option<Transfer>,
     /// What went wrong after the connection was established.
     pub error: Option<String>,
+}
+
+/// The header that a [`Mode::Http`] server repeats the request's path in.
+pub const PATH_HEADER: &str = "x-path";
+
+/// The answer to an HTTP request, its body apart.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// Its status code.
+    pub status: u16,
+    /// The header `server`: proxies put their name there.
+    pub server: Option<String>,
+    /// The path that the server was asked for.
+    pub path: Option<String>,
 }
 
 /// The result of a transfer.

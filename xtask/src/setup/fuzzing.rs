@@ -61,16 +61,16 @@ pub fn ensure_nightly() -> anyhow::Result<()> {
     step(compiler::rustup().args(["toolchain", "install", "nightly", "--profile", "minimal"]))
 }
 
-/// The first line of what a program says of itself.
-fn version(program: &OsStr) -> anyhow::Result<String> {
+/// The first line of what a program says of itself, blank ones apart.
+pub(super) fn version(program: &OsStr) -> anyhow::Result<String> {
     let output = Command::new(program)
         .arg("--version")
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot run {}", program.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    match text.lines().next() {
-        Some(line) if output.status.success() => Ok(line.to_owned()),
+    match text.lines().find(|line| !line.trim().is_empty()) {
+        Some(line) if output.status.success() => Ok(line.trim().to_owned()),
         _ => bail!(
             "`{} --version` failed with {}",
             program.display(),

@@ -14,6 +14,7 @@ use crate::cargo;
 
 mod apt;
 mod compiler;
+mod envoy;
 pub mod fuzzing;
 mod linker;
 mod programs;
@@ -69,9 +70,16 @@ const FUZZING: [Need; 2] = [
     },
 ];
 
+/// What only the suite `envoy` needs besides.
+const ENVOY: [Need; 1] = [Need {
+    name: "Envoy",
+    find: envoy::find,
+    install: |_| envoy::install(),
+}];
+
 /// The command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let needs: Vec<&Need> = NEEDS.iter().chain(&FUZZING).collect();
+    let needs: Vec<&Need> = NEEDS.iter().chain(&FUZZING).chain(&ENVOY).collect();
     provide(&needs, args)
 }
 
@@ -123,6 +131,14 @@ pub fn ensure() -> anyhow::Result<()> {
 /// As [`run`].
 pub fn ensure_with_fuzzing() -> anyhow::Result<()> {
     ensure_all(&NEEDS.iter().chain(&FUZZING).collect::<Vec<_>>())
+}
+
+/// Installs Envoy if it is missing; see [`ensure`].
+///
+/// # Errors
+/// As [`run`].
+pub fn ensure_envoy() -> anyhow::Result<()> {
+    ensure_all(&ENVOY.iter().collect::<Vec<_>>())
 }
 
 fn ensure_all(needs: &[&Need]) -> anyhow::Result<()> {

@@ -14,7 +14,7 @@ struct Program {
 }
 
 /// What the tests really run. A test that needs another program adds a line here.
-const PROGRAMS: [Program; 6] = [
+const PROGRAMS: [Program; 8] = [
     Program {
         name: "ip",
         package: "iproute2",
@@ -31,6 +31,16 @@ const PROGRAMS: [Program; 6] = [
         reason: "runs programs as another user",
     },
     Program {
+        name: "python3",
+        package: "python3",
+        reason: "makes the system calls that Rust would make in unsafe code",
+    },
+    Program {
+        name: "iptables",
+        package: "iptables",
+        reason: "captures as Istio does, for comparison",
+    },
+    Program {
         name: "iptables-restore",
         package: "iptables",
         reason: "loads the rules that the agent replaces, to compare with",
@@ -43,7 +53,7 @@ const PROGRAMS: [Program; 6] = [
     Program {
         name: "conntrack",
         package: "conntrack",
-        reason: "makes the rules forget earlier datagrams",
+        reason: "tells which connections the kernel tracks, and has it forget them",
     },
 ];
 

@@ -21,7 +21,7 @@ use sidecar_tests::apps::{
     wire::{self, Outcome, Received, Transfer},
 };
 
-use crate::socket;
+use crate::{http, socket};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -53,6 +53,8 @@ enum Target {
     Tcp { address: SocketAddr },
     /// To a unix stream socket; `@name` for one in the abstract namespace
     Unix { path: PathBuf },
+    /// One HTTP request; the other options are not for it
+    Http { url: String },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -72,6 +74,9 @@ enum Then {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    if let Target::Http { url } = &args.target {
+        return print(&http::request(url));
+    }
     let socket = open(args).context("cannot make the socket")?;
     let mut outcome = Outcome::default();
     match connect(args, &socket, &mut outcome) {
@@ -98,7 +103,7 @@ fn open(args: &Args) -> rustix::io::Result<OwnedFd> {
     let family = match &args.target {
         Target::Tcp { address } if address.is_ipv4() && !args.mapped => AddressFamily::INET,
         Target::Tcp { .. } => AddressFamily::INET6,
-        Target::Unix { .. } => AddressFamily::UNIX,
+        Target::Unix { .. } | Target::Http { .. } => AddressFamily::UNIX,
     };
     let protocol = args.mptcp.then_some(ipproto::MPTCP);
     let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, protocol)?;
@@ -120,6 +125,8 @@ fn connect(args: &Args, socket: &OwnedFd, outcome: &mut Outcome) -> rustix::io::
         Target::Tcp { address } if args.mapped => net::connect(socket, &wire::mapped(*address)),
         Target::Tcp { address } => net::connect(socket, address),
         Target::Unix { path } => net::connect(socket, &socket::unix_address(path)?),
+        // Has been done.
+        Target::Http { .. } => Ok(()),
     };
     if args.non_blocking && connected == Err(Errno::INPROGRESS) {
         outcome.in_progress = true;

@@ -11,6 +11,7 @@ use sidecar_tests::{Cgroup, Namespace};
 
 mod answer;
 mod connect;
+mod http;
 mod probe;
 mod serve;
 mod socket;

@@ -22,7 +22,7 @@ use sidecar_tests::apps::{
     wire::{Kept, Mode},
 };
 
-use crate::{connect::print, socket};
+use crate::{connect::print, http, socket};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -146,6 +146,10 @@ fn handle(mut connection: &File, mode: Mode, bytes: u64, name: String) -> io::Re
             let seen = socket::seen(connection, name);
             writeln!(connection, "{}", serde_json::to_string(&seen)?)?;
         }
+        Mode::Http => http::answer(
+            connection,
+            &serde_json::to_string(&socket::seen(connection, name))?,
+        )?,
         Mode::Sink => {
             let received = stream::hash(connection)?;
             writeln!(connection, "{}", serde_json::to_string(&received)?)?;
