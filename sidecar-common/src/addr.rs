@@ -19,13 +19,12 @@ pub struct Addr {
 const _: () = assert!(size_of::<Addr>() == 16);
 
 impl PartialEq for Addr {
-    /// Word by word: derived, this would be a call of `bcmp`, a loop over bytes in a BPF program.
+    /// Derived, this would be a call of `bcmp`, a loop over bytes in a BPF program. Here and below:
+    /// one branch instead of four, as the verifier follows every combination of them.
     #[inline(always)]
     fn eq(&self, other: &Self) -> bool {
-        self.words[0] == other.words[0]
-            && self.words[1] == other.words[1]
-            && self.words[2] == other.words[2]
-            && self.words[3] == other.words[3]
+        let [a, b] = [&self.words, &other.words];
+        (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
     }
 }
 
@@ -71,7 +70,7 @@ impl Addr {
     #[inline(always)]
     #[must_use]
     pub const fn is_v4(&self) -> bool {
-        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == Self::MAPPED
+        self.words[0] | self.words[1] | (self.words[2] ^ Self::MAPPED) == 0
     }
 
     /// The IPv4 address as a word in network order. Meaningful only if [`Self::is_v4`].
@@ -88,10 +87,7 @@ impl Addr {
         if self.is_v4() {
             u32::from_be(self.words[3]) >> 24 == 127
         } else {
-            self.words[0] == 0
-                && self.words[1] == 0
-                && self.words[2] == 0
-                && self.words[3] == 1u32.to_be()
+            self.words[0] | self.words[1] | self.words[2] | (self.words[3] ^ 1u32.to_be()) == 0
         }
     }
 
@@ -99,10 +95,10 @@ impl Addr {
     #[inline(always)]
     #[must_use]
     pub const fn is_wildcard(&self) -> bool {
-        self.words[0] == 0
-            && self.words[1] == 0
-            && (self.words[2] == 0 || self.words[2] == Self::MAPPED)
-            && self.words[3] == 0
+        let third = self.words[2] as u64;
+        // Zero if either factor is.
+        let mapped_or_zero = third * (third ^ Self::MAPPED as u64);
+        (self.words[0] | self.words[1] | self.words[3]) as u64 | mapped_or_zero == 0
     }
 
     /// Whether this is a multicast address, 224.0.0.0/4 or `ff00::/8`.

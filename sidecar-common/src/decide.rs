@@ -207,8 +207,15 @@ pub fn outbound<T: Tables>(
     if call.dst.addr.is_wildcard() {
         call.dst.addr = call.dst.addr.loopback();
     }
+    // What is for the workload itself leaves by `lo`, whose interface ever has the address.
     let is_excluded = header.flags & PlanHeader::EXCLUDED_INTERFACES != 0
+        && !call.dst.addr.is_loopback()
+        && !tables.is_local(&call.dst.addr)
         && tables.egress(&call.dst.addr) & Interface::EXCLUDED != 0;
+    // A call to `::6` comes from there by itself, as it is an address of `lo`.
+    if call.src.is_wildcard() && call.dst.addr == Addr::PASSTHROUGH_V6 {
+        call.src = call.dst.addr;
+    }
     let decision = if header.flags & PlanHeader::PROXIED == 0 {
         direct(tables, plan, header, &call, is_excluded)
     } else if is_excluded {

@@ -110,7 +110,9 @@ pub fn proxy_listener(header: &PlanHeader, decision: &Decision, asked_for: &Addr
         return Endpoint::default();
     }
     let mut addr = asked_for.loopback();
-    if addr.is_v4() && port == header.outbound_port {
+    // Where the proxy is transparent, addresses are told to the letter.
+    let spread = header.flags & PlanHeader::TPROXY == 0;
+    if spread && addr.is_v4() && port == header.outbound_port {
         // SAFETY: takes nothing, cannot fail.
         let random = unsafe { bpf_get_prandom_u32() };
         let host = u32::from_be(addr.v4()) + random % SPREAD;

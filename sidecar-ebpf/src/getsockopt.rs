@@ -3,8 +3,9 @@
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sockopt};
 use sidecar_common::{
-    Addr, Endpoint, decide,
-    keys::{Tuple, WorkloadId},
+    Addr, Endpoint,
+    decide::{self, Tables as _},
+    keys::Tuple,
     values::{Original, PlanHeader},
 };
 
@@ -94,17 +95,18 @@ pub fn getsockopt(ctx: *mut bpf_sockopt) -> i32 {
     if sk.is_null() {
         return ALLOW;
     }
-    if let Some(original) = original(sk, identity.workload, header) {
+    if let Some(original) = original(sk, &tables, header) {
         answer(ctx, level, &original);
     }
     ALLOW
 }
 
 /// Outbound: what the client end's connect asked for. Inbound: the accepted socket's own local
-/// address, unless that is a capture port, which somebody called directly: answering would make
-/// the proxy call itself.
+/// address, unless that is a capture port that the workload itself called directly: answering would
+/// make the proxy call itself, over and over. Somebody else who does that is told, as by
+/// `istio-iptables`; the call that the proxy then makes to itself is the last one.
 #[inline(always)]
-fn original(sk: *mut bpf_sock, workload: WorkloadId, header: &PlanHeader) -> Option<Endpoint> {
+fn original(sk: *mut bpf_sock, tables: &KernelTables, header: &PlanHeader) -> Option<Endpoint> {
     // SAFETY: checked for null by the caller.
     if let Some(original) = unsafe { maps::cgroup::recall(sk) }
         && original.kind == Original::ACCEPTED
@@ -114,7 +116,7 @@ fn original(sk: *mut bpf_sock, workload: WorkloadId, header: &PlanHeader) -> Opt
     let (local, peer) = ends(sk);
     // Without memory it was not handed over.
     let noted = maps::original(&Tuple {
-        workload,
+        workload: tables.workload,
         client: peer,
         server: local,
     });
@@ -126,7 +128,8 @@ fn original(sk: *mut bpf_sock, workload: WorkloadId, header: &PlanHeader) -> Opt
     let is_capture_port = local.port == header.outbound_port
         || local.port == header.inbound_port
         || local.port == header.dns_port;
-    (!is_capture_port).then_some(local)
+    let is_own = || peer.addr.is_loopback() || tables.is_local(&peer.addr);
+    (!is_capture_port || !local.addr.is_loopback() && !is_own()).then_some(local)
 }
 
 #[inline(always)]

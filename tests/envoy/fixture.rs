@@ -48,7 +48,9 @@ pub fn lab_with(annotations: &[&str], sidecar: &str) -> anyhow::Result<Lab> {
     // The source of inbound passthrough, as istio-iptables adds it; 127.0.0.6 is there anyway.
     lab.workload().netns.add_address("lo", "::6/128".parse()?)?;
     let proxy = "capture.sidecar-agent.io/proxy: external";
-    let annotations: Vec<&str> = annotations.iter().copied().chain([proxy]).collect();
+    // The workload's first address is IPv4.
+    let both = "capture.sidecar-agent.io/dual-stack: 'true'";
+    let annotations: Vec<&str> = annotations.iter().copied().chain([proxy, both]).collect();
     lab.write("sidecar.yaml", sidecar)?;
     lab.write_workload(&annotations)?;
     lab.write_mesh("{}\n")?;

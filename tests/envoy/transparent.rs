@@ -19,17 +19,6 @@ fn inbound_arrives_with_client_and_destination_as_they_are() -> anyhow::Result<(
     require_envoy!();
     let mut lab = lab_with(&[MODE], SIDECAR)?;
     lab.start_agent()?;
-    lab.workload()
-        .netns
-        .sysctl("net/ipv4/tcp_fwmark_accept", "1")?;
-    for f in ["", "-6 "] {
-        lab.workload()
-            .netns
-            .ip(&format!("{f}rule add fwmark 1337 lookup 133"))?;
-        lab.workload()
-            .netns
-            .ip(&format!("{f}route add local default dev lo table 133"))?;
-    }
     let bootstrap = Bootstrap::default().transparent().http(8081);
     let envoy = envoy(&lab).bootstrap(bootstrap).net_admin().start()?;
     serve_app(&mut lab, 8080, Mode::Banner)?;
@@ -61,17 +50,6 @@ fn outbound_works_as_without() -> anyhow::Result<()> {
     require_envoy!();
     let mut lab = lab_with(&[MODE], SIDECAR)?;
     lab.start_agent()?;
-    lab.workload()
-        .netns
-        .sysctl("net/ipv4/tcp_fwmark_accept", "1")?;
-    for f in ["", "-6 "] {
-        lab.workload()
-            .netns
-            .ip(&format!("{f}rule add fwmark 1337 lookup 133"))?;
-        lab.workload()
-            .netns
-            .ip(&format!("{f}route add local default dev lo table 133"))?;
-    }
     let envoy = envoy(&lab)
         .bootstrap(Bootstrap::default().transparent())
         .net_admin()
@@ -93,17 +71,6 @@ fn proxy_to_its_own_address() -> anyhow::Result<()> {
     require_envoy!();
     let mut lab = lab_with(&[MODE], SIDECAR)?;
     lab.start_agent()?;
-    lab.workload()
-        .netns
-        .sysctl("net/ipv4/tcp_fwmark_accept", "1")?;
-    for f in ["", "-6 "] {
-        lab.workload()
-            .netns
-            .ip(&format!("{f}rule add fwmark 1337 lookup 133"))?;
-        lab.workload()
-            .netns
-            .ip(&format!("{f}route add local default dev lo table 133"))?;
-    }
     let envoy = envoy(&lab)
         .bootstrap(Bootstrap::default().transparent())
         .net_admin()

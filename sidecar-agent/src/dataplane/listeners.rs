@@ -4,7 +4,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::Path,
 };
 
@@ -16,7 +19,7 @@ use rustix::fs::fstat;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use sidecar_common::{Addr, Endpoint, keys::WorkloadId, values::PlanHeader};
 
-use super::{attach::Attachment, cgroup, maps::Maps};
+use super::{attach::Attachment, cgroup, maps::Maps, sys};
 
 /// Enters every listening socket of the workload's processes on one of `ports`.
 ///
@@ -38,6 +41,31 @@ pub fn enter_existing(
             && let Err(error) = maps.enter_socket(workload, found.endpoint, &socket)
         {
             tracing::warn!(workload, endpoint = %found.endpoint, "{error:#}");
+        }
+    }
+}
+
+/// Lets the proxy's outbound listeners answer from the destinations that are called through a
+/// virtual interface: they are not the workload's own, and only a transparent socket may.
+pub fn make_transparent(workload: WorkloadId, attachment: &Attachment) {
+    let Some(header) = attachment.header else {
+        return;
+    };
+    if header.flags & PlanHeader::VIRTUAL_INTERFACES == 0 {
+        return;
+    }
+    let ports = BTreeSet::from([header.outbound_port]);
+    let cgroups = attachment.cgroups.iter().map(|(_, path)| path.as_path());
+    for found in listening_sockets(attachment, cgroups, &ports, |_| true) {
+        if let Some(socket) = found.borrow()
+            && let Err(error) = sys::set_transparent(socket.as_fd())
+        {
+            let endpoint = found.endpoint;
+            tracing::warn!(
+                workload,
+                %endpoint,
+                "making the proxy's listener transparent, for its virtual interfaces: {error}"
+            );
         }
     }
 }

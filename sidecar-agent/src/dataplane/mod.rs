@@ -190,6 +190,7 @@ impl Dataplane {
         attachment.listen_ports.clone_from(&plan.listen_ports);
         attachment.plan = id;
         attachment.header = Some(plan.header);
+        listeners::make_transparent(workload, attachment);
         self.retire_plans();
         Ok(())
     }
@@ -229,6 +230,7 @@ impl Dataplane {
             if let Err(error) = attachment.refresh(&mut self.maps) {
                 tracing::debug!(workload, "{error:#}");
             }
+            listeners::make_transparent(workload, attachment);
             // /proc is slow to read: only where a socket may be missing in the map.
             let known = sockets.remove(&workload).unwrap_or_default();
             let is_known = |port: &u16| known.iter().any(|endpoint| endpoint.port == *port);

@@ -117,6 +117,27 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     }
 }
 
+/// Lets a socket answer from addresses that are not local (`IP_TRANSPARENT`, which IPv6 sockets
+/// share). Needs `CAP_NET_ADMIN` in the user namespace of the socket's network.
+pub fn set_transparent(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the value and its size are valid for the duration of the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IP,
+            libc::IP_TRANSPARENT,
+            (&raw const on).cast(),
+            4,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 /// The user namespace that a network namespace belongs to.
 pub fn owning_userns(netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     /// `_IO(0xb7, 0x1)`.

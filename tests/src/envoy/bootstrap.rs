@@ -174,16 +174,6 @@ impl Bootstrap {
             "name": "envoy.filters.listener.original_dst",
             "typed_config": typed("filters.listener.original_dst.v3.OriginalDst", json!({})),
         }]);
-        if self.transparent {
-            let more = json!({
-                "name": "envoy.filters.listener.original_src",
-                "typed_config": typed("filters.listener.original_src.v3.OriginalSrc", json!({"mark": 1337})),
-            });
-            inbound["listener_filters"]
-                .as_array_mut()
-                .unwrap()
-                .push(more);
-        }
         inbound
     }
 
