@@ -12,14 +12,14 @@ use sidecar_agent::{
     compile::{Target, UnixAddr},
     model::{
         Compat,
-        mesh::InterceptionMode,
+        mesh::ProxyConfig,
         tree::{Key, Node, Value},
         validate::webhook_as,
     },
     resolve::{
         forward,
         hosts::Hosts,
-        traffic::{Include, Traffic},
+        traffic::{Include, Settings, Traffic},
     },
     source::pod_cgroup,
 };
@@ -231,9 +231,11 @@ fn traffic(line: &str) {
     ] {
         annotations.insert(name.to_owned(), line.to_owned());
     }
-    let (traffic, bad) = Traffic::read(&annotations, InterceptionMode::Redirect);
-    for bad in bad {
-        assert!(line.contains(&bad.value), "{bad:?} of {line:?}");
+    let Settings {
+        traffic, problems, ..
+    } = Traffic::read(&annotations, &ProxyConfig::default());
+    for problem in problems {
+        assert!(line.contains(&problem.value), "{problem:?} of {line:?}");
     }
     for port in traffic.exclude_outbound.iter().take(4) {
         assert!(
@@ -265,8 +267,8 @@ fn traffic(line: &str) {
     rewrite("excludeOutboundIPRanges", list(&traffic.exclude_ranges));
     rewrite("includeOutboundPorts", list(&traffic.include_outbound));
     rewrite("excludeOutboundPorts", list(&traffic.exclude_outbound));
-    let (again, _) = Traffic::read(&annotations, InterceptionMode::Redirect);
-    assert_eq!(traffic, again, "{line:?}");
+    let again = Traffic::read(&annotations, &ProxyConfig::default());
+    assert_eq!(traffic, again.traffic, "{line:?}");
 }
 
 fn included<T>(include: &Include<T>, list: impl Fn(&T) -> String) -> String {

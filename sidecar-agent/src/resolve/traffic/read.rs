@@ -164,7 +164,7 @@ fn owner_groups(reader: &mut Reader<'_>) -> OwnerGroups {
         if groups.len() <= MAX_GROUPS {
             return Some(groups);
         }
-        reader.drop(setting, settings::too_many_groups(groups.len()));
+        reader.drop(setting, &settings::too_many_groups(groups.len()));
         None
     };
     let all = reader

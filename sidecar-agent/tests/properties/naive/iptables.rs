@@ -54,7 +54,7 @@ pub fn outbound(
     passes
 }
 
-/// The chain ISTIO_OUTPUT of the nat table.
+/// The chain `ISTIO_OUTPUT` of the nat table.
 fn output(
     mesh: &MeshConfig,
     workload: &Workload<'_>,
@@ -159,7 +159,7 @@ fn is_marked(workload: &Workload<'_>, call: &Call<'_>) -> bool {
         && !call.udp
         && is_over_lo(workload, dst.ip())
         && !is_in_loopback(workload, dst.ip())
-        && !(dst.is_ipv6() && !settings.is_v6_on(&workload.addresses))
+        && (dst.is_ipv4() || settings.is_v6_on(&workload.addresses))
         && is_proxy
         && !settings.excludes_interface("lo")
         && !src.is_some_and(is_passthrough)
