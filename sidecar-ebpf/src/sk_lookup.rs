@@ -34,7 +34,7 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
     };
     let call = call(ctx.lookup);
     let dst = &call.dst;
-    if header.flags & PlanHeader::PROXIED != 0
+    if header.flags & (PlanHeader::PROXIED | PlanHeader::TPROXY) == PlanHeader::PROXIED
         && dst.port == header.outbound_port
         && dst.addr.is_loopback()
     {

@@ -14,6 +14,9 @@ pub struct Args {
     /// Directory of files of cases, as in tests/cases
     #[arg(long, value_name = "DIR")]
     cases: Option<PathBuf>,
+    /// Run the cases of iptables by real connections through the agent's programs, too: needs root
+    #[arg(long)]
+    live: bool,
 }
 
 /// Builds the runner of the test vectors and runs it.
@@ -26,6 +29,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => cargo::workspace().join("tests/cases"),
     };
     setup::ensure()?;
-    let code = cargo::exit_code(cargo::tool("conformance").arg(cases))?;
+    let mut conformance = cargo::tool("conformance");
+    conformance.arg(cases);
+    if args.live {
+        // Its connections are made by a program of its own.
+        cargo::run(&mut cargo::cargo(&[
+            "build",
+            "--quiet",
+            "--bins",
+            "-p",
+            "sidecar-tests",
+        ]))?;
+        conformance.arg("--live");
+    }
+    let code = cargo::exit_code(&mut conformance)?;
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use sidecar_agent::conformance::{FILES, Outcome, Runner, iptables::deviations};
+use sidecar_agent::conformance::{CaseResult, FILES, Outcome, Runner, iptables::deviations};
 
 /// As clap's for arguments that cannot be used.
 const USAGE: u8 = 2;
@@ -24,6 +24,9 @@ const USAGE: u8 = 2;
 struct Args {
     /// Directory of files of cases.
     cases: PathBuf,
+    /// Run the cases of iptables by real connections, too: needs root
+    #[arg(long)]
+    live: bool,
 }
 
 #[derive(Default)]
@@ -33,7 +36,7 @@ struct Counts {
 }
 
 fn main() -> ExitCode {
-    let Args { cases } = Args::parse();
+    let Args { cases, live } = Args::parse();
     let names = match names(&cases) {
         Ok(names) => names,
         Err(error) => {
@@ -47,6 +50,12 @@ fn main() -> ExitCode {
             run(&cases.join(name), name, runner, &mut counts);
         } else {
             eprintln!("not there: {name}");
+        }
+    }
+    if live {
+        match live::run(&cases) {
+            Ok(results) => counts.add("live", results),
+            Err(error) => counts.fail("live", &format!("{error:#}")),
         }
     }
     println!("{} passed, {} failed", counts.passed, counts.failed);
@@ -96,22 +105,59 @@ fn names(directory: &Path) -> Result<Vec<OsString>> {
 }
 
 fn run(path: &Path, name: &str, runner: Runner, counts: &mut Counts) {
-    let mut failed = |case: &str, why: &str| {
-        println!("FAILED {name}: {case}{why}");
-        counts.failed += 1;
-    };
     let read = fs::read_to_string(path).context("cannot be read");
-    let results = read.and_then(|text| runner(&text).context("is no file of cases"));
-    match results {
-        Err(error) => failed("", &format!("{error:#}")),
-        Ok(results) if results.is_empty() => failed("", "has no case"),
-        Ok(results) => {
-            for result in results {
-                match result.outcome {
-                    Outcome::Passed => counts.passed += 1,
-                    Outcome::Failed(why) => failed(&format!("{}: ", result.name), &why),
-                }
+    match read.and_then(|text| runner(&text).context("is no file of cases")) {
+        Err(error) => counts.fail(name, &format!("{error:#}")),
+        Ok(results) if results.is_empty() => counts.fail(name, "has no case"),
+        Ok(results) => counts.add(name, results),
+    }
+}
+
+impl Counts {
+    fn add(&mut self, file: &str, results: Vec<CaseResult>) {
+        for result in results {
+            match result.outcome {
+                Outcome::Passed => self.passed += 1,
+                Outcome::Failed(why) => self.fail(file, &format!("{}: {why}", result.name)),
             }
         }
+    }
+
+    fn fail(&mut self, file: &str, why: &str) {
+        println!("FAILED {file}: {why}");
+        self.failed += 1;
+    }
+}
+
+/// The cases of iptables by real connections.
+mod live {
+    use std::{fs, path::Path};
+
+    use anyhow::{Context as _, Result};
+    use sidecar_agent::conformance::{
+        CaseResult,
+        iptables::{
+            cases,
+            deviations::{self, Deviations},
+        },
+    };
+    use sidecar_tests::interception::{
+        Observer, Ours,
+        conformance::{self, Compare},
+    };
+
+    /// Makes each connection in namespaces, through the agent's programs.
+    pub fn run(directory: &Path) -> Result<Vec<CaseResult>> {
+        let read = |name: &str| {
+            fs::read_to_string(directory.join(name)).with_context(|| format!("cannot read {name}"))
+        };
+        let file = cases::read(&read("iptables-cases.yaml")?)?;
+        let mut observer = Observer::new(Ours::new()?)?;
+        let results = conformance::run(&mut observer, &file, Compare::WithoutNat)?;
+        // Cases of somebody else's come without.
+        if !directory.join(deviations::FILE).exists() {
+            return Ok(results);
+        }
+        Ok(Deviations::read(&read(deviations::FILE)?, &file)?.apply(results))
     }
 }

@@ -25,7 +25,13 @@ pub fn outbound(
     workload: &Workload<'_>,
     call: &Call<'_>,
 ) -> Expected {
-    let dst = SocketAddr::new(call.dst.ip().to_canonical(), call.dst.port());
+    // To call nobody in particular is to call oneself, as connect(2) has it.
+    let ip = match call.dst.ip().to_canonical() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    let dst = SocketAddr::new(ip, call.dst.port());
     let call = &Call { dst, ..*call };
     let listeners = listeners(snapshot, services, workload);
     let at = |listener: &&Listener<'_>| listener.port == dst.port();
