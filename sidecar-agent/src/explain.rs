@@ -204,6 +204,12 @@ pub fn decide(plan: &Plan, tables: &MemTables<'_>, connection: &Connection<'_>) 
                 },
                 bound_device: false,
             };
+            // As in the kernel: of datagrams only DNS is decided.
+            if connection.transport == Transport::Udp
+                && !decide::concerns_datagrams(header, call.dst.port)
+            {
+                return Decision::new(Path::Pass, Reason::NotIncluded);
+            }
             decide::outbound(tables, 0, header, &call)
         }
         // Datagrams that arrive are not looked at.
