@@ -7,8 +7,7 @@ use proptest::prelude::*;
 use crate::{
     config,
     generate::{self, Pick},
-    naive::{self, Call},
-    subject,
+    naive, subject,
 };
 
 proptest! {
@@ -22,29 +21,20 @@ proptest! {
         let node = subject::plans(&snapshot);
         for planned in &node.workloads {
             let workload = naive::Workload::of(&snapshot, planned);
-            for pick in &picks {
-                let Pick { inbound, bound, uid, gid, udp, interface, ip, port, src, mapped } = pick;
+            for Pick { inbound, from_proxy, ip, port, src, mapped } in &picks {
                 let ip = *ip.get(&ips);
                 let dst = SocketAddr::new(if *mapped { to_mapped(ip) } else { ip }, *port.get(&ports));
                 let src = *src.get(&ips);
-                let call = Call {
-                    dst,
-                    src: bound.then_some(src),
-                    uid: *uid,
-                    gid: *gid,
-                    udp: *udp,
-                    interface: *interface,
-                };
                 let expected = if *inbound {
-                    naive::inbound(&snapshot, &services, &workload, src, dst, *interface)
+                    naive::inbound(&snapshot, &services, &workload, src, dst)
                 } else {
-                    naive::outbound(&snapshot, &services, &workload, &call)
+                    naive::outbound(&snapshot, &services, &workload, dst, *from_proxy)
                 };
-                let decided = subject::decide(planned, *inbound, src, &call);
-                prop_assert!(
-                    expected.is(&decided),
-                    "{}: {} from {}: {:?}\ndecided  {:?}\nexpected {:?}",
-                    planned.workload, dst, src, pick, decided, expected
+                let decided = subject::decide(planned, *inbound, src, dst, *from_proxy);
+                prop_assert_eq!(
+                    decided, expected,
+                    "{} {}: {} from {}, proxy: {}",
+                    planned.workload, if *inbound { "inbound" } else { "outbound" }, dst, src, from_proxy
                 );
             }
         }

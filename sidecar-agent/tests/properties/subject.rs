@@ -1,6 +1,10 @@
 //! What is tested, and nothing else calls it: a changed signature is mended here.
 
-use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use proptest::prelude::*;
 use sidecar_agent::{
@@ -19,12 +23,9 @@ use sidecar_agent::{
     },
     source::files::{File, Store, Update},
 };
-use sidecar_common::{Path, Reason, decide::Transport};
+use sidecar_common::{Path, Reason, decide::Direction};
 
-use crate::{
-    generate::{self, World},
-    naive::Call,
-};
+use crate::generate::{self, World};
 
 /// A service as a listener or scope shows it: host name, namespace, resource, ports.
 pub type Seen = (String, String, String, Vec<u16>);
@@ -155,26 +156,22 @@ pub fn content(plan: &Plan) -> String {
 }
 
 /// Decides a connection by the compiled tables.
-pub fn decide(workload: &WorkloadPlan, inbound: bool, src: IpAddr, call: &Call<'_>) -> Outcome {
-    let Call { dst, interface, .. } = *call;
+pub fn decide(
+    workload: &WorkloadPlan,
+    inbound: bool,
+    src: IpAddr,
+    dst: SocketAddr,
+    from_proxy: bool,
+) -> Outcome {
     let connection = if inbound {
-        Connection {
-            interface,
-            ..Connection::inbound(Some(src), dst)
-        }
+        Connection::inbound(Some(src), dst)
     } else {
         Connection {
-            transport: if call.udp {
-                Transport::Udp
+            caller: if from_proxy {
+                Who::Proxy
             } else {
-                Transport::Tcp
+                Connection::outbound(dst).caller
             },
-            src: call.src,
-            caller: Who::Ids {
-                uid: Some(call.uid),
-                gid: Some(call.gid),
-            },
-            interface,
             ..Connection::outbound(dst)
         }
     };
