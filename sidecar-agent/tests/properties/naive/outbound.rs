@@ -27,7 +27,12 @@ pub fn outbound(
     if from_proxy {
         return outcome(Path::Pass, Reason::ProxyOwn);
     }
-    let dst = SocketAddr::new(dst.ip().to_canonical(), dst.port());
+    let ip = match dst.ip().to_canonical() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    let dst = SocketAddr::new(ip, dst.port());
     let listeners = listeners(snapshot, services, workload);
     let at = |listener: &&Listener<'_>| listener.port == dst.port();
     // Real listeners are called at their address; one on the wildcard at any of the workload's.
