@@ -111,7 +111,7 @@ print(client.getpeername())
     Ok(())
 }
 
-/// Submits one IORING_OP_CONNECT by the raw system calls.
+/// Submits one `IORING_OP_CONNECT` by the raw system calls.
 const IO_URING: &str = r#"
 import ctypes, mmap, os, socket, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)

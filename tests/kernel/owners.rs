@@ -106,11 +106,13 @@ impl Drop for Pause {
     }
 }
 
+/// What the users of a pod begin with on the host.
+const BASE: u32 = 200_000;
+
 /// In a pod with a user namespace of its own, the proxy's uid is another one on the host.
 #[test]
 fn ids_are_those_of_the_user_namespace_that_owns_the_network() -> anyhow::Result<()> {
     require_root!();
-    const BASE: u32 = 200_000;
     let mut fixture = workload(Planner::new())?;
     let pause = Pause::start(&fixture.cgroup, BASE)?;
     let netns = Namespace::of_process("userns", pause.0.id())?;

@@ -64,15 +64,10 @@ fn the_proxys_call_to_the_workload_arrives_at_its_inbound_listener() -> anyhow::
     assert_eq!(reached(&seen)?, at("127.0.0.1:15006"));
     // The application's own calls pass, also from a port that the proxy had before.
     let app = fixture.app()?;
-    for client in [&injected, &app] {
+    for (client, name) in [(&injected, "proxy"), (&app, "app")] {
         let socket = client.socket(sidecar_tests::Kind::Tcp4)??;
         socket.bind(at("10.244.1.5:40001"))??;
         socket.connect(at("10.244.1.5:8080"))??;
-        let name = if std::ptr::eq(client, &app) {
-            "app"
-        } else {
-            "proxy"
-        };
         assert_eq!(socket.banner()??.name, name);
     }
     Ok(())

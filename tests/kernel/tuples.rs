@@ -114,14 +114,16 @@ fn a_socket_connected_again_has_its_new_destination() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Connections of one process: it cannot have many more open.
+const EACH: u32 = 15_000;
+/// Processes that connect, and as many that accept.
+const PROCESSES: usize = 4;
+
 /// More than there are source ports for one loopback address (28,232): all at once, each with its
 /// own destination.
 #[test]
 fn sixty_thousand_connections_at_a_time() -> anyhow::Result<()> {
     require_root!();
-    /// What one process can have open, with room to spare.
-    const EACH: u32 = 15_000;
-    const PROCESSES: usize = 4;
     let fixture = captured()?;
     let mut proxies = Vec::new();
     for _ in 0..PROCESSES {
