@@ -287,14 +287,19 @@ impl Plan {
     /// `+` at the end of a name that was declared stands for anything.
     #[must_use]
     pub fn interface(&self, name: &str) -> u32 {
-        let flags = self.interfaces.iter().filter_map(|(declared, flags)| {
-            let is_meant = match declared.strip_suffix('+') {
-                Some(prefix) => name.starts_with(prefix),
-                None => name == declared,
-            };
-            is_meant.then_some(*flags)
-        });
-        flags.fold(0, |all, flags| all | flags)
+        let meant = self
+            .interfaces
+            .iter()
+            .filter(|(declared, _)| is_meant(declared, name));
+        meant.fold(0, |all, (_, flags)| all | flags)
+    }
+}
+
+/// Whether an interface of this name is one that was declared so: see [`Plan::interface`].
+pub(super) fn is_meant(declared: &str, name: &str) -> bool {
+    match declared.strip_suffix('+') {
+        Some(prefix) => name.starts_with(prefix),
+        None => name == declared,
     }
 }
 

@@ -64,6 +64,11 @@ pub fn inbound(
                 also: passes,
             }
         }
+        // Of a declared port that is excluded both may be said.
+        None if from_itself && found.reason == Reason::ExcludedPort => Expected {
+            also: vec![Reason::ExcludedPort, Reason::SelfCall],
+            outcome: found,
+        },
         None => found.into(),
     }
 }

@@ -29,6 +29,9 @@ pub fn outbound(
     is_real: bool,
     at_itself: impl Fn() -> Outcome,
 ) -> Expected {
+    if call.udp && (workload.traffic.dns.is_none() || call.dst.port() != 53) {
+        return outcome(Path::Pass, Reason::NotIncluded).into();
+    }
     let rules = output(mesh, workload, call, is_real);
     let mut also = Vec::new();
     for (_, verdict) in rules.iter().filter(|(matches, _)| *matches) {

@@ -25,7 +25,13 @@ pub fn outbound(
     workload: &Workload<'_>,
     call: &Call<'_>,
 ) -> Expected {
-    let dst = SocketAddr::new(call.dst.ip().to_canonical(), call.dst.port());
+    let ip = match call.dst.ip().to_canonical() {
+        // To call nobody in particular is to call oneself.
+        ip if ip.is_unspecified() && ip.is_ipv4() => Ipv4Addr::LOCALHOST.into(),
+        ip if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let dst = SocketAddr::new(ip, call.dst.port());
     let call = &Call { dst, ..*call };
     let listeners = listeners(snapshot, services, workload);
     let at = |listener: &&Listener<'_>| listener.port == dst.port();
