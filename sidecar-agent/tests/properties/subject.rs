@@ -1,10 +1,6 @@
 //! What is tested, and nothing else calls it: a changed signature is mended here.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    path::PathBuf,
-};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
 use proptest::prelude::*;
 use sidecar_agent::{

@@ -117,7 +117,15 @@ pub fn ports(
     let captured = declared
         .filter(|listener| !is_real(listener, none))
         .filter(|_| is_captured_at(workload, dst.ip()));
-    let lists = workload.traffic.inbound(dst.port());
+    let lists = match workload.traffic.inbound(dst.port()) {
+        // A declared port counts as included, but not as the tunnel's.
+        Err(Reason::NotIncluded)
+            if workload.traffic.is_tunnel(dst.port()) && captured.is_some() =>
+        {
+            Err(Reason::ExcludedPort)
+        }
+        lists => lists,
+    };
 
     if workload.external_proxy {
         let reason = match (lists, captured) {

@@ -220,9 +220,14 @@ impl Traffic {
             .any(|net| net.network().is_loopback())
     }
 
+    /// Whether this is the tunnel port, which is captured in mode TPROXY only.
+    pub fn is_tunnel(&self, port: u16) -> bool {
+        port == self.tunnel_port && self.mode != InterceptionMode::Tproxy
+    }
+
     /// Why an inbound connection is captured, or why not.
     pub fn inbound(&self, port: u16) -> Result<Reason, Reason> {
-        let tunnel = port == self.tunnel_port && self.mode != InterceptionMode::Tproxy;
+        let tunnel = self.is_tunnel(port);
         match &self.include_inbound {
             Some(ports) if !ports.contains(&port) => Err(Reason::NotIncluded),
             _ if tunnel => Err(Reason::ExcludedPort),
