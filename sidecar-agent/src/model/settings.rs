@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use ipnet::Ipv4Net;
 
 /// A setting by which a workload's traffic capture is told.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Setting {
     /// The annotation of the workload.
     pub annotation: &'static str,
@@ -19,6 +19,8 @@ pub struct Setting {
     pub field: &'static str,
     /// What can be written.
     pub expected: &'static str,
+    /// What is wrong with a value of the environment variable; `None`: nothing.
+    problem: fn(&str) -> Option<String>,
 }
 
 impl Setting {
@@ -28,12 +30,18 @@ impl Setting {
             environment: "",
             field: "",
             expected,
+            problem: |_| None,
         }
     }
 
-    const fn or_environment(self, environment: &'static str) -> Self {
+    const fn or_environment(
+        self,
+        environment: &'static str,
+        problem: fn(&str) -> Option<String>,
+    ) -> Self {
         Self {
             environment,
+            problem,
             ..self
         }
     }
@@ -100,20 +108,25 @@ settings! {
     PROXY_GID = Setting::annotation("capture.sidecar-agent.io/proxy-gid", IDS);
     /// Groups whose outbound connections are captured, or `*`.
     OWNER_GROUPS = Setting::annotation("capture.sidecar-agent.io/outbound-owner-groups", IDS)
-        .or_environment("ISTIO_OUTBOUND_OWNER_GROUPS");
+        .or_environment("ISTIO_OUTBOUND_OWNER_GROUPS", |value| {
+            (value != "*").then(|| groups_problem(value)).flatten()
+        });
     /// Groups whose outbound connections are exempt; counts only where all are included.
     OWNER_GROUPS_EXCLUDE =
         Setting::annotation("capture.sidecar-agent.io/outbound-owner-groups-exclude", IDS)
-            .or_environment("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE");
+            .or_environment("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", groups_problem);
     /// What counts as loopback.
     LOOPBACK_CIDR = Setting::annotation(
         "capture.sidecar-agent.io/outbound-ipv4-loopback-cidr",
         "an IPv4 network such as 127.0.0.1/32",
     )
-    .or_environment("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR");
+    .or_environment("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", |value| {
+        (!value.is_empty() && loopback_cidr(value).is_none())
+            .then(|| format!("`{value}` is no IPv4 network such as 127.0.0.1/32"))
+    });
     /// Whether DNS goes to the proxy.
     DNS_CAPTURE = Setting::annotation("capture.sidecar-agent.io/dns-capture", BOOLEAN)
-        .or_environment("ISTIO_META_DNS_CAPTURE");
+        .or_environment("ISTIO_META_DNS_CAPTURE", boolean_problem);
     /// Whether DNS to any server does.
     DNS_CAPTURE_ALL = Setting::annotation("capture.sidecar-agent.io/dns-capture-all", BOOLEAN);
     /// The servers to which DNS is captured, where it is not to any.
@@ -123,14 +136,16 @@ settings! {
     );
     /// Whether any address of the workload, not only its first, turns IPv6 on.
     DUAL_STACK = Setting::annotation("capture.sidecar-agent.io/dual-stack", BOOLEAN)
-        .or_environment("ISTIO_DUAL_STACK");
+        .or_environment("ISTIO_DUAL_STACK", boolean_problem);
     /// Whether packets that connection tracking finds invalid are dropped. There is no connection
     /// tracking here, so that nothing follows from it.
     DROP_INVALID = Setting::annotation("capture.sidecar-agent.io/drop-invalid", BOOLEAN)
-        .or_environment("INVALID_DROP");
+        .or_environment("INVALID_DROP", boolean_problem);
     /// The tunnel port.
     TUNNEL_PORT = Setting::annotation("capture.sidecar-agent.io/inbound-tunnel-port", "a port")
-        .or_environment("INBOUND_TUNNEL_PORT");
+        .or_environment("INBOUND_TUNNEL_PORT", |value| {
+            (!value.is_empty() && port(value).is_none()).then(|| format!("`{value}` is no port"))
+        });
 }
 
 /// Istio's limit on the number of owner groups.
@@ -199,25 +214,23 @@ pub fn interface(text: &str) -> Option<String> {
 /// What is wrong with the value of an environment variable; `None`: nothing, or it is no setting.
 #[must_use]
 pub fn environment_problem(name: &str, value: &str) -> Option<String> {
-    let setting = ALL
-        .iter()
-        .find(|setting| setting.environment == name && !name.is_empty())?;
-    let value = value.trim();
-    let group = |text: &str| id(text).is_some();
-    let is_usable = if **setting == OWNER_GROUPS || **setting == OWNER_GROUPS_EXCLUDE {
-        let groups = elements(value).count();
-        if groups > MAX_GROUPS {
-            return Some(too_many_groups(groups));
-        }
-        elements(value).all(group) || **setting == OWNER_GROUPS && value == "*"
-    } else if **setting == LOOPBACK_CIDR {
-        value.is_empty() || loopback_cidr(value).is_some()
-    } else if **setting == TUNNEL_PORT {
-        value.is_empty() || port(value).is_some()
-    } else {
-        value.is_empty() || boolean(value).is_some()
-    };
-    (!is_usable).then(|| format!("`{value}` is not {}", setting.expected))
+    let is_it = |setting: &&&Setting| !name.is_empty() && setting.environment == name;
+    let setting = ALL.iter().find(is_it)?;
+    (setting.problem)(value.trim())
+}
+
+fn boolean_problem(value: &str) -> Option<String> {
+    let is_usable = value.is_empty() || boolean(value).is_some();
+    (!is_usable).then(|| format!("`{value}` is neither true nor false"))
+}
+
+fn groups_problem(value: &str) -> Option<String> {
+    let count = elements(value).count();
+    if count > MAX_GROUPS {
+        return Some(too_many_groups(count));
+    }
+    let bad = elements(value).find(|group| id(group).is_none())?;
+    Some(format!("`{bad}` is not the number of a group"))
 }
 
 /// What is said of a list of owner groups that is too long.

@@ -152,7 +152,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Takes a list for not written.
-    pub fn drop(&mut self, setting: &Setting, problem: String) {
+    pub fn drop(&mut self, setting: &Setting, problem: &str) {
         let written = self.origins.0.remove(setting.annotation);
         // Else it was reported where it was written.
         if written == Some(Written::Annotation) {
