@@ -12,7 +12,10 @@ use sidecar_agent::{
     },
     source::files::{File, Store, Update},
 };
-use sidecar_common::{Endpoint, Path, Reason, decide::Direction};
+use sidecar_common::{
+    Endpoint, Path, Reason,
+    decide::{Direction, Transport},
+};
 
 const SERVICES: &str = r#"
 apiVersion: v1
@@ -509,6 +512,143 @@ fn found_with(services: &str, mesh: &str, spec: &str) -> Vec<(String, String, u3
     read.found.iter().map(of).collect()
 }
 
+/// What a setting is about is shown where the setting was written.
+#[test]
+fn the_setting_that_decides_is_shown_where_it_was_written() {
+    const WORKLOAD: &str = "apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata:
+  name: app
+  namespace: prod
+  annotations:
+    capture.sidecar-agent.io/cgroup: app
+    capture.sidecar-agent.io/netns: /run/netns/app
+    capture.sidecar-agent.io/proxy: external
+    SETTING
+spec:
+  address: 10.0.0.1
+";
+    let outbound = || Connection::outbound("8.8.8.8:53".parse().unwrap());
+    let by_interface = |direction| Connection {
+        direction,
+        src: Some([10, 0, 0, 9].into()),
+        interface: Some("net1"),
+        ..outbound()
+    };
+    let v6 = || Connection::outbound("[2001:db8::1]:53".parse().unwrap());
+    let udp = || Connection {
+        transport: Transport::Udp,
+        ..outbound()
+    };
+    let loopback = || Connection::outbound("127.0.0.9:53".parse().unwrap());
+    let in_annotation = ("w.yaml", 10);
+    let own = "proxy.istio.io/config";
+    for (setting, mesh, connection, reason, place) in [
+        (
+            "capture.sidecar-agent.io/outbound-owner-groups: ''".to_owned(),
+            "",
+            outbound(),
+            Reason::OwnerGroup,
+            in_annotation,
+        ),
+        (
+            format!("{own}: '{{proxyMetadata: {{ISTIO_OUTBOUND_OWNER_GROUPS: \"\"}}}}'"),
+            "",
+            outbound(),
+            Reason::OwnerGroup,
+            in_annotation,
+        ),
+        (
+            String::new(),
+            "defaultConfig:\n  proxyMetadata:\n    ISTIO_OUTBOUND_OWNER_GROUPS: '5'\n",
+            outbound(),
+            Reason::OwnerGroup,
+            ("m.yaml", 3),
+        ),
+        (
+            "traffic.sidecar.istio.io/excludeInterfaces: net1".to_owned(),
+            "",
+            by_interface(Direction::Outbound),
+            Reason::ExcludedInterface,
+            in_annotation,
+        ),
+        (
+            "traffic.sidecar.istio.io/kubevirtInterfaces: net1".to_owned(),
+            "",
+            by_interface(Direction::Inbound),
+            Reason::VirtualInterface,
+            in_annotation,
+        ),
+        (
+            String::new(),
+            "defaultConfig:\n  proxyMetadata:\n    ISTIO_META_DNS_CAPTURE: 'true'\n",
+            udp(),
+            Reason::Dns,
+            ("m.yaml", 3),
+        ),
+        (
+            "capture.sidecar-agent.io/dual-stack: 'false'".to_owned(),
+            "",
+            v6(),
+            Reason::Ipv6Off,
+            in_annotation,
+        ),
+        (String::new(), "", v6(), Reason::Ipv6Off, ("w.yaml", 12)),
+        (
+            String::new(),
+            "defaultConfig:\n  interceptionMode: NONE\n",
+            outbound(),
+            Reason::InterceptionNone,
+            ("m.yaml", 2),
+        ),
+        (
+            "traffic.sidecar.istio.io/includeOutboundIPRanges: 127.0.0.0/8".to_owned(),
+            "defaultConfig:\n  proxyMetadata:\n    ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR: 127.0.0.1/8\n",
+            loopback(),
+            Reason::Loopback,
+            ("m.yaml", 3),
+        ),
+    ] {
+        let workload = WORKLOAD.replace("SETTING", &setting);
+        let read = read_as(Compat::Current, &[("w.yaml", &workload), ("m.yaml", mesh)]);
+        assert_eq!(read.found, [], "{setting}{mesh}");
+        let explained = explain::of_workload(
+            &read.node.workloads[0],
+            read.node.mesh.as_ref(),
+            &connection,
+        );
+        assert_eq!(explained.reason, reason, "{setting}{mesh}");
+        let resource = explained.resource.as_ref().unwrap();
+        let places = &read.update.places;
+        let at = places.locate(resource, &explained.field).unwrap();
+        assert_eq!((&*at.file, at.line), place, "{setting}{mesh}");
+    }
+}
+
+/// A mesh's setting that cannot be used is found in the MeshConfig, which then is not used.
+#[test]
+fn settings_of_the_mesh() {
+    let mesh = "defaultConfig:
+  statusPort: 65536
+  proxyMetadata:
+    ISTIO_META_DNS_CAPTURE: yes please
+    ISTIO_OUTBOUND_OWNER_GROUPS: 1,root
+    SOMETHING_ELSE: yes please
+    INVALID_DROP: true
+";
+    let read = read_as(Compat::Current, &[("m.yaml", mesh)]);
+    let found = |found: &Diagnostic| (found.code, found.location.as_ref().unwrap().line);
+    assert_eq!(
+        read.found.iter().map(found).collect::<Vec<_>>(),
+        [
+            ("SCA0025", 2),
+            ("SCA0020", 7),
+            ("SCA0240", 4),
+            ("SCA0240", 5)
+        ]
+    );
+}
+
 /// Each place in the code that finds something, by itself.
 #[test]
 fn every_finding_is_found_and_shown_where_it_is() {
@@ -525,6 +665,10 @@ fn every_finding_is_found_and_shown_where_it_is() {
         "capture.sidecar-agent.io/proxy: external",
     );
     let bad_annotation = SERVICES.replace("\"9999\"", "\"9999,x\"");
+    let without_effect = SERVICES.replace(
+        "traffic.sidecar.istio.io/excludeOutboundPorts: \"9999\"",
+        "capture.sidecar-agent.io/dns-capture: \"true\"\n    capture.sidecar-agent.io/dns-capture-all: \"0\"",
+    );
     let ingress = |port, more: &str| {
         format!(
             "ingress:\n- port: {{number: {port}, protocol: TCP}}\n  defaultEndpoint: 127.0.0.1:1\n{more}"
@@ -656,6 +800,12 @@ fn every_finding_is_found_and_shown_where_it_is() {
             captured,
             "egress:\n- hosts: ['./*']\n".into(),
             ("SCA0410", "a.yaml", 30),
+        ),
+        (
+            &*without_effect,
+            captured,
+            "egress:\n- hosts: ['./*']\n".into(),
+            ("SCA0412", "a.yaml", 30),
         ),
     ] {
         let (code, file, line) = expected;

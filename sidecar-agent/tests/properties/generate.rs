@@ -224,6 +224,7 @@ impl fmt::Debug for World {
 
 /// A connection to be made up from what a world holds.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a choice by itself")]
 pub struct Pick {
     pub inbound: bool,
     /// An outbound one: its socket is bound to `src`.

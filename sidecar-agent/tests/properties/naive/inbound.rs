@@ -37,7 +37,7 @@ pub fn inbound(
     if workload.external_proxy && captures {
         match iptables::prerouting(&snapshot.mesh, workload, interface, dst) {
             Some(decided) if decided.reason == Reason::VirtualInterface => return decided.into(),
-            Some(passed) => passes.push(passed.reason),
+            Some(decided) => passes.push(decided.reason),
             None => {}
         }
     }

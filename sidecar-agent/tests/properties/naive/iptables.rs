@@ -57,7 +57,7 @@ pub fn outbound(
     passes
 }
 
-/// The chain ISTIO_OUTPUT of the nat table.
+/// The chain `ISTIO_OUTPUT` of the nat table.
 fn output(
     mesh: &MeshConfig,
     workload: &Workload<'_>,
@@ -158,11 +158,12 @@ fn is_marked(workload: &Workload<'_>, call: &Call<'_>) -> bool {
     let is_proxy = settings.uids.contains(&call.uid) || settings.gids.contains(&call.gid);
     // A transparent proxy's connections for others have their addresses, and mark 1337.
     let for_others = src.is_some_and(|src| !is_over_lo(workload, src));
+    let has_rules = dst.is_ipv4() || settings.is_v6_on(&workload.addresses);
     settings.mode == InterceptionMode::Tproxy
         && !call.udp
         && is_over_lo(workload, dst.ip())
         && !is_in_loopback(workload, dst.ip())
-        && !(dst.is_ipv6() && !settings.is_v6_on(&workload.addresses))
+        && has_rules
         && is_proxy
         && !settings.excludes_interface("lo")
         && !src.is_some_and(is_passthrough)
