@@ -173,27 +173,7 @@ fn resolve(
             .into_iter()
             .map(|problem| setting_problem(resource.clone(), problem)),
     );
-    let mut addresses: Vec<IpAddr> = Vec::new();
-    let further = annotation(ADDRESSES_ANNOTATION).unwrap_or_default();
-    for text in further
-        .split(',')
-        .map(str::trim)
-        .filter(|text| !text.is_empty())
-    {
-        match text.parse::<IpAddr>() {
-            Ok(ip) => addresses.push(ip.to_canonical()),
-            Err(_) => findings.push(bad_annotation(
-                resource.clone(),
-                ADDRESSES_ANNOTATION,
-                text,
-                "IP addresses, separated by commas",
-            )),
-        }
-    }
-    if let Ok(ip) = spec.address.parse::<IpAddr>() {
-        addresses.retain(|further| *further != ip.to_canonical());
-        addresses.insert(0, ip.to_canonical());
-    }
+    let addresses = addresses(entry, &resource, findings);
     let proxy = match annotation(PROXY_ANNOTATION) {
         None | Some("none") => Proxy::None,
         Some("external") => Proxy::External {
@@ -260,6 +240,40 @@ fn resolve(
         traffic,
         origins,
     }
+}
+
+/// The workload's addresses; the first is that of its spec.
+fn addresses(
+    entry: &Object<WorkloadEntry>,
+    resource: &ResourceRef,
+    findings: &mut Vec<Finding>,
+) -> Vec<IpAddr> {
+    let Object { meta, spec, .. } = entry;
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    let further = meta
+        .annotations
+        .get(ADDRESSES_ANNOTATION)
+        .map_or("", String::as_str);
+    for text in further
+        .split(',')
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+    {
+        match text.parse::<IpAddr>() {
+            Ok(ip) => addresses.push(ip.to_canonical()),
+            Err(_) => findings.push(bad_annotation(
+                resource.clone(),
+                ADDRESSES_ANNOTATION,
+                text,
+                "IP addresses, separated by commas",
+            )),
+        }
+    }
+    if let Ok(ip) = spec.address.parse::<IpAddr>() {
+        addresses.retain(|further| *further != ip.to_canonical());
+        addresses.insert(0, ip.to_canonical());
+    }
+    addresses
 }
 
 /// A path below the cgroup2 root in one form; `None`: it is none.
