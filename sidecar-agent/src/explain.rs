@@ -186,6 +186,13 @@ pub fn decide(plan: &Plan, tables: &MemTables<'_>, connection: &Connection<'_>) 
         .src
         .unwrap_or_else(|| unspecified(connection.dst.ip()));
     let header = &plan.header;
+    // Datagrams are looked at only where they leave, and may be DNS that is captured.
+    if connection.transport == Transport::Udp
+        && (connection.direction == Direction::Inbound
+            || !decide::concerns_datagrams(header, connection.dst.port()))
+    {
+        return Decision::new(Path::Pass, Reason::NotIncluded);
+    }
     match connection.direction {
         Direction::Outbound => {
             let (uid, gid) = match connection.caller {
@@ -204,17 +211,7 @@ pub fn decide(plan: &Plan, tables: &MemTables<'_>, connection: &Connection<'_>) 
                 },
                 bound_device: false,
             };
-            // As in the kernel: of datagrams only DNS is decided.
-            if connection.transport == Transport::Udp
-                && !decide::concerns_datagrams(header, call.dst.port)
-            {
-                return Decision::new(Path::Pass, Reason::NotIncluded);
-            }
             decide::outbound(tables, 0, header, &call)
-        }
-        // Datagrams that arrive are not looked at.
-        Direction::Inbound if connection.transport == Transport::Udp => {
-            Decision::new(Path::Pass, Reason::NotIncluded)
         }
         Direction::Inbound => {
             let call = InboundCall {

@@ -12,7 +12,10 @@ use sidecar_agent::{
     },
     source::files::{File, Store, Update},
 };
-use sidecar_common::{Endpoint, Path, Reason, decide::Direction};
+use sidecar_common::{
+    Endpoint, Path, Reason,
+    decide::{Direction, Transport},
+};
 
 const SERVICES: &str = r#"
 apiVersion: v1
@@ -509,6 +512,145 @@ fn found_with(services: &str, mesh: &str, spec: &str) -> Vec<(String, String, u3
     read.found.iter().map(of).collect()
 }
 
+/// Why a connection of a workload with a proxy is decided so, under a setting of its own (line 10)
+/// and under those of the mesh; and file and line of what decided.
+fn decided_under(setting: &str, mesh: &str, connection: &Connection<'_>) -> (Reason, String, u32) {
+    const WORKLOAD: &str = "apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata:
+  name: app
+  namespace: prod
+  annotations:
+    capture.sidecar-agent.io/cgroup: app
+    capture.sidecar-agent.io/netns: /run/netns/app
+    capture.sidecar-agent.io/proxy: external
+    SETTING
+spec:
+  address: 10.0.0.1
+";
+    let workload = WORKLOAD.replace("SETTING", setting);
+    let files = [("w.yaml", &*workload), ("m.yaml", mesh)];
+    let read = read_as(Compat::Current, &files);
+    assert_eq!(read.found, [], "{setting}{mesh}");
+    let workload = &read.node.workloads[0];
+    let explained = explain::of_workload(workload, read.node.mesh.as_ref(), connection);
+    let resource = explained.resource.as_ref().unwrap();
+    let places = &read.update.places;
+    let at = places.locate(resource, &explained.field).unwrap();
+    (explained.reason, at.file.to_string(), at.line)
+}
+
+fn outbound(dst: &str) -> Connection<'static> {
+    Connection::outbound(dst.parse().unwrap())
+}
+
+#[test]
+fn the_annotation_that_decides_is_shown() {
+    let by_interface = |direction| Connection {
+        direction,
+        src: Some([10, 0, 0, 9].into()),
+        interface: Some("net1"),
+        ..outbound("8.8.8.8:80")
+    };
+    let own = "proxy.istio.io/config: '{proxyMetadata: {ISTIO_OUTBOUND_OWNER_GROUPS: \"\"}}'";
+    for (setting, connection, reason) in [
+        (
+            "capture.sidecar-agent.io/outbound-owner-groups: ''",
+            outbound("8.8.8.8:80"),
+            Reason::OwnerGroup,
+        ),
+        (own, outbound("8.8.8.8:80"), Reason::OwnerGroup),
+        (
+            "traffic.sidecar.istio.io/excludeInterfaces: net1",
+            by_interface(Direction::Outbound),
+            Reason::ExcludedInterface,
+        ),
+        (
+            "traffic.sidecar.istio.io/kubevirtInterfaces: net1",
+            by_interface(Direction::Inbound),
+            Reason::VirtualInterface,
+        ),
+        (
+            "capture.sidecar-agent.io/dual-stack: 'false'",
+            outbound("[2001:db8::1]:80"),
+            Reason::Ipv6Off,
+        ),
+    ] {
+        let decided = decided_under(setting, "", &connection);
+        assert_eq!(decided, (reason, "w.yaml".into(), 10), "{setting}");
+    }
+    // Its address is IPv4.
+    let decided = decided_under("", "", &outbound("[2001:db8::1]:80"));
+    assert_eq!(decided, (Reason::Ipv6Off, "w.yaml".into(), 12));
+}
+
+#[test]
+fn the_setting_of_the_mesh_that_decides_is_shown() {
+    let variable = |text: &str| format!("defaultConfig:\n  proxyMetadata:\n    {text}\n");
+    let udp = Connection {
+        transport: Transport::Udp,
+        ..outbound("8.8.8.8:53")
+    };
+    let including = "traffic.sidecar.istio.io/includeOutboundIPRanges: 127.0.0.0/8";
+    for (setting, mesh, connection, reason, line) in [
+        (
+            "",
+            variable("ISTIO_OUTBOUND_OWNER_GROUPS: '5'"),
+            outbound("8.8.8.8:80"),
+            Reason::OwnerGroup,
+            3,
+        ),
+        (
+            "",
+            variable("ISTIO_META_DNS_CAPTURE: 'true'"),
+            udp,
+            Reason::Dns,
+            3,
+        ),
+        (
+            "",
+            "defaultConfig:\n  interceptionMode: NONE\n".into(),
+            outbound("8.8.8.8:80"),
+            Reason::InterceptionNone,
+            2,
+        ),
+        (
+            including,
+            variable("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR: 127.0.0.1/8"),
+            outbound("127.0.0.9:80"),
+            Reason::Loopback,
+            3,
+        ),
+    ] {
+        let decided = decided_under(setting, &mesh, &connection);
+        assert_eq!(decided, (reason, "m.yaml".into(), line), "{mesh}");
+    }
+}
+
+/// A mesh's setting that cannot be used is found in the `MeshConfig`, which then is not used.
+#[test]
+fn settings_of_the_mesh() {
+    let mesh = "defaultConfig:
+  statusPort: 65536
+  proxyMetadata:
+    ISTIO_META_DNS_CAPTURE: yes please
+    ISTIO_OUTBOUND_OWNER_GROUPS: 1,root
+    SOMETHING_ELSE: yes please
+    INVALID_DROP: true
+";
+    let read = read_as(Compat::Current, &[("m.yaml", mesh)]);
+    let found = |found: &Diagnostic| (found.code, found.location.as_ref().unwrap().line);
+    assert_eq!(
+        read.found.iter().map(found).collect::<Vec<_>>(),
+        [
+            ("SCA0025", 2),
+            ("SCA0020", 7),
+            ("SCA0240", 4),
+            ("SCA0240", 5)
+        ]
+    );
+}
+
 /// Each place in the code that finds something, by itself.
 #[test]
 fn every_finding_is_found_and_shown_where_it_is() {
@@ -525,6 +667,10 @@ fn every_finding_is_found_and_shown_where_it_is() {
         "capture.sidecar-agent.io/proxy: external",
     );
     let bad_annotation = SERVICES.replace("\"9999\"", "\"9999,x\"");
+    let without_effect = SERVICES.replace(
+        "traffic.sidecar.istio.io/excludeOutboundPorts: \"9999\"",
+        "capture.sidecar-agent.io/dns-capture: \"true\"\n    capture.sidecar-agent.io/dns-capture-all: \"0\"",
+    );
     let ingress = |port, more: &str| {
         format!(
             "ingress:\n- port: {{number: {port}, protocol: TCP}}\n  defaultEndpoint: 127.0.0.1:1\n{more}"
@@ -656,6 +802,12 @@ fn every_finding_is_found_and_shown_where_it_is() {
             captured,
             "egress:\n- hosts: ['./*']\n".into(),
             ("SCA0410", "a.yaml", 30),
+        ),
+        (
+            &*without_effect,
+            captured,
+            "egress:\n- hosts: ['./*']\n".into(),
+            ("SCA0412", "a.yaml", 30),
         ),
     ] {
         let (code, file, line) = expected;

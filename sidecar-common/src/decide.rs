@@ -207,11 +207,14 @@ pub fn outbound<T: Tables>(
     if call.dst.addr.is_wildcard() {
         call.dst.addr = call.dst.addr.loopback();
     }
-    // What is for the workload itself leaves by `lo`, whose interface ever has the address.
-    let is_excluded = header.flags & PlanHeader::EXCLUDED_INTERFACES != 0
-        && !call.dst.addr.is_loopback()
-        && !tables.is_local(&call.dst.addr)
-        && tables.egress(&call.dst.addr) & Interface::EXCLUDED != 0;
+    let is_excluded = if header.flags & PlanHeader::EXCLUDED_INTERFACES == 0 {
+        false
+    } else if call.dst.addr.is_loopback() || tables.is_local(&call.dst.addr) {
+        // It leaves by `lo`, whose interface ever has the address.
+        header.flags & PlanHeader::EXCLUDED_LOOPBACK != 0
+    } else {
+        tables.egress(&call.dst.addr) & Interface::EXCLUDED != 0
+    };
     // A call to `::6` comes from there by itself, as it is an address of `lo`.
     if call.src.is_wildcard() && call.dst.addr == Addr::PASSTHROUGH_V6 {
         call.src = call.dst.addr;

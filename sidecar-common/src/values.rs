@@ -126,6 +126,8 @@ impl PlanHeader {
     pub const VIRTUAL_ALL: u32 = 128;
     /// The proxy is transparent: its own calls to the workload arrive like anybody's.
     pub const TPROXY: u32 = 256;
+    /// `lo` is among the excluded interfaces.
+    pub const EXCLUDED_LOOPBACK: u32 = 512;
 
     /// Whether this address counts as loopback, where nothing is captured.
     #[inline(always)]

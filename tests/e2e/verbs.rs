@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::ensure;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sidecar_tests::programs;
 
 const NOBODY: u32 = 65534;
@@ -58,7 +58,13 @@ impl Resources {
     fn program(&self) -> anyhow::Result<std::path::PathBuf> {
         let copy = self.0.path().join("agent-for-nobody");
         if !copy.exists() {
-            fs::copy(programs::agent()?, &copy)?;
+            // By another process: a child that another test forks just now would inherit the open
+            // file, and what is open for writing cannot be run.
+            let copied = Command::new("cp")
+                .arg(programs::agent()?)
+                .arg(&copy)
+                .status()?;
+            ensure!(copied.success(), "cp: {copied}");
         }
         Ok(copy)
     }
@@ -114,6 +120,106 @@ fn explain_names_listener_target_and_resource() -> anyhow::Result<()> {
     let outbound = explain("203.0.113.1:443")?;
     assert_eq!(outbound["path"], "pass");
     assert_eq!(outbound["reason"], "allow-any");
+    Ok(())
+}
+
+#[test]
+fn who_calls_and_by_which_way_can_be_said() -> anyhow::Result<()> {
+    let workload = WORKLOAD.replace(
+        "  annotations:\n",
+        "  annotations:\n    \
+         capture.sidecar-agent.io/proxy: external\n    \
+         capture.sidecar-agent.io/proxy-uid: '7,8'\n    \
+         capture.sidecar-agent.io/outbound-owner-groups-exclude: '5'\n    \
+         capture.sidecar-agent.io/dns-capture: 'true'\n    \
+         traffic.sidecar.istio.io/excludeInterfaces: net1\n    \
+         istio.io/reroute-virtual-interfaces: net2\n",
+    );
+    let resources = Resources::new(&[("workload.yaml", &workload)])?;
+    let name = "prod-us1/productpage";
+    for (destination, options, reason, target) in [
+        ("8.8.8.8:53", &[][..], "dns", "127.0.0.1:15053"),
+        ("8.8.8.8:53", &["--udp"], "dns", "127.0.0.1:15053"),
+        (
+            "8.8.8.8:54",
+            &["--udp"],
+            "not-included",
+            "original destination",
+        ),
+        (
+            "8.8.8.8:80",
+            &["--gid", "5"],
+            "owner-group",
+            "original destination",
+        ),
+        (
+            "8.8.8.8:80",
+            &["--uid", "8"],
+            "proxy-own",
+            "original destination",
+        ),
+        (
+            "10.0.0.1:80",
+            &["--from-proxy"],
+            "proxy-self-call",
+            "127.0.0.1:15006",
+        ),
+        (
+            "10.0.0.1:80",
+            &["--from-proxy", "--from", "127.0.0.6"],
+            "passthrough",
+            "original destination",
+        ),
+        (
+            "8.8.8.8:80",
+            &["--interface", "net1"],
+            "excluded-interface",
+            "original destination",
+        ),
+        (
+            "inbound:8.8.8.8:80",
+            &["--interface", "net2"],
+            "virtual-interface",
+            "127.0.0.1:15001",
+        ),
+    ] {
+        let args = [
+            "explain",
+            "--config",
+            "DIR",
+            "-o",
+            "json",
+            name,
+            destination,
+        ];
+        let answer = resources.json(&[&args[..], options].concat())?;
+        assert_eq!(answer["reason"], reason, "{destination} {options:?}");
+        assert_eq!(answer["target"], target, "{destination} {options:?}");
+    }
+    let args = ["explain", "--config", "DIR", name, "8.8.8.8:80", "--uid"];
+    let output = resources.agent(&[&args[..], &["1", "--from-proxy"]].concat())?;
+    assert_eq!(output.status.code(), Some(2));
+
+    let plan = &resources.json(&["plan", "--config", "DIR", "-o", "json"])?[0]["callers"];
+    assert_eq!(plan["proxy"]["uids"], json!([7, 8]));
+    assert_eq!(plan["proxy"]["loopback"], "127.0.0.1/32");
+    assert_eq!(plan["proxy"]["dns_port"], 15053);
+    assert_eq!(plan["except_groups"], json!([5]));
+    assert_eq!(
+        plan["interfaces"],
+        json!({"net1": ["excluded"], "net2": ["virtual"]})
+    );
+    assert_eq!(plan["virtual_ranges"], json!(["*"]));
+    let output = resources.agent(&["plan", "--config", "DIR"])?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    for line in [
+        "proxy: uids 7,8, gids 7,8; loopback 127.0.0.1/32; tunnel port 15008; DNS",
+        "exempt groups: 5",
+        "interface net2: virtual",
+        "captured at virtual interfaces: *",
+    ] {
+        assert!(text.lines().any(|of| of == line), "{line}: {text}");
+    }
     Ok(())
 }
 

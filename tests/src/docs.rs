@@ -9,17 +9,20 @@ use sidecar_agent::{
     model::{
         catalogue::{self, Code},
         diagnostic::Severity,
+        settings::{self, Setting},
+        workload::PROXY_CONFIG_ANNOTATION,
     },
 };
 use sidecar_common::{Path, Reason};
 
 /// The files, by name below `docs/`, and what is in them.
 #[must_use]
-pub fn files() -> [(&'static str, String); 3] {
+pub fn files() -> [(&'static str, String); 4] {
     [
         ("cli.md", command_line()),
         ("diagnostics.md", diagnostics()),
         ("reasons.md", reasons()),
+        ("settings.md", settings()),
     ]
 }
 
@@ -90,6 +93,49 @@ fn reasons() -> String {
     page
 }
 
+fn settings() -> String {
+    let text = format!(
+        "What is captured of a workload's traffic, and what is exempt. The first of these places \
+         that says something decides, setting by setting:\n\n\
+         1. the annotation of the workload,\n\
+         2. its annotation `{PROXY_CONFIG_ANNOTATION}`, a `ProxyConfig` as YAML: the field, or the \
+         variable in `proxyMetadata`,\n\
+         3. `defaultConfig` of the `MeshConfig`, likewise,\n\
+         4. the default.\n\n\
+         An element of a list that cannot be used is reported and left out, and the rest holds; \
+         empty elements are tolerated. An empty list of what is included includes nothing. A single \
+         value that cannot be used, or is empty, leaves the word to the next place. Booleans are \
+         written as Go reads them (`true`, `1`, `f`, ...), ports are single ones.\n\n\
+         The proxy's ports are those of the mesh (`proxyListenPort`, `proxyInboundListenPort`). \
+         What concerns the proxy, DNS, IPv6 and virtual interfaces matters only for a workload \
+         with a proxy. Defaults are those of Istio's injector, unless noted."
+    );
+    let mut page = head("Settings of traffic capture", &text);
+    page.push_str("\n| annotation | value | default | in a ProxyConfig | meaning |\n");
+    page.push_str("|---|---|---|---|---|\n");
+    for setting in settings::ALL {
+        let Setting {
+            about,
+            annotation,
+            environment,
+            field,
+            expected,
+            default,
+            ..
+        } = setting;
+        let elsewhere = [field, environment].map(|name| match *name {
+            "" => String::new(),
+            name => format!("`{name}`"),
+        });
+        let elsewhere = elsewhere.concat();
+        _ = writeln!(
+            page,
+            "| `{annotation}` | {expected} | {default} | {elsewhere} | {about} |"
+        );
+    }
+    page
+}
+
 fn command_line() -> String {
     let mut command = fixed(cli::command());
     command.build();
@@ -139,9 +185,10 @@ mod tests {
     #[test]
     fn what_differs_or_is_missing_is_outdated() {
         let docs = tempfile::tempdir().unwrap();
-        let [cli, diagnostics, reasons] = files();
+        let [cli, diagnostics, reasons, settings] = files();
         fs::write(docs.path().join(cli.0), cli.1).unwrap();
         fs::write(docs.path().join(diagnostics.0), diagnostics.1 + "more").unwrap();
+        fs::write(docs.path().join(settings.0), settings.1).unwrap();
         assert_eq!(outdated(docs.path()).unwrap(), [diagnostics.0, reasons.0]);
     }
 }

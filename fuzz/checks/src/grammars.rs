@@ -1,25 +1,21 @@
 //! The small grammars: hosts, endpoints, addresses of unix sockets, annotations, cgroup paths.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Display,
-    net::IpAddr,
-    ops::Range,
-    slice,
-};
+use std::{collections::BTreeMap, fmt::Display, net::IpAddr, ops::Range, slice};
 
 use sidecar_agent::{
     compile::{Target, UnixAddr},
     model::{
         Compat,
-        mesh::ProxyConfig,
+        mesh::{InterceptionMode, ProxyConfig},
+        settings::{self, Setting},
         tree::{Key, Node, Value},
         validate::webhook_as,
+        workload::PROXY_CONFIG_ANNOTATION,
     },
     resolve::{
         forward,
         hosts::Hosts,
-        traffic::{Include, Settings, Traffic},
+        traffic::{Dns, Include, OwnerGroups, Settings, Traffic},
     },
     source::pod_cgroup,
 };
@@ -213,27 +209,14 @@ fn covers(entry: &str, exclude: bool, namespace: &str, host: &str) -> bool {
 
 /// What annotations are read as, written again, is read as the same.
 fn traffic(line: &str) {
-    const PREFIX: &str = "traffic.sidecar.istio.io/";
-    let mut annotations: BTreeMap<String, String> = [
-        "includeInboundPorts",
-        "excludeInboundPorts",
-        "includeOutboundIPRanges",
-        "excludeOutboundIPRanges",
-        "includeOutboundPorts",
-        "excludeOutboundPorts",
-    ]
-    .map(|name| (format!("{PREFIX}{name}"), line.to_owned()))
-    .into();
-    for name in [
-        "sidecar.istio.io/interceptionMode",
-        "status.sidecar.istio.io/port",
-        "capture.sidecar-agent.io/proxy-uid",
-    ] {
-        annotations.insert(name.to_owned(), line.to_owned());
-    }
+    let mut annotations: BTreeMap<String, String> = settings::ALL
+        .iter()
+        .map(|setting| (setting.annotation.to_owned(), line.to_owned()))
+        .collect();
+    let mesh = ProxyConfig::default();
     let Settings {
         traffic, problems, ..
-    } = Traffic::read(&annotations, &ProxyConfig::default());
+    } = Traffic::read(&annotations, &mesh);
     for problem in problems {
         assert!(line.contains(&problem.value), "{problem:?} of {line:?}");
     }
@@ -252,23 +235,66 @@ fn traffic(line: &str) {
         assert!(included || traffic.inbound(port).is_err(), "{line:?}");
     }
 
-    let mut rewrite = |name: &str, value: String| {
-        annotations.insert(format!("{PREFIX}{name}"), value);
+    for (setting, value) in written(&traffic) {
+        annotations.insert(setting.annotation.to_owned(), value);
+    }
+    let again = Traffic::read(&annotations, &mesh).traffic;
+    assert_eq!(traffic, again, "{line:?}");
+
+    // As the value of a setting, and as a whole.
+    annotations.insert(PROXY_CONFIG_ANNOTATION.to_owned(), line.to_owned());
+    let _ = Traffic::read(&annotations, &mesh);
+    for setting in settings::ALL {
+        let _ = settings::environment_problem(setting.environment, line);
+    }
+}
+
+/// The settings that come to this.
+fn written(traffic: &Traffic) -> Vec<(&'static Setting, String)> {
+    use settings as of;
+    let (groups, except) = match &traffic.owner_groups {
+        OwnerGroups::Only(groups) => (list(groups), String::new()),
+        OwnerGroups::Except(groups) => ("*".to_owned(), list(groups)),
     };
-    rewrite(
-        "includeInboundPorts",
-        included(&traffic.include_inbound, list),
-    );
-    rewrite("excludeInboundPorts", list(&traffic.exclude_inbound));
-    rewrite(
-        "includeOutboundIPRanges",
-        included(&traffic.include_ranges, list),
-    );
-    rewrite("excludeOutboundIPRanges", list(&traffic.exclude_ranges));
-    rewrite("includeOutboundPorts", list(&traffic.include_outbound));
-    rewrite("excludeOutboundPorts", list(&traffic.exclude_outbound));
-    let again = Traffic::read(&annotations, &ProxyConfig::default());
-    assert_eq!(traffic, again.traffic, "{line:?}");
+    let (dns, all, servers) = match &traffic.dns {
+        Dns::Off => (false, false, String::new()),
+        Dns::All => (true, true, String::new()),
+        Dns::Only(servers) => (true, false, list(servers)),
+    };
+    let mode = match traffic.mode {
+        InterceptionMode::Redirect => "REDIRECT",
+        InterceptionMode::Tproxy => "TPROXY",
+        InterceptionMode::None => "NONE",
+    };
+    vec![
+        (
+            &of::INCLUDE_INBOUND_PORTS,
+            included(&traffic.include_inbound, |ports| list(ports)),
+        ),
+        (&of::EXCLUDE_INBOUND_PORTS, list(&traffic.exclude_inbound)),
+        (
+            &of::INCLUDE_OUTBOUND_RANGES,
+            included(&traffic.include_ranges, |nets| list(nets)),
+        ),
+        (&of::EXCLUDE_OUTBOUND_RANGES, list(&traffic.exclude_ranges)),
+        (&of::INCLUDE_OUTBOUND_PORTS, list(&traffic.include_outbound)),
+        (&of::EXCLUDE_OUTBOUND_PORTS, list(&traffic.exclude_outbound)),
+        (&of::EXCLUDE_INTERFACES, list(&traffic.exclude_interfaces)),
+        (&of::VIRTUAL_INTERFACES, list(&traffic.virtual_interfaces)),
+        (&of::INTERCEPTION_MODE, mode.to_owned()),
+        (&of::STATUS_PORT, traffic.status_port.to_string()),
+        (&of::PROXY_UID, list(&traffic.proxy_uids)),
+        (&of::PROXY_GID, list(&traffic.proxy_gids)),
+        (&of::OWNER_GROUPS, groups),
+        (&of::OWNER_GROUPS_EXCLUDE, except),
+        (&of::LOOPBACK_CIDR, traffic.loopback.to_string()),
+        (&of::DNS_CAPTURE, dns.to_string()),
+        (&of::DNS_CAPTURE_ALL, all.to_string()),
+        (&of::DNS_SERVERS, servers),
+        (&of::DUAL_STACK, traffic.dual_stack.to_string()),
+        (&of::DROP_INVALID, traffic.drop_invalid.to_string()),
+        (&of::TUNNEL_PORT, traffic.tunnel_port.to_string()),
+    ]
 }
 
 fn included<T>(include: &Include<T>, list: impl Fn(&T) -> String) -> String {
@@ -278,8 +304,8 @@ fn included<T>(include: &Include<T>, list: impl Fn(&T) -> String) -> String {
     }
 }
 
-fn list<T: Display>(elements: &BTreeSet<T>) -> String {
-    let elements: Vec<String> = elements.iter().map(T::to_string).collect();
+fn list<'a, T: Display + 'a>(elements: impl IntoIterator<Item = &'a T>) -> String {
+    let elements: Vec<String> = elements.into_iter().map(T::to_string).collect();
     elements.join(",")
 }
 

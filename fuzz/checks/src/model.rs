@@ -12,6 +12,7 @@ use sidecar_agent::{
         decode::{self, Decoded, Resource},
         diagnostic::{Diagnostic, Severity},
         mesh::InterceptionMode,
+        settings::{self, Setting},
         sidecar::Sidecar,
         tree::Source,
         workload::{ANNOTATION_PREFIX, CGROUP_ANNOTATION, PROXY_ANNOTATION},
@@ -121,7 +122,10 @@ fn in_force(text: &str, decoded: &Decoded, compat: Compat) {
     let _ = check::json(&update.snapshot, &diagnostics);
 
     for finding in &node.findings {
-        let ours = finding.field.contains(ANNOTATION_PREFIX);
+        // The values of settings are read element by element, after validation.
+        let is_setting = |setting: &&Setting| finding.field.contains(setting.annotation);
+        let ours =
+            finding.field.contains(ANNOTATION_PREFIX) && !settings::ALL.iter().any(is_setting);
         assert!(
             !(ours && finding.kind == FindingKind::BadAnnotation),
             "validation let it pass: {finding:?}"

@@ -169,12 +169,25 @@ texts! {
         "traffic.sidecar.istio.io/includeOutboundIPRanges", "traffic.sidecar.istio.io/excludeOutboundIPRanges",
         "traffic.sidecar.istio.io/includeOutboundPorts", "traffic.sidecar.istio.io/excludeOutboundPorts",
         "sidecar.istio.io/interceptionMode", "status.sidecar.istio.io/port", "networking.istio.io/exportTo",
+        "traffic.sidecar.istio.io/excludeInterfaces", "istio.io/reroute-virtual-interfaces",
+        "traffic.sidecar.istio.io/kubevirtInterfaces", "proxy.istio.io/config", "capture.sidecar-agent.io/proxy-gid",
+        "capture.sidecar-agent.io/outbound-owner-groups", "capture.sidecar-agent.io/outbound-owner-groups-exclude",
+        "capture.sidecar-agent.io/outbound-ipv4-loopback-cidr", "capture.sidecar-agent.io/dns-capture",
+        "capture.sidecar-agent.io/dns-capture-all", "capture.sidecar-agent.io/dns-servers",
+        "capture.sidecar-agent.io/dual-stack", "capture.sidecar-agent.io/drop-invalid",
+        "capture.sidecar-agent.io/inbound-tunnel-port",
     ];
     AnnotationValue [
         "a.slice", "/a.slice/b/", "a.slice/b", "/", "none", "external", "1337", "0", "*", "80,443", "15001",
         "10.96.0.0/16", "10.96.0.0/16,fd00::/64", "::ffff:10.96.0.0/112", "127.0.0.0/8", "::/0", "0.0.0.0/0",
         "10.0.0.1,fd00::1", "::ffff:10.0.0.1", "/run/netns/a", "NONE", "TPROXY", "REDIRECT", "., prod", "",
+        "true", "false", "eth0,net+", "lo", "127.0.0.1/8", "{statusPort: 0, proxyMetadata: {ISTIO_DUAL_STACK: 'true'}}",
     ];
+    Variable [
+        "ISTIO_META_DNS_CAPTURE", "ISTIO_DUAL_STACK", "INVALID_DROP", "ISTIO_OUTBOUND_OWNER_GROUPS",
+        "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "INBOUND_TUNNEL_PORT", "OTHER",
+    ];
+    VariableValue ["true", "0", "*", "1,2", "127.0.0.1/8", "15008", "", "x"];
 }
 
 /// A port's number: one of those that mean something, or any.
@@ -360,5 +373,7 @@ struct Mode<T> {
 #[derive(Arbitrary, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ProxyConfig {
-    interception_mode: InterceptionMode,
+    interception_mode: Option<InterceptionMode>,
+    status_port: Option<u16>,
+    proxy_metadata: BTreeMap<Variable, VariableValue>,
 }

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed or errors found, 2 wrong usage, 3 `check` found only warnings.
 
+mod callers;
 pub mod check;
 mod explain;
 mod inputs;

@@ -7,6 +7,7 @@ use serde::Serialize;
 use sidecar_common::{Path, Reason, decide::Direction, values::Rule};
 
 use super::{
+    callers::Callers,
     inputs::{Compiled, Inputs},
     output::{Format, print, table},
 };
@@ -39,6 +40,7 @@ struct Printed {
     cgroup: String,
     netns: Option<String>,
     sidecar: Option<String>,
+    callers: Callers,
     rules: Vec<PrintedRule>,
     unix_listeners: Vec<UnixListener>,
 }
@@ -167,6 +169,7 @@ fn printed(workload: &WorkloadPlan, origins: &Origins<'_>) -> Printed {
             .sidecar
             .as_ref()
             .map(|sidecar| sidecar.reference("Sidecar").to_string()),
+        callers: Callers::of(plan),
         rules,
         unix_listeners: plan
             .listeners()
@@ -262,12 +265,13 @@ fn human(plan: &Printed) -> String {
         ]
     });
     format!(
-        "{} (plan {:.12}, {})\n{}",
+        "{} (plan {:.12}, {}){}\n{}",
         plan.workload,
         plan.digest,
         plan.sidecar
             .as_deref()
             .unwrap_or("no Sidecar: Istio's default"),
+        plan.callers,
         table(
             &[
                 "DIRECTION",

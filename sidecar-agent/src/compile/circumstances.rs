@@ -12,6 +12,7 @@ use sidecar_common::{
     values::{Interface, PlanHeader, Rule},
 };
 
+use super::{network::Network, plan};
 use crate::{
     model::mesh::{InterceptionMode, MeshConfig},
     resolve::{
@@ -47,6 +48,9 @@ impl Circumstances {
         circumstances.groups(&traffic.owner_groups);
         for name in &traffic.exclude_interfaces {
             circumstances.interface(name, Interface::EXCLUDED, PlanHeader::EXCLUDED_INTERFACES);
+            if plan::is_meant(name, Network::LOOPBACK) {
+                circumstances.header.flags |= PlanHeader::EXCLUDED_LOOPBACK;
+            }
         }
         if let Proxy::External { .. } = workload.proxy {
             circumstances.proxied(traffic, &workload.addresses, mesh);

@@ -41,7 +41,7 @@ pub struct Plan {
     /// those that are not in the header.
     pub owners: BTreeSet<(u32, u32)>,
     /// What interfaces of the workload's namespace are (`Interface::EXCLUDED` and so on), by name;
-    /// see [`Plan::interface`].
+    /// see [`interface_flags`].
     pub interfaces: BTreeMap<String, u32>,
     /// Destinations that are captured where they arrive at a virtual interface, if not all are. No
     /// IPv6 network among them holds the mapped range of IPv4.
@@ -283,18 +283,28 @@ impl Plan {
         }
     }
 
-    /// What the interface of this name is: `Interface::EXCLUDED` and so on, or 0. As in iptables, a
-    /// `+` at the end of a name that was declared stands for anything.
+    /// What the interface of this name is: see [`interface_flags`].
     #[must_use]
     pub fn interface(&self, name: &str) -> u32 {
-        let flags = self.interfaces.iter().filter_map(|(declared, flags)| {
-            let is_meant = match declared.strip_suffix('+') {
-                Some(prefix) => name.starts_with(prefix),
-                None => name == declared,
-            };
-            is_meant.then_some(*flags)
-        });
-        flags.fold(0, |all, flags| all | flags)
+        interface_flags(&self.interfaces, name)
+    }
+}
+
+/// What of [`Plan::interfaces`] the interface of this name is: `Interface::EXCLUDED` and so on, or 0.
+/// As in iptables, a `+` at the end of a name that was declared stands for anything.
+#[must_use]
+pub fn interface_flags(interfaces: &BTreeMap<String, u32>, name: &str) -> u32 {
+    let meant = interfaces
+        .iter()
+        .filter(|(declared, _)| is_meant(declared, name));
+    meant.fold(0, |all, (_, flags)| all | flags)
+}
+
+/// Whether an interface of this name is one that was declared so.
+pub(super) fn is_meant(declared: &str, name: &str) -> bool {
+    match declared.strip_suffix('+') {
+        Some(prefix) => name.starts_with(prefix),
+        None => name == declared,
     }
 }
 

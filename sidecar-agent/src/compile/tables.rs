@@ -131,11 +131,7 @@ impl Tables for MemTables<'_> {
     }
 
     fn egress(&self, dst: &Addr) -> u32 {
-        let interface = if dst.is_loopback() || self.is_local(dst) {
-            Some(Network::LOOPBACK)
-        } else {
-            self.network.towards((*dst).into())
-        };
+        let interface = self.network.towards((*dst).into());
         interface.map_or(0, |name| self.plan.interface(name))
     }
 

@@ -24,7 +24,7 @@ use super::{
     sys::{self, AttachType},
     userns::IdBases,
 };
-use crate::compile::{EVERYWHERE, Plan};
+use crate::compile::{EVERYWHERE, Plan, plan::interface_flags};
 
 /// The links of one workload. Dropping it detaches.
 pub struct Attachment {
@@ -185,10 +185,11 @@ impl Attachment {
         let (source_v4, source_v6) = (network.source(true), network.source(false));
         let routed = source_v4.is_err() || source_v6.is_err() || !self.interfaces.is_empty();
         let told = Told {
-            interfaces: self
+            interfaces: network
                 .interfaces
                 .iter()
-                .filter_map(|(name, flags)| Some((*network.interfaces.get(name)?, *flags)))
+                .map(|(name, index)| (*index, interface_flags(&self.interfaces, name)))
+                .filter(|(_, flags)| *flags != 0)
                 .collect(),
             routes: if routed { network.routes } else { Vec::new() },
         };

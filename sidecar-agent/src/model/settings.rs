@@ -1,16 +1,18 @@
-//! The settings of traffic capture that Istio has as environment variables of its proxy only, and
-//! the syntax of all of them.
+//! The settings of a workload's traffic capture: how they are called, and their syntax.
 //!
-//! Here they are annotations of the workload as well. An environment variable is an entry of
-//! `proxyMetadata`, in the annotation `proxy.istio.io/config` or in `MeshConfig.defaultConfig`.
+//! What Istio has as flags or environment variables only is an annotation here as well. An
+//! environment variable is an entry of `proxyMetadata`, in the annotation `proxy.istio.io/config` or
+//! in `MeshConfig.defaultConfig`.
 
 use std::net::IpAddr;
 
 use ipnet::Ipv4Net;
 
 /// A setting by which a workload's traffic capture is told.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Setting {
+    /// What it says.
+    pub about: &'static str,
     /// The annotation of the workload.
     pub annotation: &'static str,
     /// The environment variable of Istio's proxy; empty: there is none that Istio heeds.
@@ -19,21 +21,33 @@ pub struct Setting {
     pub field: &'static str,
     /// What can be written.
     pub expected: &'static str,
+    /// What holds where it is not written.
+    pub default: &'static str,
+    /// What is wrong with a value of the environment variable; `None`: nothing.
+    problem: fn(&str) -> Option<String>,
 }
 
 impl Setting {
-    const fn annotation(annotation: &'static str, expected: &'static str) -> Self {
+    const fn new(annotation: &'static str, expected: &'static str, default: &'static str) -> Self {
         Self {
+            about: "",
             annotation,
             environment: "",
             field: "",
             expected,
+            default,
+            problem: |_| None,
         }
     }
 
-    const fn or_environment(self, environment: &'static str) -> Self {
+    const fn or_environment(
+        self,
+        environment: &'static str,
+        problem: fn(&str) -> Option<String>,
+    ) -> Self {
         Self {
             environment,
+            problem,
             ..self
         }
     }
@@ -43,10 +57,16 @@ impl Setting {
     }
 }
 
-/// Declares the settings as constants, and the list of all.
+/// Declares the settings as statics, and the list of all.
 macro_rules! settings {
     ($($(#[doc = $doc:literal])+ $name:ident = $setting:expr;)+) => {
-        $($(#[doc = $doc])+ pub static $name: Setting = $setting;)+
+        $(
+            $(#[doc = $doc])+
+            pub static $name: Setting = Setting {
+                about: concat!($($doc),+).trim_ascii(),
+                ..$setting
+            };
+        )+
 
         /// Every setting.
         pub static ALL: &[&Setting] = &[$(&$name,)+];
@@ -62,75 +82,103 @@ const INTERFACES: &str = "names of interfaces, separated by commas";
 settings! {
     /// Captured inbound ports, or `*`.
     INCLUDE_INBOUND_PORTS =
-        Setting::annotation("traffic.sidecar.istio.io/includeInboundPorts", PORTS);
+        Setting::new("traffic.sidecar.istio.io/includeInboundPorts", PORTS, "`*`");
     /// Exempt inbound ports; counts only where all are included.
-    EXCLUDE_INBOUND_PORTS =
-        Setting::annotation("traffic.sidecar.istio.io/excludeInboundPorts", PORTS);
+    EXCLUDE_INBOUND_PORTS = Setting::new(
+        "traffic.sidecar.istio.io/excludeInboundPorts",
+        PORTS,
+        "none; 15021, 15090 and the status port always are",
+    );
     /// Captured outbound networks, or `*`.
     INCLUDE_OUTBOUND_RANGES =
-        Setting::annotation("traffic.sidecar.istio.io/includeOutboundIPRanges", NETWORKS);
+        Setting::new("traffic.sidecar.istio.io/includeOutboundIPRanges", NETWORKS, "`*`");
     /// Exempt outbound networks.
     EXCLUDE_OUTBOUND_RANGES =
-        Setting::annotation("traffic.sidecar.istio.io/excludeOutboundIPRanges", NETWORKS);
+        Setting::new("traffic.sidecar.istio.io/excludeOutboundIPRanges", NETWORKS, "none");
     /// Outbound ports that are captured whatever the network.
     INCLUDE_OUTBOUND_PORTS =
-        Setting::annotation("traffic.sidecar.istio.io/includeOutboundPorts", PORTS);
+        Setting::new("traffic.sidecar.istio.io/includeOutboundPorts", PORTS, "none");
     /// Exempt outbound ports.
-    EXCLUDE_OUTBOUND_PORTS =
-        Setting::annotation("traffic.sidecar.istio.io/excludeOutboundPorts", PORTS);
+    EXCLUDE_OUTBOUND_PORTS = Setting::new(
+        "traffic.sidecar.istio.io/excludeOutboundPorts",
+        PORTS,
+        "none, as of the injector (15020 as of Istio's CNI plugin)",
+    );
     /// Interfaces by which nothing is captured.
     EXCLUDE_INTERFACES =
-        Setting::annotation("traffic.sidecar.istio.io/excludeInterfaces", INTERFACES);
+        Setting::new("traffic.sidecar.istio.io/excludeInterfaces", INTERFACES, "none");
     /// Interfaces whose inbound traffic is taken for outbound.
     VIRTUAL_INTERFACES =
-        Setting::annotation("istio.io/reroute-virtual-interfaces", INTERFACES);
-    /// The same under its old name.
+        Setting::new("istio.io/reroute-virtual-interfaces", INTERFACES, "none");
+    /// The same under its old name, which does not count beside the new one.
     KUBEVIRT_INTERFACES =
-        Setting::annotation("traffic.sidecar.istio.io/kubevirtInterfaces", INTERFACES);
+        Setting::new("traffic.sidecar.istio.io/kubevirtInterfaces", INTERFACES, "none");
     /// The interception mode.
-    INTERCEPTION_MODE =
-        Setting::annotation("sidecar.istio.io/interceptionMode", "REDIRECT, TPROXY or NONE")
-            .or_field("interceptionMode");
-    /// The port of the proxy's merged metrics and health.
-    STATUS_PORT = Setting::annotation("status.sidecar.istio.io/port", "a port, or 0 for none")
+    INTERCEPTION_MODE = Setting::new(
+        "sidecar.istio.io/interceptionMode",
+        "REDIRECT, TPROXY or NONE",
+        "REDIRECT",
+    )
+    .or_field("interceptionMode");
+    /// The port of the proxy's merged metrics and health, exempt inbound.
+    STATUS_PORT = Setting::new("status.sidecar.istio.io/port", "a port, or 0 for none", "15020")
         .or_field("statusPort");
-    /// The proxy's users.
-    PROXY_UID = Setting::annotation("capture.sidecar-agent.io/proxy-uid", IDS);
+    /// The proxy's users. Of their calls to the workload itself only the first one's are led to
+    /// the inbound listener, as in Istio.
+    PROXY_UID = Setting::new("capture.sidecar-agent.io/proxy-uid", IDS, "1337");
     /// The proxy's groups.
-    PROXY_GID = Setting::annotation("capture.sidecar-agent.io/proxy-gid", IDS);
-    /// Groups whose outbound connections are captured, or `*`.
-    OWNER_GROUPS = Setting::annotation("capture.sidecar-agent.io/outbound-owner-groups", IDS)
-        .or_environment("ISTIO_OUTBOUND_OWNER_GROUPS");
-    /// Groups whose outbound connections are exempt; counts only where all are included.
-    OWNER_GROUPS_EXCLUDE =
-        Setting::annotation("capture.sidecar-agent.io/outbound-owner-groups-exclude", IDS)
-            .or_environment("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE");
-    /// What counts as loopback.
-    LOOPBACK_CIDR = Setting::annotation(
+    PROXY_GID = Setting::new("capture.sidecar-agent.io/proxy-gid", IDS, "as proxy-uid");
+    /// Groups whose outbound connections are captured, by number, at most 64, or `*`. Supplementary
+    /// groups do not count.
+    OWNER_GROUPS = Setting::new("capture.sidecar-agent.io/outbound-owner-groups", IDS, "`*`")
+        .or_environment("ISTIO_OUTBOUND_OWNER_GROUPS", |value| {
+            (value != "*").then(|| groups_problem(value)).flatten()
+        });
+    /// Groups whose outbound connections are exempt, at most 64; counts only where all are included.
+    OWNER_GROUPS_EXCLUDE = Setting::new(
+        "capture.sidecar-agent.io/outbound-owner-groups-exclude",
+        IDS,
+        "none",
+    )
+    .or_environment("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", groups_problem);
+    /// What is never captured as loopback.
+    LOOPBACK_CIDR = Setting::new(
         "capture.sidecar-agent.io/outbound-ipv4-loopback-cidr",
         "an IPv4 network such as 127.0.0.1/32",
+        "127.0.0.1/32",
     )
-    .or_environment("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR");
-    /// Whether DNS goes to the proxy.
-    DNS_CAPTURE = Setting::annotation("capture.sidecar-agent.io/dns-capture", BOOLEAN)
-        .or_environment("ISTIO_META_DNS_CAPTURE");
+    .or_environment("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", |value| {
+        (!value.is_empty() && loopback_cidr(value).is_none())
+            .then(|| format!("`{value}` is no IPv4 network such as 127.0.0.1/32"))
+    });
+    /// Whether DNS, by UDP and TCP, goes to the proxy's port 15053.
+    DNS_CAPTURE = Setting::new("capture.sidecar-agent.io/dns-capture", BOOLEAN, "false")
+        .or_environment("ISTIO_META_DNS_CAPTURE", boolean_problem);
     /// Whether DNS to any server does.
-    DNS_CAPTURE_ALL = Setting::annotation("capture.sidecar-agent.io/dns-capture-all", BOOLEAN);
-    /// The servers to which DNS is captured, where it is not to any.
-    DNS_SERVERS = Setting::annotation(
+    DNS_CAPTURE_ALL = Setting::new(
+        "capture.sidecar-agent.io/dns-capture-all",
+        BOOLEAN,
+        "true, as of Istio's CNI plugin, unless servers are named",
+    );
+    /// The servers to which DNS is captured, where it is not to any; Istio reads them from the
+    /// workload's resolv.conf.
+    DNS_SERVERS = Setting::new(
         "capture.sidecar-agent.io/dns-servers",
         "IP addresses, separated by commas",
+        "none",
     );
-    /// Whether any address of the workload, not only its first, turns IPv6 on.
-    DUAL_STACK = Setting::annotation("capture.sidecar-agent.io/dual-stack", BOOLEAN)
-        .or_environment("ISTIO_DUAL_STACK");
-    /// Whether packets that connection tracking finds invalid are dropped. There is no connection
-    /// tracking here, so that nothing follows from it.
-    DROP_INVALID = Setting::annotation("capture.sidecar-agent.io/drop-invalid", BOOLEAN)
-        .or_environment("INVALID_DROP");
-    /// The tunnel port.
-    TUNNEL_PORT = Setting::annotation("capture.sidecar-agent.io/inbound-tunnel-port", "a port")
-        .or_environment("INBOUND_TUNNEL_PORT");
+    /// Whether any address of the workload, not only its first, turns the capture of IPv6 on.
+    DUAL_STACK = Setting::new("capture.sidecar-agent.io/dual-stack", BOOLEAN, "false")
+        .or_environment("ISTIO_DUAL_STACK", boolean_problem);
+    /// Whether packets that connection tracking finds invalid are dropped. Accepted; there is no
+    /// connection tracking here, so that nothing follows from it.
+    DROP_INVALID = Setting::new("capture.sidecar-agent.io/drop-invalid", BOOLEAN, "false")
+        .or_environment("INVALID_DROP", boolean_problem);
+    /// The tunnel port, exempt in mode REDIRECT.
+    TUNNEL_PORT = Setting::new("capture.sidecar-agent.io/inbound-tunnel-port", "a port", "15008")
+        .or_environment("INBOUND_TUNNEL_PORT", |value| {
+            (!value.is_empty() && port(value).is_none()).then(|| format!("`{value}` is no port"))
+        });
 }
 
 /// Istio's limit on the number of owner groups.
@@ -199,25 +247,23 @@ pub fn interface(text: &str) -> Option<String> {
 /// What is wrong with the value of an environment variable; `None`: nothing, or it is no setting.
 #[must_use]
 pub fn environment_problem(name: &str, value: &str) -> Option<String> {
-    let setting = ALL
-        .iter()
-        .find(|setting| setting.environment == name && !name.is_empty())?;
-    let value = value.trim();
-    let group = |text: &str| id(text).is_some();
-    let is_usable = if **setting == OWNER_GROUPS || **setting == OWNER_GROUPS_EXCLUDE {
-        let groups = elements(value).count();
-        if groups > MAX_GROUPS {
-            return Some(too_many_groups(groups));
-        }
-        elements(value).all(group) || **setting == OWNER_GROUPS && value == "*"
-    } else if **setting == LOOPBACK_CIDR {
-        value.is_empty() || loopback_cidr(value).is_some()
-    } else if **setting == TUNNEL_PORT {
-        value.is_empty() || port(value).is_some()
-    } else {
-        value.is_empty() || boolean(value).is_some()
-    };
-    (!is_usable).then(|| format!("`{value}` is not {}", setting.expected))
+    let is_it = |setting: &&&Setting| !name.is_empty() && setting.environment == name;
+    let setting = ALL.iter().find(is_it)?;
+    (setting.problem)(value.trim())
+}
+
+fn boolean_problem(value: &str) -> Option<String> {
+    let is_usable = value.is_empty() || boolean(value).is_some();
+    (!is_usable).then(|| format!("`{value}` is neither true nor false"))
+}
+
+fn groups_problem(value: &str) -> Option<String> {
+    let count = elements(value).count();
+    if count > MAX_GROUPS {
+        return Some(too_many_groups(count));
+    }
+    let bad = elements(value).find(|group| id(group).is_none())?;
+    Some(format!("`{bad}` is not the number of a group"))
 }
 
 /// What is said of a list of owner groups that is too long.

@@ -22,7 +22,7 @@ use super::{
     finding::{Finding, FindingKind},
     registry,
     select::{ProxyType, Sidecars},
-    traffic::{DEFAULT_PROXY_UID, Origins, Settings, Traffic},
+    traffic::{DEFAULT_PROXY_UID, Origins, Problem, Settings, Traffic},
 };
 
 /// A workload on this node, with all that decides about its connections.
@@ -168,18 +168,11 @@ fn resolve(
         origins,
         problems,
     } = Traffic::read(&meta.annotations, &snapshot.mesh.default_config);
-    findings.extend(problems.into_iter().map(|problem| Finding {
-        resource: Some(resource.clone()),
-        kind: if problem.without_effect {
-            FindingKind::WithoutEffect
-        } else {
-            FindingKind::BadAnnotation
-        },
-        field: annotation_field(problem.annotation),
-        message: problem.message,
-        remedy: problem.remedy,
-        related: Vec::new(),
-    }));
+    findings.extend(
+        problems
+            .into_iter()
+            .map(|problem| setting_problem(resource.clone(), problem)),
+    );
     let addresses = addresses(entry, &resource, findings);
     let proxy = match annotation(PROXY_ANNOTATION) {
         None | Some("none") => Proxy::None,
@@ -344,6 +337,21 @@ impl Cgroups {
 
 fn annotation_field(annotation: &str) -> String {
     format!("metadata.annotations[{annotation}]")
+}
+
+fn setting_problem(resource: ResourceRef, problem: Problem) -> Finding {
+    Finding {
+        resource: Some(resource),
+        kind: if problem.without_effect {
+            FindingKind::WithoutEffect
+        } else {
+            FindingKind::BadAnnotation
+        },
+        field: annotation_field(problem.annotation),
+        message: problem.message,
+        remedy: problem.remedy,
+        related: Vec::new(),
+    }
 }
 
 fn bad_annotation(resource: ResourceRef, annotation: &str, value: &str, expected: &str) -> Finding {

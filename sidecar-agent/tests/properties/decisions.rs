@@ -7,14 +7,14 @@ use proptest::prelude::*;
 use crate::{
     config,
     generate::{self, Pick},
-    naive, subject,
+    naive::{self, Call},
+    subject,
 };
 
 proptest! {
     #![proptest_config(config(900))]
 
     #[test]
-    #[ignore = "the naive implementation does not know owners, interfaces, DNS and IPv6 off"]
     fn compiled_decisions_are_the_naive_ones(world in generate::world(), picks in generate::picks()) {
         let snapshot = subject::snapshot(&world)?;
         let services = naive::services(&snapshot);
@@ -22,20 +22,29 @@ proptest! {
         let node = subject::plans(&snapshot);
         for planned in &node.workloads {
             let workload = naive::Workload::of(&snapshot, planned);
-            for Pick { inbound, from_proxy, ip, port, src, mapped } in &picks {
+            for pick in &picks {
+                let Pick { inbound, bound, uid, gid, udp, interface, ip, port, src, mapped } = pick;
                 let ip = *ip.get(&ips);
                 let dst = SocketAddr::new(if *mapped { to_mapped(ip) } else { ip }, *port.get(&ports));
                 let src = *src.get(&ips);
-                let expected = if *inbound {
-                    naive::inbound(&snapshot, &services, &workload, src, dst)
-                } else {
-                    naive::outbound(&snapshot, &services, &workload, dst, *from_proxy)
+                let call = Call {
+                    dst,
+                    src: bound.then_some(src),
+                    uid: *uid,
+                    gid: *gid,
+                    udp: *udp,
+                    interface: *interface,
                 };
-                let decided = subject::decide(planned, *inbound, src, dst, *from_proxy);
-                prop_assert_eq!(
-                    decided, expected,
-                    "{} {}: {} from {}, proxy: {}",
-                    planned.workload, if *inbound { "inbound" } else { "outbound" }, dst, src, from_proxy
+                let expected = if *inbound {
+                    naive::inbound(&snapshot, &services, &workload, src, dst, *interface)
+                } else {
+                    naive::outbound(&snapshot, &services, &workload, &call)
+                };
+                let decided = subject::decide(planned, *inbound, src, &call);
+                prop_assert!(
+                    expected.is(&decided),
+                    "{}: {} from {}: {:?}\ndecided  {:?}\nexpected {:?}",
+                    planned.workload, dst, src, pick, decided, expected
                 );
             }
         }

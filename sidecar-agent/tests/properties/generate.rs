@@ -136,7 +136,74 @@ const ANNOTATED_RANGES: [&str; 9] = [
     "127.0.0.0/8",
     "::1/128",
 ];
-const ANNOTATED_PORTS: [u16; 6] = [80, 81, 443, 3306, 15008, 15020];
+const ANNOTATED_PORTS: [u16; 7] = [80, 81, 443, 3306, 15008, 15020, 53];
+
+/// Users and groups; of the first several the settings tell.
+const IDS: [u32; 7] = [1337, 3, 4, 0, 202, 1000, 1000];
+const INTERFACES: [&str; 3] = ["eth0", "net1", "net2"];
+/// Environment variables of the proxy, and values of theirs.
+const ENVIRONMENT: [(&str, &[&str]); 6] = [
+    ("ISTIO_META_DNS_CAPTURE", &["true", "T", "false", "0"]),
+    ("ISTIO_OUTBOUND_OWNER_GROUPS", &["*", "", "202", "0,1000"]),
+    ("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", &["", "202,"]),
+    ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", &["127.0.0.1/8"]),
+    ("ISTIO_DUAL_STACK", &["true", "false"]),
+    ("INBOUND_TUNNEL_PORT", &["443"]),
+];
+/// Annotations beside Istio's lists, and values of theirs.
+const SETTINGS: [(&str, &[&str]); 15] = [
+    (
+        "capture.sidecar-agent.io/proxy-uid",
+        &["3", "3,4", "0,3,", ""],
+    ),
+    ("capture.sidecar-agent.io/proxy-gid", &["3,4", "202", "x"]),
+    (
+        "capture.sidecar-agent.io/outbound-owner-groups",
+        &["*", "", "202,0", "1000,x"],
+    ),
+    (
+        "capture.sidecar-agent.io/outbound-owner-groups-exclude",
+        &["202", "0,1000", ""],
+    ),
+    (
+        "capture.sidecar-agent.io/outbound-ipv4-loopback-cidr",
+        &["127.0.0.0/8", "10.0.0.1/32"],
+    ),
+    (
+        "capture.sidecar-agent.io/dns-capture",
+        &["true", "true", "false", "x"],
+    ),
+    (
+        "capture.sidecar-agent.io/dns-capture-all",
+        &["true", "false"],
+    ),
+    (
+        "capture.sidecar-agent.io/dns-servers",
+        &["10.96.0.2", "127.0.0.9,fd96::1", "10.96.0.1,10.0.0.2", ""],
+    ),
+    (
+        "capture.sidecar-agent.io/dual-stack",
+        &["true", "true", "false", "x"],
+    ),
+    ("capture.sidecar-agent.io/drop-invalid", &["true"]),
+    (
+        "capture.sidecar-agent.io/inbound-tunnel-port",
+        &["80", "15008"],
+    ),
+    (
+        "traffic.sidecar.istio.io/excludeInterfaces",
+        &["net1", "net+", "lo", "eth0,", ""],
+    ),
+    (
+        "istio.io/reroute-virtual-interfaces",
+        &["net1", "net2,net1", ""],
+    ),
+    ("traffic.sidecar.istio.io/kubevirtInterfaces", &["net2"]),
+    (
+        "proxy.istio.io/config",
+        &[r#"{"statusPort": 81}"#, r#"{"interceptionMode": "TPROXY"}"#],
+    ),
+];
 
 /// Documents, and what host names resolve to.
 #[derive(Clone)]
@@ -157,9 +224,15 @@ impl fmt::Debug for World {
 
 /// A connection to be made up from what a world holds.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a choice by itself")]
 pub struct Pick {
     pub inbound: bool,
-    pub from_proxy: bool,
+    /// An outbound one: its socket is bound to `src`.
+    pub bound: bool,
+    pub uid: u32,
+    pub gid: u32,
+    pub udp: bool,
+    pub interface: Option<&'static str>,
     pub ip: Index,
     pub port: Index,
     pub src: Index,
@@ -169,20 +242,32 @@ pub struct Pick {
 pub fn picks() -> impl Strategy<Value = Vec<Pick>> {
     let pick = (
         any::<bool>(),
-        prop::bool::weighted(0.03),
+        (
+            prop::bool::weighted(0.2),
+            select(&IDS[..]),
+            select(&IDS[..]),
+            prop::bool::weighted(0.15),
+        ),
+        prop::option::of(select(&INTERFACES[..])),
         any::<Index>(),
         any::<Index>(),
         any::<Index>(),
         prop::bool::weighted(0.1),
     );
-    let pick = pick.prop_map(|(inbound, from_proxy, ip, port, src, mapped)| Pick {
-        inbound,
-        from_proxy,
-        ip,
-        port,
-        src,
-        mapped,
-    });
+    let pick = pick.prop_map(
+        |(inbound, (bound, uid, gid, udp), interface, ip, port, src, mapped)| Pick {
+            inbound,
+            bound,
+            uid,
+            gid,
+            udp,
+            interface,
+            ip,
+            port,
+            src,
+            mapped,
+        },
+    );
     prop::collection::vec(pick, 48)
 }
 
@@ -205,6 +290,8 @@ pub fn interesting() -> (Vec<IpAddr>, Vec<u16>) {
             "10.0.0.4",
             "127.0.0.2",
             "127.255.255.255",
+            "127.0.0.6",
+            "::6",
             "192.0.2.3",
             "fd96::",
             "fd96::3",
@@ -218,6 +305,7 @@ pub fn interesting() -> (Vec<IpAddr>, Vec<u16>) {
     let mut ports = PORTS.repeat(4);
     ports.extend([79, 82, 444, 8080, 8081]);
     ports.extend([15001, 15006, 15008, 15020, 15090]);
+    ports.extend([53; 12]);
     (ips, ports)
 }
 
@@ -840,6 +928,16 @@ fn local_workload() -> impl Strategy<Value = Value> {
         }
         all
     });
+    let annotations =
+        (annotations, settings(), environment()).prop_map(|(mut all, settings, environment)| {
+            all.extend(settings);
+            // The one with the most to say.
+            if let Some(environment) = environment {
+                let config = json!({"proxyMetadata": environment}).to_string();
+                all.entry("proxy.istio.io/config").or_insert(json!(config));
+            }
+            all
+        });
     let spec = (
         annotations,
         select(
@@ -865,6 +963,34 @@ fn local_workload() -> impl Strategy<Value = Value> {
     resource("WorkloadEntry", &["w1", "w2", "w3"], spec)
 }
 
+/// A few settings, often none.
+fn settings() -> impl Strategy<Value = Map<String, Value>> {
+    let settings: Vec<_> = SETTINGS
+        .iter()
+        .map(|(name, values)| {
+            let value = prop::option::weighted(0.15, select(*values));
+            value.prop_map(move |value| Some(((*name).to_owned(), json!(value?))))
+        })
+        .collect();
+    prop_oneof![
+        Just(Map::new()),
+        settings.prop_map(|all| all.into_iter().flatten().collect())
+    ]
+}
+
+/// Environment variables of a proxy, mostly none.
+fn environment() -> impl Strategy<Value = Option<Map<String, Value>>> {
+    let variables: Vec<_> = ENVIRONMENT
+        .iter()
+        .map(|(name, values)| {
+            let value = prop::option::weighted(0.4, select(*values));
+            value.prop_map(move |value| Some(((*name).to_owned(), json!(value?))))
+        })
+        .collect();
+    let variables = variables.prop_map(|all| all.into_iter().flatten().collect());
+    prop::option::weighted(0.2, variables)
+}
+
 fn remote_workload() -> impl Strategy<Value = Value> {
     let ports = select(&[("", 0), ("named", 7777), ("p80", 7780)][..]);
     let spec = (select(&REMOTE_ADDRESSES[..]), labels(), ports).prop_map(
@@ -887,21 +1013,34 @@ fn mesh() -> impl Strategy<Value = Value> {
         select(&["", "", "*", ".", "~"][..]),
         select(&["", "", "", "NONE", "TPROXY"][..]),
         select(&["", "", "LOCALHOST"][..]),
+        (
+            prop::option::weighted(0.1, select(&[0, 81][..])),
+            environment(),
+        ),
     )
-        .prop_map(|(root, policy, export_to, virtual_to, mode, inbound)| {
-            let some = |to: &'static str| Some(to).filter(|to| !to.is_empty());
-            let export_to: Vec<&str> = some(export_to).into_iter().collect();
-            let virtual_to: Vec<&str> = some(virtual_to).into_iter().collect();
-            let mut mesh = object([
-                ("rootNamespace", json!(root)),
-                ("outboundTrafficPolicy", object([("mode", json!(policy))])),
-                ("defaultServiceExportTo", json!(export_to)),
-                ("defaultVirtualServiceExportTo", json!(virtual_to)),
-                ("defaultConfig", object([("interceptionMode", json!(mode))])),
-                ("inboundTrafficPolicy", object([("mode", json!(inbound))])),
-            ]);
-            // A document without any field would be none.
-            mesh["accessLogFile"] = json!("/dev/stdout");
-            mesh
-        })
+        .prop_map(
+            |(root, policy, export_to, virtual_to, mode, inbound, (status, metadata))| {
+                let some = |to: &'static str| Some(to).filter(|to| !to.is_empty());
+                let export_to: Vec<&str> = some(export_to).into_iter().collect();
+                let virtual_to: Vec<&str> = some(virtual_to).into_iter().collect();
+                let mut mesh = object([
+                    ("rootNamespace", json!(root)),
+                    ("outboundTrafficPolicy", object([("mode", json!(policy))])),
+                    ("defaultServiceExportTo", json!(export_to)),
+                    ("defaultVirtualServiceExportTo", json!(virtual_to)),
+                    (
+                        "defaultConfig",
+                        object([
+                            ("interceptionMode", json!(mode)),
+                            ("statusPort", json!(status)),
+                            ("proxyMetadata", json!(metadata)),
+                        ]),
+                    ),
+                    ("inboundTrafficPolicy", object([("mode", json!(inbound))])),
+                ]);
+                // A document without any field would be none.
+                mesh["accessLogFile"] = json!("/dev/stdout");
+                mesh
+            },
+        )
 }

@@ -1,10 +1,6 @@
 //! What is tested, and nothing else calls it: a changed signature is mended here.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
 use proptest::prelude::*;
 use sidecar_agent::{
@@ -23,9 +19,12 @@ use sidecar_agent::{
     },
     source::files::{File, Store, Update},
 };
-use sidecar_common::{Path, Reason, decide::Direction};
+use sidecar_common::{Path, Reason, decide::Transport};
 
-use crate::generate::{self, World};
+use crate::{
+    generate::{self, World},
+    naive::Call,
+};
 
 /// A service as a listener or scope shows it: host name, namespace, resource, ports.
 pub type Seen = (String, String, String, Vec<u16>);
@@ -156,22 +155,26 @@ pub fn content(plan: &Plan) -> String {
 }
 
 /// Decides a connection by the compiled tables.
-pub fn decide(
-    workload: &WorkloadPlan,
-    inbound: bool,
-    src: IpAddr,
-    dst: SocketAddr,
-    from_proxy: bool,
-) -> Outcome {
+pub fn decide(workload: &WorkloadPlan, inbound: bool, src: IpAddr, call: &Call<'_>) -> Outcome {
+    let Call { dst, interface, .. } = *call;
     let connection = if inbound {
-        Connection::inbound(Some(src), dst)
+        Connection {
+            interface,
+            ..Connection::inbound(Some(src), dst)
+        }
     } else {
         Connection {
-            caller: if from_proxy {
-                Who::Proxy
+            transport: if call.udp {
+                Transport::Udp
             } else {
-                Connection::outbound(dst).caller
+                Transport::Tcp
             },
+            src: call.src,
+            caller: Who::Ids {
+                uid: Some(call.uid),
+                gid: Some(call.gid),
+            },
+            interface,
             ..Connection::outbound(dst)
         }
     };

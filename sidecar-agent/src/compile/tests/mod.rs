@@ -6,6 +6,7 @@ mod ingress;
 mod plan;
 mod precedence;
 mod proxied;
+mod settings;
 
 use std::{
     collections::BTreeMap,

@@ -160,9 +160,9 @@ fn virtual_interfaces(reader: &mut Reader<'_>) -> BTreeSet<String> {
 
 fn owner_groups(reader: &mut Reader<'_>) -> OwnerGroups {
     let groups = |reader: &mut Reader<'_>, setting| {
-        let groups = set(reader, setting, settings::id)?;
+        let groups = reader.list(setting, settings::id)?;
         if groups.len() <= MAX_GROUPS {
-            return Some(groups);
+            return Some(groups.into_iter().collect());
         }
         reader.drop(setting, &settings::too_many_groups(groups.len()));
         None

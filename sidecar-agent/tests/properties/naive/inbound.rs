@@ -11,7 +11,7 @@ use sidecar_agent::model::{
 use sidecar_common::{Path, Reason};
 
 use super::{
-    ORIGINAL, Workload, outcome,
+    Expected, ORIGINAL, Workload, iptables, outcome,
     services::{Port, Protocol, Service, protocol},
 };
 use crate::subject::Outcome;
@@ -22,17 +22,84 @@ pub fn inbound(
     workload: &Workload<'_>,
     src: IpAddr,
     dst: SocketAddr,
-) -> Outcome {
+    interface: Option<&str>,
+) -> Expected {
     let src = src.to_canonical();
     let dst = SocketAddr::new(dst.ip().to_canonical(), dst.port());
-    let from_itself = src == dst.ip() || src.is_loopback() || workload.addresses.contains(&src);
+    let from_itself = src == dst.ip()
+        || src.is_loopback()
+        || workload.addresses.contains(&src)
+        || iptables::is_passthrough(src);
+    // What the workload sends to itself arrives by the loopback interface.
+    let interface = interface.filter(|_| !from_itself);
+    let captures = workload.mode() != InterceptionMode::None;
+    let mut passes = Vec::new();
+    if workload.external_proxy && captures {
+        match iptables::prerouting(&snapshot.mesh, workload, interface, dst) {
+            Some(decided) if decided.reason == Reason::VirtualInterface => return decided.into(),
+            Some(decided) => passes.push(decided.reason),
+            None => {}
+        }
+    }
+    if captures && interface.is_some_and(|name| workload.traffic.excludes_interface(name)) {
+        passes.push(Reason::ExcludedInterface);
+    }
+    let found = ports(snapshot, services, workload, dst);
+    if is_really_there(workload, dst) {
+        return found.into();
+    }
+    // Also what would lead where it was going anyway is the application's own.
+    let is_captured = found.path != Path::Pass || found.reason == Reason::IngressListener;
+    if from_itself && is_captured {
+        passes.push(Reason::SelfCall);
+    }
+    match passes.first() {
+        Some(reason) => {
+            let outcome = outcome(Path::Pass, *reason);
+            if found.path == Path::Pass {
+                passes.push(found.reason);
+            }
+            Expected {
+                outcome,
+                also: passes,
+            }
+        }
+        // Of a declared port that is excluded both may be said.
+        None if from_itself && found.reason == Reason::ExcludedPort => Expected {
+            also: vec![Reason::ExcludedPort, Reason::SelfCall],
+            outcome: found,
+        },
+        None => found.into(),
+    }
+}
+
+/// Whether a real listener is there.
+fn is_really_there(workload: &Workload<'_>, dst: SocketAddr) -> bool {
     let none = workload.mode() == InterceptionMode::None;
-    let declared = workload
+    listener_at(workload, dst.port()).is_some_and(|listener| {
+        is_real(listener, none) && is_bound_at(workload, listener, dst.ip())
+    })
+}
+
+/// The listener that the Sidecar declares for a port.
+fn listener_at<'a>(workload: &Workload<'a>, port: u16) -> Option<&'a IngressListener> {
+    workload
         .sidecar
         .into_iter()
         .flat_map(|sidecar| &sidecar.spec.ingress)
-        .find(|listener| listener.port.number == u32::from(dst.port()))
-        .filter(|listener| exists(listener));
+        .find(|listener| listener.port.number == u32::from(port))
+        .filter(|listener| exists(listener))
+}
+
+/// What becomes of a connection that somebody else makes.
+pub fn ports(
+    snapshot: &Snapshot,
+    services: &[Service],
+    workload: &Workload<'_>,
+    dst: SocketAddr,
+) -> Outcome {
+    let none = workload.mode() == InterceptionMode::None;
+    let declared = listener_at(workload, dst.port());
 
     if let Some(listener) = declared
         && is_real(listener, none)
@@ -50,7 +117,15 @@ pub fn inbound(
     let captured = declared
         .filter(|listener| !is_real(listener, none))
         .filter(|_| is_captured_at(workload, dst.ip()));
-    let lists = workload.traffic.inbound(dst.port());
+    let lists = match workload.traffic.inbound(dst.port()) {
+        // A declared port counts as included, but not as the tunnel's.
+        Err(Reason::NotIncluded)
+            if workload.traffic.is_tunnel(dst.port()) && captured.is_some() =>
+        {
+            Err(Reason::ExcludedPort)
+        }
+        lists => lists,
+    };
 
     if workload.external_proxy {
         let reason = match (lists, captured) {
@@ -68,15 +143,7 @@ pub fn inbound(
             (Err(exempt), _) => return outcome(Path::Pass, exempt),
             (Ok(captured), None) => captured,
         };
-        if from_itself {
-            return outcome(Path::Pass, Reason::SelfCall);
-        }
-        let port = snapshot.mesh.proxy_inbound_listen_port;
-        let at = SocketAddr::new(loopback(dst.is_ipv4()), port);
-        return Outcome {
-            targets: [at.to_string()].into(),
-            ..outcome(Path::Proxy, reason)
-        };
+        return iptables::redirected(dst, snapshot.mesh.proxy_inbound_listen_port, reason);
     }
     let no_ingress = workload
         .sidecar
@@ -89,10 +156,8 @@ pub fn inbound(
         (None, Some(_)) => String::new(),
         (None, None) => return outcome(Path::Pass, Reason::UndeclaredPort),
     };
-    if from_itself {
-        return outcome(Path::Pass, Reason::SelfCall);
-    }
-    let found = if lists == Err(Reason::ExcludedPort) {
+    let is_tunnel = workload.traffic.is_tunnel(dst.port());
+    let found = if lists == Err(Reason::ExcludedPort) || is_tunnel {
         outcome(Path::Pass, Reason::ExcludedPort)
     } else {
         // A declared port counts as included.

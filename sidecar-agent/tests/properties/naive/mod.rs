@@ -2,6 +2,7 @@
 //! tries or indexes; every question walks all lists again.
 
 mod inbound;
+mod iptables;
 mod listeners;
 mod names;
 mod outbound;
@@ -10,7 +11,10 @@ mod services;
 mod traffic;
 mod visibility;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use sidecar_agent::{
     compile::WorkloadPlan,
@@ -30,6 +34,47 @@ pub use services::services;
 pub use visibility::{Exposed, egress, exposed, scope};
 
 use crate::subject::Outcome;
+
+/// An outbound connection or datagram, and who makes it.
+#[derive(Clone, Copy)]
+pub struct Call<'a> {
+    pub dst: SocketAddr,
+    /// What it is bound to.
+    pub src: Option<IpAddr>,
+    pub uid: u32,
+    pub gid: u32,
+    pub udp: bool,
+    /// By which it leaves, unless it stays within the workload.
+    pub interface: Option<&'a str>,
+}
+
+/// What is expected. Where several rules say that a connection passes, any of them may be given as
+/// the reason.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    pub outcome: Outcome,
+    pub also: Vec<Reason>,
+}
+
+impl Expected {
+    pub fn is(&self, decided: &Outcome) -> bool {
+        let Self { outcome, also } = self;
+        if outcome.path != Path::Pass || !also.contains(&decided.reason) {
+            return outcome == decided;
+        }
+        // What a listener that is not reached leads to is nobody's business.
+        (outcome.path, &outcome.targets) == (decided.path, &decided.targets)
+    }
+}
+
+impl From<Outcome> for Expected {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            also: Vec::new(),
+        }
+    }
+}
 
 /// A workload as its entry describes it.
 pub struct Workload<'a> {
@@ -70,14 +115,7 @@ impl<'a> Workload<'a> {
                 .is_some_and(|p| p == "external"),
             own_netns: annotations.contains_key(NETNS_ANNOTATION),
             sidecar: select(snapshot, &entry.meta.namespace, &labels),
-            traffic: traffic::Traffic::of(
-                annotations,
-                snapshot
-                    .mesh
-                    .default_config
-                    .interception_mode
-                    .unwrap_or_default(),
-            ),
+            traffic: traffic::Traffic::of(annotations, &snapshot.mesh),
             labels,
             entry,
         }

@@ -9,7 +9,9 @@ use sidecar_agent::model::{Snapshot, mesh::InterceptionMode, sidecar::OutboundTr
 use sidecar_common::{Path, Reason};
 
 use super::{
-    ORIGINAL, Workload,
+    Call, Expected, ORIGINAL, Workload,
+    inbound::ports,
+    iptables,
     listeners::{Listener, Member, listeners},
     outcome,
     services::{Endpoint, Finding, Port, Protocol, Service},
@@ -21,18 +23,16 @@ pub fn outbound(
     snapshot: &Snapshot,
     services: &[Service],
     workload: &Workload<'_>,
-    dst: SocketAddr,
-    from_proxy: bool,
-) -> Outcome {
-    if from_proxy {
-        return outcome(Path::Pass, Reason::ProxyOwn);
-    }
-    let ip = match dst.ip().to_canonical() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
+    call: &Call<'_>,
+) -> Expected {
+    let ip = match call.dst.ip().to_canonical() {
+        // To call nobody in particular is to call oneself.
+        ip if ip.is_unspecified() && ip.is_ipv4() => Ipv4Addr::LOCALHOST.into(),
+        ip if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    let dst = SocketAddr::new(ip, dst.port());
+    let dst = SocketAddr::new(ip, call.dst.port());
+    let call = &Call { dst, ..*call };
     let listeners = listeners(snapshot, services, workload);
     let at = |listener: &&Listener<'_>| listener.port == dst.port();
     // Real listeners are called at their address; one on the wildcard at any of the workload's.
@@ -44,6 +44,15 @@ pub fn outbound(
         .find(|listener| {
             listener.at == Some(dst.ip()) || (listener.at.is_none() && its_own(dst.ip()))
         });
+    let none = workload.mode() == InterceptionMode::None;
+    if workload.external_proxy && !none {
+        let from_elsewhere = || ports(snapshot, services, workload, dst);
+        let mesh = &snapshot.mesh;
+        return iptables::outbound(mesh, workload, call, real.is_some(), from_elsewhere);
+    }
+    if call.udp {
+        return outcome(Path::Pass, Reason::NotIncluded).into();
+    }
     if let Some(listener) = real {
         return if workload.external_proxy {
             let mut outcome = outcome(Path::Pass, Reason::NoneListener);
@@ -51,27 +60,27 @@ pub fn outbound(
             outcome
         } else {
             called(listener, dst, Reason::EgressListener)
-        };
+        }
+        .into();
     }
-    if workload.mode() == InterceptionMode::None {
-        return outcome(Path::Pass, Reason::InterceptionNone);
+    if none {
+        return outcome(Path::Pass, Reason::InterceptionNone).into();
     }
-    let captured = match workload
-        .traffic
-        .outbound(dst.ip(), dst.port(), &workload.addresses)
-    {
-        Err(exempt) => return outcome(Path::Pass, exempt),
-        Ok(captured) => captured,
-    };
-    if workload.external_proxy {
-        let loopback: IpAddr = match dst.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        };
-        let port = snapshot.mesh.proxy_listen_port;
-        return Outcome {
-            targets: [SocketAddr::new(loopback, port).to_string()].into(),
-            ..outcome(Path::Proxy, captured)
+    let settings = &workload.traffic;
+    let lists = settings.outbound(dst.ip(), dst.port(), &workload.addresses);
+    let over_lo = dst.ip().is_loopback() || workload.addresses.contains(&dst.ip());
+    let interface = if over_lo { Some("lo") } else { call.interface };
+    let mut also: Vec<Reason> = lists.err().into_iter().collect();
+    if interface.is_some_and(|name| settings.excludes_interface(name)) {
+        also.push(Reason::ExcludedInterface);
+    }
+    if !settings.captures_group(call.gid) {
+        also.push(Reason::OwnerGroup);
+    }
+    if let Some(reason) = also.first() {
+        return Expected {
+            outcome: outcome(Path::Pass, *reason),
+            also,
         };
     }
     let captured = || {
@@ -90,7 +99,9 @@ pub fn outbound(
             .find_map(|member| at_address(listener, member, dst)),
     });
     let found = exact.or_else(|| captured().find_map(|listener| within(listener, dst)));
-    found.unwrap_or_else(|| unknown(snapshot, services, workload, dst))
+    found
+        .unwrap_or_else(|| unknown(snapshot, services, workload, dst))
+        .into()
 }
 
 /// The loopback addresses of the families that the workload has.
