@@ -32,7 +32,9 @@ pub fn outbound(
         ip => ip,
     };
     let dst = SocketAddr::new(ip, call.dst.port());
-    let call = &Call { dst, ..*call };
+    // A socket bound to a wildcard address is bound to none.
+    let src = call.src.filter(|src| !src.to_canonical().is_unspecified());
+    let call = &Call { dst, src, ..*call };
     let listeners = listeners(snapshot, services, workload);
     let at = |listener: &&Listener<'_>| listener.port == dst.port();
     // Real listeners are called at their address; one on the wildcard at any of the workload's.
