@@ -4,13 +4,14 @@ use aya_ebpf::{bindings::bpf_sock_addr, helpers::bpf_get_prandom_u32};
 use sidecar_common::{
     Addr, Endpoint, Path, Reason,
     decide::{self, Arrival, Decision, Direction, Transport},
-    keys::PlanId,
     values::{Original, PlanHeader},
 };
 
 use crate::{
     maps::{self, KernelTables},
-    sock_addr::{ALLOW, Hook, address, bound_to, call, refuse, set_address, socket, transport},
+    sock_addr::{
+        ALLOW, Hook, address, bound_to, call, note, refuse, set_address, socket, transport,
+    },
     source,
 };
 
@@ -71,11 +72,13 @@ pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     if target.port != 0 && matches!(hook, Hook::V4) && !target.addr.is_v4() {
         return refuse(identity.workload, Reason::PlanIncomplete as u8);
     }
-    let kind = kind(&decision, &target);
-    if kind.is_none() {
-        forget(ctx);
-    } else if !note(ctx, plan, &asked_for, &decision, kind) {
-        return refuse(identity.workload, Reason::NoMemory as u8);
+    match kind(&decision, &target) {
+        None => forget(ctx),
+        Some(kind) => {
+            if !note(sk, plan, &asked_for, &decision, kind) {
+                return refuse(identity.workload, Reason::NoMemory as u8);
+            }
+        }
     }
     if target.port != 0 {
         set_address(ctx, hook, &target);
@@ -104,7 +107,7 @@ pub fn getpeername(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
 
 /// Where the proxy listens for this connection; port 0: it keeps its destination.
 #[inline(always)]
-pub fn proxy_listener(header: &PlanHeader, decision: &Decision, asked_for: &Addr) -> Endpoint {
+fn proxy_listener(header: &PlanHeader, decision: &Decision, asked_for: &Addr) -> Endpoint {
     let port = decision.proxy_port;
     if port == 0 {
         return Endpoint::default();
@@ -139,24 +142,6 @@ fn kind(decision: &Decision, target: &Endpoint) -> Option<u32> {
         (Path::Direct, _) => Some(Original::REWRITTEN),
         _ => Some(Original::REDIRECTED),
     }
-}
-
-#[inline(always)]
-fn note(
-    ctx: *mut bpf_sock_addr,
-    plan: PlanId,
-    asked_for: &Endpoint,
-    decision: &Decision,
-    kind: Option<u32>,
-) -> bool {
-    let mut original = Original {
-        dst: *asked_for,
-        plan,
-        listener: decision.listener,
-        kind: kind.unwrap_or(Original::REWRITTEN),
-    };
-    // SAFETY: the context's own socket.
-    unsafe { maps::cgroup::remember(socket(ctx), &mut original) }
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use sidecar_common::{
-    Addr, Path, Reason,
+    Addr, Endpoint, Path, Reason,
     decide::{self, Direction, Transport},
     values::{Identity, Original},
 };
@@ -12,7 +12,7 @@ use crate::{
     connect::may_be_own,
     ctx::{read, write},
     maps::{self, KernelTables},
-    sock_addr::{ALLOW, Hook, address, call, refuse, set_address, socket},
+    sock_addr::{ALLOW, Hook, address, call, note, refuse, set_address, socket},
     source,
 };
 
@@ -49,17 +49,10 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
             return ALLOW;
         }
     }
-    let mut original = Original {
-        dst: asked_for,
-        plan,
-        listener: decision.listener,
-        kind: Original::REDIRECTED,
-    };
-    // SAFETY: the context's own socket.
-    if !unsafe { maps::cgroup::remember(sk, &mut original) } {
+    if !note(sk, plan, &asked_for, &decision, Original::REDIRECTED) {
         return refuse(identity.workload, Reason::NoMemory as u8);
     }
-    let proxy = sidecar_common::Endpoint::new(asked_for.addr.loopback(), decision.proxy_port);
+    let proxy = Endpoint::new(asked_for.addr.loopback(), decision.proxy_port);
     set_address(ctx, hook, &proxy);
     if src.is_wildcard() {
         let over_lo = may_be_own(header, &decision);

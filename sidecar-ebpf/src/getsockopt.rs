@@ -3,68 +3,23 @@
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sockopt};
 use sidecar_common::{
-    Addr, Endpoint,
+    Endpoint,
     decide::{self, Tables as _},
     keys::Tuple,
     values::{Original, PlanHeader},
 };
 
 use crate::{
-    ctx::{AF_INET, AF_INET6, read, read_addr, write},
+    ctx::{read, read_addr, write},
     maps::{self, KernelTables},
     sock_addr::{ALLOW, caller},
+    sockaddr::{SockaddrIn, SockaddrIn6},
 };
 
 const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
 /// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST` share the number.
 const SO_ORIGINAL_DST: i32 = 80;
-
-/// `struct sockaddr_in`.
-#[repr(C)]
-pub struct SockaddrIn {
-    family: u16,
-    port: u16,
-    addr: u32,
-    zero: [u32; 2],
-}
-
-impl SockaddrIn {
-    /// With this address and port (native byte order).
-    #[inline(always)]
-    pub fn new(addr: &Addr, port: u16) -> Self {
-        Self {
-            family: AF_INET as u16,
-            port: port.to_be(),
-            addr: addr.v4(),
-            zero: [0; 2],
-        }
-    }
-}
-
-/// `struct sockaddr_in6`.
-#[repr(C)]
-pub struct SockaddrIn6 {
-    family: u16,
-    port: u16,
-    flow_info: u32,
-    addr: [u32; 4],
-    scope_id: u32,
-}
-
-impl SockaddrIn6 {
-    /// With this address and port (native byte order).
-    #[inline(always)]
-    pub fn new(addr: &Addr, port: u16) -> Self {
-        Self {
-            family: AF_INET6 as u16,
-            port: port.to_be(),
-            flow_info: 0,
-            addr: addr.words,
-            scope_id: 0,
-        }
-    }
-}
 
 /// The getsockopt hook. Whatever is not ours keeps the kernel's own answer or error.
 #[inline(always)]

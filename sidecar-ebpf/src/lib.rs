@@ -12,4 +12,5 @@ mod runtime;
 pub mod sk_lookup;
 pub mod sock_addr;
 pub mod sock_ops;
+mod sockaddr;
 mod source;

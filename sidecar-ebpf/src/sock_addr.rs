@@ -9,9 +9,9 @@ use aya_ebpf::{
 };
 use sidecar_common::{
     Addr, Endpoint, IPPROTO_MPTCP, IPPROTO_TCP, IPPROTO_UDP,
-    decide::{Caller, Direction, OutboundCall, Transport},
-    keys::WorkloadId,
-    values::Identity,
+    decide::{Caller, Decision, Direction, OutboundCall, Transport},
+    keys::{PlanId, WorkloadId},
+    values::{Identity, Original},
 };
 
 use crate::{
@@ -126,6 +126,26 @@ pub fn call(
         caller: caller(identity),
         bound_device: read!(sk, bound_dev_if) != 0,
     }
+}
+
+/// Notes with the socket what it asked for, and what became of that (`Original::kind`). False: no
+/// memory.
+#[inline(always)]
+pub fn note(
+    sk: *mut bpf_sock,
+    plan: PlanId,
+    asked_for: &Endpoint,
+    decision: &Decision,
+    kind: u32,
+) -> bool {
+    let mut original = Original {
+        dst: *asked_for,
+        plan,
+        listener: decision.listener,
+        kind,
+    };
+    // SAFETY: callers have the socket of their context.
+    unsafe { maps::cgroup::remember(sk, &mut original) }
 }
 
 /// Counts a refusal and ends the system call with `ECONNREFUSED`.

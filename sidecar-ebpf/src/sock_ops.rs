@@ -43,16 +43,15 @@ fn connecting(ctx: &SockOpsContext) {
     if workload == 0 {
         return;
     }
-    let sk: *mut bpf_sock = read!(ctx.ops, __bindgen_anon_2.sk);
-    if sk.is_null() {
+    let Some(sk) = socket(ctx) else {
         return;
-    }
+    };
     let tuple = Tuple {
         workload,
         client: local(ctx),
         server: remote(ctx),
     };
-    // SAFETY: checked for null just now.
+    // SAFETY: the context's own socket, not null.
     match unsafe { maps::cgroup::recall(sk) } {
         Some(original) if original.kind != Original::REWRITTEN => {
             maps::cgroup::publish_original(&tuple, &original);
@@ -75,10 +74,9 @@ fn accepted(ctx: &SockOpsContext) {
     if workload == 0 || !server.addr.is_loopback() {
         return;
     }
-    let sk: *mut bpf_sock = read!(ctx.ops, __bindgen_anon_2.sk);
-    if sk.is_null() {
+    let Some(sk) = socket(ctx) else {
         return;
-    }
+    };
     let tuple = Tuple {
         workload,
         client: remote(ctx),
@@ -88,7 +86,7 @@ fn accepted(ctx: &SockOpsContext) {
         return;
     };
     original.kind = Original::ACCEPTED;
-    // SAFETY: checked for null just now.
+    // SAFETY: the context's own socket, not null.
     if unsafe { maps::cgroup::remember(sk, &mut original) } {
         maps::cgroup::retract_original(&tuple);
     }
@@ -106,6 +104,12 @@ fn listening(ctx: &SockOpsContext) {
     if maps::cgroup::is_interesting(workload, endpoint.port) {
         maps::cgroup::enter_listener(ctx, &mut WorkloadEndpoint { workload, endpoint });
     }
+}
+
+#[inline(always)]
+fn socket(ctx: &SockOpsContext) -> Option<*mut bpf_sock> {
+    let sk: *mut bpf_sock = read!(ctx.ops, __bindgen_anon_2.sk);
+    (!sk.is_null()).then_some(sk)
 }
 
 #[inline(always)]

@@ -9,9 +9,9 @@ use aya_ebpf::{
 use sidecar_common::{Addr, decide::Tables as _, values::Identity};
 
 use crate::{
-    getsockopt::{SockaddrIn, SockaddrIn6},
     maps::KernelTables,
     sock_addr::Hook,
+    sockaddr::{SockaddrIn, SockaddrIn6},
 };
 
 /// The source of a call to `dst`; a wildcard: whatever the kernel chooses. `over_lo`: `dst` may be

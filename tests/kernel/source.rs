@@ -71,6 +71,25 @@ fn the_source_is_the_only_one_there_is_and_follows_its_changes() -> anyhow::Resu
     Ok(())
 }
 
+/// What a new plan sets up in the namespace makes the dataplane look at its addresses; others that
+/// have changed meanwhile are not passed over.
+#[test]
+fn the_source_follows_changes_that_a_new_plan_is_the_first_to_see() -> anyhow::Result<()> {
+    require_root!();
+    let mut fixture = Fixture::of_pod(Planner::new().outbound_default(proxy()))?;
+    fixture.netns.ip("link del net1")?;
+    fixture.loaded.dataplane.refresh();
+    fixture.netns.ip("addr del 10.244.1.5/24 dev eth0")?;
+    fixture
+        .netns
+        .add_address("eth0", "10.244.7.9/24".parse()?)?;
+    fixture.netns.add_route("default via 10.244.7.1")?;
+    fixture.follow(Planner::new().proxied().outbound_default(proxy()))?;
+    let app = fixture.app()?;
+    assert_eq!(source(&fixture, &app, at("10.96.0.20:80"))?, "10.244.7.9");
+    Ok(())
+}
+
 #[test]
 fn calls_to_oneself_come_from_oneself() -> anyhow::Result<()> {
     require_root!();

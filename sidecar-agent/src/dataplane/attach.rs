@@ -124,6 +124,7 @@ impl Attachment {
     /// Sets up what a plan needs of the workload's network, and tells the kernel of it, before that
     /// plan is in force.
     pub fn prepare(&mut self, maps: &mut Maps, plan: &Plan) -> Result<()> {
+        let mut network_changed = plan.interfaces != self.interfaces;
         // What is the host's is nobody's to be set up.
         if self.netns.id == Netns::open(None)?.id {
             if !plan.interfaces.is_empty() {
@@ -134,12 +135,15 @@ impl Attachment {
             }
         } else {
             let passthrough_v6 = plan.header.flags & PlanHeader::IPV6 != 0;
-            self.setup
-                .bring_to(&self.netns, &steering(plan), passthrough_v6)?;
             // What was set up may be an address.
-            self.refresh_local_addrs(maps)?;
+            if self
+                .setup
+                .bring_to(&self.netns, &steering(plan), passthrough_v6)?
+            {
+                network_changed |= self.refresh_local_addrs(maps)?;
+            }
         }
-        if plan.interfaces != self.interfaces {
+        if network_changed {
             self.interfaces.clone_from(&plan.interfaces);
             self.tell_network(maps)?;
         }

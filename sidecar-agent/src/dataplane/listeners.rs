@@ -64,7 +64,8 @@ pub fn make_transparent(workload: WorkloadId, attachment: &Attachment) {
             tracing::warn!(
                 workload,
                 %endpoint,
-                "making the proxy's listener transparent, for its virtual interfaces: {error}"
+                "making the proxy's listener transparent: {error}; without that it does not answer \
+                 what arrives by a virtual interface; let the agent have CAP_NET_ADMIN"
             );
         }
     }

@@ -22,7 +22,7 @@ use super::{
     finding::{Finding, FindingKind},
     registry,
     select::{ProxyType, Sidecars},
-    traffic::{DEFAULT_PROXY_UID, Origins, Problem, Settings, Traffic},
+    traffic::{Origins, Problem, Settings, Traffic},
 };
 
 /// A workload on this node, with all that decides about its connections.
@@ -63,12 +63,11 @@ pub struct ResolvedWorkload {
 pub enum Proxy {
     /// None: the agent itself does what it can.
     None,
-    /// One that somebody else runs.
+    /// One that somebody else runs; known by its cgroup, or by [`Traffic::proxy_uids`] and
+    /// [`Traffic::proxy_gids`].
     External {
         /// Its own cgroup, below the cgroup2 root.
         cgroup: Option<String>,
-        /// Its first uid, by which it is known where it has no cgroup of its own.
-        uid: u32,
     },
 }
 
@@ -189,11 +188,6 @@ fn resolve(
                 }
                 cgroup
             }),
-            uid: traffic
-                .proxy_uids
-                .first()
-                .copied()
-                .unwrap_or(DEFAULT_PROXY_UID),
         },
         Some(other) => {
             findings.push(bad_annotation(
@@ -463,9 +457,9 @@ mod tests {
             w.proxy,
             Proxy::External {
                 cgroup: Some("envoy".into()),
-                uid: 1337
             }
         );
+        assert_eq!(w.traffic.proxy_uids, [1337]);
         assert_eq!(findings.len(), 1);
         assert_eq!(findings[0].kind, FindingKind::BadAnnotation);
     }

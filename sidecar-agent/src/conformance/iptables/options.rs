@@ -61,10 +61,7 @@ pub fn workload(options: &OptionSet) -> WorkloadPlan {
         cgroup: "pod".into(),
         netns: Some("/run/netns/pod".into()),
         root: None,
-        proxy: Proxy::External {
-            cgroup: None,
-            uid: traffic.proxy_uids.first().copied().unwrap_or_default(),
-        },
+        proxy: Proxy::External { cgroup: None },
         addresses,
         traffic,
         origins,

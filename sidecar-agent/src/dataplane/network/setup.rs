@@ -57,7 +57,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Sets up what is wanted, and undoes what no longer is.
+    /// Sets up what is wanted, and undoes what no longer is. Returns whether anything had to be done.
     ///
     /// # Errors
     /// If netlink refuses; what was set up is known, and the next call goes on from there.
@@ -66,14 +66,15 @@ impl Setup {
         netns: &Netns,
         steering: &BTreeSet<Steering>,
         passthrough_v6: bool,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         if *steering == self.steering && passthrough_v6 == self.passthrough_v6 {
-            return Ok(());
+            return Ok(false);
         }
         netlink::within(netns, async |handle| {
             self.change(&handle, steering, passthrough_v6).await
         })
-        .with_context(|| format!("setting up the routing of {}", netns.path.display()))
+        .with_context(|| format!("setting up the routing of {}", netns.path.display()))?;
+        Ok(true)
     }
 
     async fn change(
