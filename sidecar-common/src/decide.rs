@@ -63,10 +63,11 @@ pub trait Tables {
     fn random(&self) -> u32;
     /// Whether the plan lists this owner.
     fn owner(&self, key: &OwnerKey) -> bool;
-    /// What the interface is by which `dst` is reached: `Interface::EXCLUDED` and so on.
-    fn egress(&self, dst: &Addr) -> u32;
-    /// What the interface with this index is.
-    fn ingress(&self, index: u32) -> u32;
+    /// What the interface is by which `dst` is reached, as the plan has it: `Interface::EXCLUDED`
+    /// and so on.
+    fn egress(&self, plan: PlanId, dst: &Addr) -> u32;
+    /// What the interface with this index is, as the plan has it.
+    fn ingress(&self, plan: PlanId, index: u32) -> u32;
     /// What was decided for the workload's own connection between these two when it was made.
     fn arrival(&self, client: &Endpoint, server: &Endpoint) -> Arrival;
 }
@@ -213,7 +214,7 @@ pub fn outbound<T: Tables>(
         // It leaves by `lo`, whose interface ever has the address.
         header.flags & PlanHeader::EXCLUDED_LOOPBACK != 0
     } else {
-        tables.egress(&call.dst.addr) & Interface::EXCLUDED != 0
+        tables.egress(plan, &call.dst.addr) & Interface::EXCLUDED != 0
     };
     // A call to `::6` comes from there by itself, as it is an address of `lo`.
     if call.src.is_wildcard() && call.dst.addr == Addr::PASSTHROUGH_V6 {
@@ -484,7 +485,7 @@ pub fn inbound<T: Tables>(
     };
     let interfaces = PlanHeader::EXCLUDED_INTERFACES | PlanHeader::VIRTUAL_INTERFACES;
     let interface = if header.flags & interfaces != 0 && !is_own() {
-        tables.ingress(*interface)
+        tables.ingress(plan, *interface)
     } else {
         0
     };

@@ -100,12 +100,15 @@ impl OwnerKey {
     pub const GROUP: u32 = 2;
 }
 
-/// Key of `INTERFACES`: an interface of a workload's network namespace that is unlike others.
+/// Key of `INTERFACES`: an interface of a workload's network namespace that, by a plan of the
+/// workload's, is unlike others.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct WorkloadInterface {
     /// The workload.
     pub workload: WorkloadId,
+    /// The plan.
+    pub plan: PlanId,
     /// The interface's index.
     pub index: u32,
 }
@@ -148,6 +151,6 @@ const _: () = {
     assert!(size_of::<WorkloadPort>() == 8);
     assert!(size_of::<Tuple>() == 44);
     assert!(size_of::<OwnerKey>() == 12);
-    assert!(size_of::<WorkloadInterface>() == 8);
+    assert!(size_of::<WorkloadInterface>() == 12);
     assert!(size_of::<RouteKey>() == 20);
 };

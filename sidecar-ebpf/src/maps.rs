@@ -173,17 +173,18 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn egress(&self, dst: &Addr) -> u32 {
+    fn egress(&self, plan: PlanId, dst: &Addr) -> u32 {
         match self.route(dst) {
-            Some(route) => self.ingress(route.interface),
+            Some(route) => self.ingress(plan, route.interface),
             None => 0,
         }
     }
 
     #[inline(always)]
-    fn ingress(&self, index: u32) -> u32 {
+    fn ingress(&self, plan: PlanId, index: u32) -> u32 {
         let key = WorkloadInterface {
             workload: self.workload,
+            plan,
             index,
         };
         // SAFETY: copied at once; a value is replaced as a whole.

@@ -12,6 +12,7 @@ mod dns;
 mod fixture;
 mod getpeername;
 mod getsockopt;
+mod interfaces;
 mod left_alone;
 mod owners;
 mod parity;

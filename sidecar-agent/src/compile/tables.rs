@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sidecar_common::{
     Addr, Endpoint, Path, Reason,
     decide::{Arrival, Tables},
-    keys::{BackendKey, OwnerKey, PrefixKey, RuleKey},
+    keys::{BackendKey, OwnerKey, PlanId, PrefixKey, RuleKey},
     values::Rule,
 };
 
@@ -130,12 +130,12 @@ impl Tables for MemTables<'_> {
         self.plan.owners.contains(&(key.role, key.id))
     }
 
-    fn egress(&self, dst: &Addr) -> u32 {
+    fn egress(&self, _plan: PlanId, dst: &Addr) -> u32 {
         let interface = self.network.towards((*dst).into());
         interface.map_or(0, |name| self.plan.interface(name))
     }
 
-    fn ingress(&self, index: u32) -> u32 {
+    fn ingress(&self, _plan: PlanId, index: u32) -> u32 {
         let name = self.network.name(index);
         name.map_or(0, |name| self.plan.interface(name))
     }

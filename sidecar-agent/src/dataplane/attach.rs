@@ -11,12 +11,13 @@ use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use sidecar_common::{
     Addr,
-    keys::{PlanId, WorkloadId},
+    keys::{PlanId, WorkloadId, WorkloadInterface},
     values::{Identity, Interface, PlanHeader},
 };
 
 use super::{
-    Binding,
+    Binding, RETIRED_PLAN_GRACE,
+    interfaces::Interfaces,
     maps::Maps,
     netns::Netns,
     network::{Network, RouteTo, Setup, Steering},
@@ -24,7 +25,7 @@ use super::{
     sys::{self, AttachType},
     userns::IdBases,
 };
-use crate::compile::{EVERYWHERE, Plan, plan::interface_flags};
+use crate::compile::{EVERYWHERE, Plan};
 
 /// The links of one workload. Dropping it detaches.
 pub struct Attachment {
@@ -42,8 +43,8 @@ pub struct Attachment {
     pub header: Option<PlanHeader>,
     /// The workload's own addresses, as the kernel was told.
     pub local_addrs: BTreeSet<Addr>,
-    /// Interfaces that are unlike others, by name.
-    interfaces: BTreeMap<String, u32>,
+    /// Interfaces that are unlike others, by the plan in force, or one just retired.
+    interfaces: Interfaces,
     /// What of its network the kernel was told.
     told: Told,
     /// What is set up in its namespace.
@@ -105,7 +106,7 @@ impl Attachment {
             listen_ports: BTreeSet::new(),
             header: None,
             local_addrs: BTreeSet::new(),
-            interfaces: BTreeMap::new(),
+            interfaces: Interfaces::default(),
             told: Told::default(),
             setup: Setup::default(),
             ids_unknown: true,
@@ -123,8 +124,8 @@ impl Attachment {
 
     /// Sets up what a plan needs of the workload's network, and tells the kernel of it, before that
     /// plan is in force.
-    pub fn prepare(&mut self, maps: &mut Maps, plan: &Plan) -> Result<()> {
-        let mut network_changed = plan.interfaces != self.interfaces;
+    pub fn prepare(&mut self, maps: &mut Maps, id: PlanId, plan: &Plan) -> Result<()> {
+        let mut network_changed = self.interfaces.announce(id, &plan.interfaces);
         // What is the host's is nobody's to be set up.
         if self.netns.id == Netns::open(None)?.id {
             if !plan.interfaces.is_empty() {
@@ -144,17 +145,24 @@ impl Attachment {
             }
         }
         if network_changed {
-            self.interfaces.clone_from(&plan.interfaces);
             self.tell_network(maps)?;
         }
         Ok(())
     }
 
+    /// Notes which plan is in force from now on, and its header; 0: none.
+    pub fn follow(&mut self, id: PlanId, header: Option<PlanHeader>) {
+        self.interfaces.follow(id);
+        self.plan = id;
+        self.header = header;
+    }
+
     /// Looks again for what changes without telling us.
     pub fn refresh(&mut self, maps: &mut Maps) -> Result<()> {
         let addresses_changed = self.refresh_local_addrs(maps)?;
+        let retired = self.interfaces.expire(RETIRED_PLAN_GRACE);
         // Interfaces come and go with no address.
-        if addresses_changed || !self.interfaces.is_empty() {
+        if addresses_changed || retired || !self.interfaces.is_empty() {
             self.tell_network(maps)?;
         }
         if self.ids_unknown {
@@ -189,16 +197,11 @@ impl Attachment {
         let (source_v4, source_v6) = (network.source(true), network.source(false));
         let routed = source_v4.is_err() || source_v6.is_err() || !self.interfaces.is_empty();
         let told = Told {
-            interfaces: network
-                .interfaces
-                .iter()
-                .map(|(name, index)| (*index, interface_flags(&self.interfaces, name)))
-                .filter(|(_, flags)| *flags != 0)
-                .collect(),
+            interfaces: self.interfaces.entries(workload, &network.interfaces),
             routes: if routed { network.routes } else { Vec::new() },
         };
         if told != self.told {
-            maps.set_interfaces(workload, &self.told.interfaces, &told.interfaces)?;
+            maps.set_interfaces(&self.told.interfaces, &told.interfaces)?;
             maps.set_routes(workload, &self.told.routes, &told.routes)?;
             self.told = told;
         }
@@ -236,7 +239,7 @@ impl Attachment {
         let told = std::mem::take(&mut self.told);
         let workload = self.identity.workload;
         // Removing cannot fail for want of room.
-        let _ = maps.set_interfaces(workload, &told.interfaces, &BTreeMap::new());
+        let _ = maps.set_interfaces(&told.interfaces, &BTreeMap::new());
         let _ = maps.set_routes(workload, &told.routes, &[]);
     }
 
@@ -261,8 +264,8 @@ impl Attachment {
 /// What of a workload's network the kernel was told.
 #[derive(Default, PartialEq, Eq)]
 struct Told {
-    /// Interfaces that are unlike others: flags by index.
-    interfaces: BTreeMap<u32, u32>,
+    /// Interfaces that are unlike others, with their flags.
+    interfaces: BTreeMap<WorkloadInterface, u32>,
     /// Routes, where it makes a difference which is taken.
     routes: Vec<RouteTo>,
 }

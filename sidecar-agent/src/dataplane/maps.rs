@@ -302,21 +302,19 @@ impl Maps {
         Ok(())
     }
 
-    /// Makes `now` what is known of the workload's interfaces, by index, which was `before`.
+    /// Makes `now` what is known of a workload's interfaces, which was `before`.
     pub fn set_interfaces(
         &mut self,
-        workload: WorkloadId,
-        before: &BTreeMap<u32, u32>,
-        now: &BTreeMap<u32, u32>,
+        before: &BTreeMap<WorkloadInterface, u32>,
+        now: &BTreeMap<WorkloadInterface, u32>,
     ) -> Result<()> {
-        let key = |index| WorkloadInterface { workload, index };
-        for (&index, flags) in now {
+        for (key, flags) in now {
             self.interfaces
-                .insert(key(index), flags, 0)
+                .insert(key, flags, 0)
                 .context("writing map INTERFACES; raise --max-workloads")?;
         }
-        for &index in before.keys().filter(|index| !now.contains_key(index)) {
-            let _ = self.interfaces.remove(&key(index));
+        for key in before.keys().filter(|key| !now.contains_key(key)) {
+            let _ = self.interfaces.remove(key);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 mod attach;
 pub mod cgroup;
+mod interfaces;
 mod listeners;
 mod maps;
 pub mod netns;
@@ -179,7 +180,7 @@ impl Dataplane {
     /// If a map is full or refuses; the old plan stays in force.
     pub fn switch(&mut self, workload: WorkloadId, id: PlanId, plan: &Plan) -> Result<()> {
         let attachment = attachment(&mut self.attachments, workload)?;
-        attachment.prepare(&mut self.maps, plan)?;
+        attachment.prepare(&mut self.maps, id, plan)?;
         // Sockets that already listen must be known before the plan can hand them connections.
         self.maps
             .set_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports)?;
@@ -188,8 +189,7 @@ impl Dataplane {
         self.maps
             .drop_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports);
         attachment.listen_ports.clone_from(&plan.listen_ports);
-        attachment.plan = id;
-        attachment.header = Some(plan.header);
+        attachment.follow(id, Some(plan.header));
         listeners::make_transparent(workload, attachment);
         self.retire_plans();
         Ok(())
@@ -202,8 +202,7 @@ impl Dataplane {
     pub fn release(&mut self, workload: WorkloadId) -> Result<()> {
         let attachment = attachment(&mut self.attachments, workload)?;
         self.maps.switch(workload, 0);
-        attachment.plan = 0;
-        attachment.header = None;
+        attachment.follow(0, None);
         self.retire_plans();
         Ok(())
     }

@@ -1,0 +1,166 @@
+//! Interfaces that are unlike others: each plan has its own, and they come and go.
+
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use anyhow::Context as _;
+use aya::maps::{HashMap, Map, MapData};
+use rustix::io::Errno;
+use sidecar_common::{
+    Path, Reason,
+    keys::{PlanId, WorkloadInterface},
+    values::Interface,
+};
+use sidecar_tests::{DEADLINE, poll, require_root};
+
+use crate::{
+    fixture::{Fixture, reached},
+    plan::{Planner, at, rule},
+};
+
+/// Reached by `eth0`, as routes have it; answered in the namespace itself all the same.
+const BY_ETH0: &str = "10.1.0.1:80";
+
+/// A workload with interfaces of which one leads to [`BY_ETH0`].
+fn workload() -> anyhow::Result<Fixture> {
+    let fixture = Fixture::without_plan()?;
+    for interface in ["eth0", "net1"] {
+        add_interface(&fixture, interface)?;
+    }
+    // The kernel looks at both tables at once: of equal networks, the local one is taken.
+    fixture.netns.add_local("10.1.0.0/16".parse()?)?;
+    fixture.netns.add_route("10.1.0.0/16 dev eth0")?;
+    Ok(fixture)
+}
+
+fn add_interface(fixture: &Fixture, name: &str) -> anyhow::Result<()> {
+    fixture
+        .netns
+        .ip(&format!("link add {name} type veth peer name of-{name}"))?;
+    for end in [format!("of-{name}"), name.to_owned()] {
+        fixture.netns.ip(&format!("link set {end} up"))?;
+    }
+    Ok(())
+}
+
+fn excluding(interface: &str) -> Planner {
+    Planner::new().interface(interface, Interface::EXCLUDED)
+}
+
+fn denying(plan: Planner, reason: Reason) -> Planner {
+    plan.outbound_default(rule(Path::Deny, reason))
+}
+
+#[test]
+fn no_connection_follows_one_plan_with_the_interfaces_of_another() -> anyhow::Result<()> {
+    require_root!();
+    // The first plan never refuses what leaves by eth0, unless it is given another's interfaces, or
+    // routes that a plan without interfaces does not need. The port makes a switch take its time.
+    let plans = [
+        denying(excluding("eth0"), Reason::RegistryOnly).listens(8080),
+        denying(excluding("net1"), Reason::PlanIncomplete).listens(8080),
+        denying(excluding("eth0"), Reason::RegistryOnly).listens(8080),
+        denying(Planner::new(), Reason::NoMemory).listens(8080),
+    ];
+    let mut fixture = workload()?;
+    fixture.follow(plans[0].clone())?;
+    let _server = fixture.serve("0.0.0.0:80")?;
+    let app = fixture.app()?;
+    let stop = AtomicBool::new(false);
+    let visits = thread::scope(|scope| {
+        let switching = scope.spawn(|| -> anyhow::Result<()> {
+            while !stop.load(Ordering::Relaxed) {
+                for plan in &plans {
+                    fixture.follow(plan.clone())?;
+                }
+            }
+            Ok(())
+        });
+        let visits = app.visits(at(BY_ETH0), 3000);
+        stop.store(true, Ordering::Relaxed);
+        switching.join().expect("no panic")?;
+        visits
+    })?;
+    for visit in visits {
+        match visit {
+            Ok(seen) => assert_eq!(reached(&seen)?, at(BY_ETH0)),
+            Err(errno) => assert_eq!(errno, Errno::CONNREFUSED),
+        }
+    }
+    // Each plan was met.
+    for reason in [
+        Reason::ExcludedInterface,
+        Reason::PlanIncomplete,
+        Reason::NoMemory,
+    ] {
+        assert_ne!(fixture.outbound(reason)?, 0, "{}", reason.name());
+    }
+    assert_eq!(fixture.outbound(Reason::RegistryOnly)?, 0);
+    Ok(())
+}
+
+/// What the kernel knows of interfaces: plans, and names.
+fn known(fixture: &Fixture) -> anyhow::Result<BTreeSet<(PlanId, String)>> {
+    let map = MapData::from_pin(fixture.loaded.pin_dir().join("INTERFACES"))?;
+    let map: HashMap<_, WorkloadInterface, u32> = Map::HashMap(map).try_into()?;
+    let links = fixture.netns.ip("-o link show")?;
+    let keys: Vec<WorkloadInterface> = map.keys().collect::<Result<_, _>>()?;
+    keys.into_iter()
+        .map(|key| {
+            let prefix = format!("{}: ", key.index);
+            let line = links.lines().find_map(|line| line.strip_prefix(&prefix));
+            let name = line.and_then(|line| line.split([':', '@']).next());
+            let name = name.with_context(|| format!("{key:?} is not in {links}"))?;
+            Ok((key.plan, name.to_owned()))
+        })
+        .collect()
+}
+
+fn of<const N: usize>(known: [(PlanId, &str); N]) -> BTreeSet<(PlanId, String)> {
+    known
+        .map(|(plan, name)| (plan, name.to_owned()))
+        .into_iter()
+        .collect()
+}
+
+#[test]
+fn what_a_plan_says_of_interfaces_goes_with_it_and_not_before() -> anyhow::Result<()> {
+    require_root!();
+    let mut fixture = workload()?;
+    let one = fixture.follow(excluding("eth0"))?;
+    assert_eq!(known(&fixture)?, of([(one, "eth0")]));
+    let two = fixture.follow(excluding("net+"))?;
+    assert_eq!(known(&fixture)?, of([(one, "eth0"), (two, "net1")]));
+    // Interfaces that come and go do so for both.
+    fixture.netns.ip("link del eth0")?;
+    add_interface(&fixture, "net2")?;
+    fixture.loaded.dataplane.refresh();
+    assert_eq!(known(&fixture)?, of([(two, "net1"), (two, "net2")]));
+    add_interface(&fixture, "eth0")?;
+    fixture.loaded.dataplane.refresh();
+    let both = of([(one, "eth0"), (two, "net1"), (two, "net2")]);
+    assert_eq!(known(&fixture)?, both);
+    // Wanted again, it is not forgotten.
+    fixture.follow(excluding("eth0"))?;
+    assert_eq!(known(&fixture)?, both);
+    poll(
+        DEADLINE,
+        "what the second plan says to be forgotten",
+        || {
+            fixture.loaded.dataplane.refresh();
+            (known(&fixture).ok()? == of([(one, "eth0")])).then_some(())
+        },
+    )?;
+    // Also where nothing is said any more.
+    fixture.loaded.dataplane.release(fixture.workload)?;
+    fixture.loaded.dataplane.refresh();
+    assert_eq!(known(&fixture)?, of([(one, "eth0")]));
+    poll(DEADLINE, "what the first plan says to be forgotten", || {
+        fixture.loaded.dataplane.refresh();
+        known(&fixture).ok()?.is_empty().then_some(())
+    })?;
+    Ok(())
+}
