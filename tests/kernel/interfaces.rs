@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
 };
 
@@ -12,12 +12,12 @@ use rustix::io::Errno;
 use sidecar_common::{
     Path, Reason,
     keys::{PlanId, WorkloadInterface},
-    values::Interface,
+    values::{Interface, PlanHeader},
 };
-use sidecar_tests::{DEADLINE, poll, require_root};
+use sidecar_tests::{DEADLINE, Namespace, Place, Probe, apps::wire::canonical, poll, require_root};
 
 use crate::{
-    fixture::{Fixture, reached},
+    fixture::{Fixture, reached, serve},
     plan::{Planner, at, rule},
 };
 
@@ -69,17 +69,26 @@ fn no_connection_follows_one_plan_with_the_interfaces_of_another() -> anyhow::Re
     fixture.follow(plans[0].clone())?;
     let _server = fixture.serve("0.0.0.0:80")?;
     let app = fixture.app()?;
-    let stop = AtomicBool::new(false);
+    let (rounds, stop) = (AtomicU32::new(0), AtomicBool::new(false));
     let visits = thread::scope(|scope| {
         let switching = scope.spawn(|| -> anyhow::Result<()> {
             while !stop.load(Ordering::Relaxed) {
                 for plan in &plans {
                     fixture.follow(plan.clone())?;
                 }
+                rounds.fetch_add(1, Ordering::Relaxed);
             }
             Ok(())
         });
-        let visits = app.visits(at(BY_ETH0), 3000);
+        let visits = (|| {
+            // The probe has started when it has visited something.
+            let mut visits = app.visits(at(BY_ETH0), 1)?;
+            let enough = rounds.load(Ordering::Relaxed) + 8;
+            while rounds.load(Ordering::Relaxed) < enough && !switching.is_finished() {
+                visits.extend(app.visits(at(BY_ETH0), 100)?);
+            }
+            anyhow::Ok(visits)
+        })();
         stop.store(true, Ordering::Relaxed);
         switching.join().expect("no panic")?;
         visits
@@ -162,5 +171,113 @@ fn what_a_plan_says_of_interfaces_goes_with_it_and_not_before() -> anyhow::Resul
         fixture.loaded.dataplane.refresh();
         known(&fixture).ok()?.is_empty().then_some(())
     })?;
+    Ok(())
+}
+
+/// A machine behind an interface of the workload's, which is its router.
+struct Guest {
+    netns: Namespace,
+    interface: String,
+}
+
+impl Guest {
+    fn behind(fixture: &Fixture, interface: &str, number: u8) -> anyhow::Result<Self> {
+        let netns = Namespace::new("guest")?;
+        fixture.netns.ip(&format!(
+            "link add {interface} type veth peer name eth0 netns {}",
+            netns.name()
+        ))?;
+        fixture
+            .netns
+            .sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0")?;
+        for (netns, interface, v4, v6) in [
+            (&fixture.netns, interface, 5, "5"),
+            (&netns, "eth0", 1, "1"),
+        ] {
+            netns.add_address(interface, format!("192.168.{number}.{v4}/24").parse()?)?;
+            netns.add_address(interface, format!("2001:db8:{number}::{v6}/64").parse()?)?;
+            netns.ip(&format!("link set {interface} up"))?;
+        }
+        netns.add_route(&format!("default via 192.168.{number}.5"))?;
+        netns.add_route(&format!("default via 2001:db8:{number}::5"))?;
+        Ok(Self {
+            netns,
+            interface: interface.to_owned(),
+        })
+    }
+
+    /// Calls what nobody has; the proxy answers.
+    fn is_captured(&self) -> anyhow::Result<()> {
+        let probe = Probe::start(Place::here().netns(&self.netns))?;
+        for destination in ["93.184.216.34:80", "[2001:db8:ffff::1]:80"] {
+            let seen = poll(DEADLINE, "the interface to carry", || {
+                probe.visit(at(destination)).ok()?.ok()
+            })
+            .with_context(|| format!("{destination} by {}", self.interface))?;
+            assert_eq!(seen.name, "proxy", "{destination} by {}", self.interface);
+            assert_eq!(seen.original_dst.map(canonical), Some(at(destination)));
+        }
+        Ok(())
+    }
+}
+
+/// By which interfaces everything that arrives is delivered in the workload's namespace.
+fn steered(fixture: &Fixture) -> anyhow::Result<BTreeSet<String>> {
+    let mut names = Vec::new();
+    for family in ["-4", "-6"] {
+        let rules = fixture.netns.ip(&format!("{family} rule show"))?;
+        let rules = rules.lines().filter(|line| line.contains("lookup 133"));
+        let of_family = rules.map(|line| {
+            let name = line.split_whitespace().skip_while(|word| *word != "iif");
+            name.skip(1).next().unwrap_or("any").to_owned()
+        });
+        names.push(of_family.collect::<BTreeSet<_>>());
+    }
+    assert_eq!(names[0], names[1], "the same by IPv4 and IPv6");
+    names.pop().context("no family")
+}
+
+fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
+    names.map(str::to_owned).into()
+}
+
+#[test]
+fn virtual_interfaces_are_found_by_the_beginning_of_their_names() -> anyhow::Result<()> {
+    require_root!();
+    let declared = |name: &str| {
+        Planner::new()
+            .proxied()
+            .interface(name, Interface::VIRTUAL)
+            .flags(PlanHeader::VIRTUAL_ALL)
+    };
+    let mut fixture = Fixture::without_plan()?;
+    add_interface(&fixture, "eth0")?;
+    let first = Guest::behind(&fixture, "vm1", 1)?;
+    let _proxy = serve(fixture.as_proxy(), "[::]:15001", "proxy")?;
+    fixture.follow(declared("vm+"))?;
+    assert_eq!(steered(&fixture)?, names(["vm1"]));
+    first.is_captured()?;
+    // Others come, and go.
+    let second = Guest::behind(&fixture, "vm2", 2)?;
+    fixture.loaded.dataplane.refresh();
+    assert_eq!(steered(&fixture)?, names(["vm1", "vm2"]));
+    second.is_captured()?;
+    fixture.netns.ip("link del vm1")?;
+    fixture.loaded.dataplane.refresh();
+    assert_eq!(steered(&fixture)?, names(["vm2"]));
+    second.is_captured()?;
+    // Any interface, but not what the workload itself sends; it would never leave.
+    fixture.follow(declared("+"))?;
+    let any = names(["eth0", "of-eth0", "vm2"]);
+    assert_eq!(steered(&fixture)?, any);
+    second.is_captured()?;
+    // One name, whether there is such an interface or not.
+    fixture.follow(declared("vm3"))?;
+    assert_eq!(steered(&fixture)?, names(["vm3"]));
+    let third = Guest::behind(&fixture, "vm3", 3)?;
+    fixture.loaded.dataplane.refresh();
+    third.is_captured()?;
+    fixture.follow(declared("lo"))?;
+    assert_eq!(steered(&fixture)?, names([]));
     Ok(())
 }

@@ -301,7 +301,7 @@ pub fn interface_flags(interfaces: &BTreeMap<String, u32>, name: &str) -> u32 {
 }
 
 /// Whether an interface of this name is one that was declared so.
-pub(super) fn is_meant(declared: &str, name: &str) -> bool {
+pub(crate) fn is_meant(declared: &str, name: &str) -> bool {
     match declared.strip_suffix('+') {
         Some(prefix) => name.starts_with(prefix),
         None => name == declared,

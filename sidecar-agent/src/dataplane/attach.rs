@@ -8,11 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use ipnet::IpNet;
 use sidecar_common::{
     Addr,
     keys::{PlanId, WorkloadId, WorkloadInterface},
-    values::{Identity, Interface, PlanHeader},
+    values::{Identity, PlanHeader},
 };
 
 use super::{
@@ -25,7 +24,7 @@ use super::{
     sys::{self, AttachType},
     userns::IdBases,
 };
-use crate::compile::{EVERYWHERE, Plan};
+use crate::compile::Plan;
 
 /// The links of one workload. Dropping it detaches.
 pub struct Attachment {
@@ -47,6 +46,8 @@ pub struct Attachment {
     interfaces: Interfaces,
     /// What of its network the kernel was told.
     told: Told,
+    /// What has to be delivered in its namespace, as its plan declares it.
+    steering: BTreeSet<Steering>,
     /// What is set up in its namespace.
     setup: Setup,
     /// Whose ids its users have on the host is not known yet.
@@ -108,6 +109,7 @@ impl Attachment {
             local_addrs: BTreeSet::new(),
             interfaces: Interfaces::default(),
             told: Told::default(),
+            steering: BTreeSet::new(),
             setup: Setup::default(),
             ids_unknown: true,
             missed: 0,
@@ -136,10 +138,17 @@ impl Attachment {
             }
         } else {
             let passthrough_v6 = plan.header.flags & PlanHeader::IPV6 != 0;
+            self.steering = Steering::declared(plan);
+            let existing = if self.steering.iter().any(Steering::depends_on_names) {
+                Network::read(&self.netns)?.interfaces
+            } else {
+                BTreeMap::new()
+            };
+            let steering = Steering::among(&self.steering, &existing);
             // What was set up may be an address.
             if self
                 .setup
-                .bring_to(&self.netns, &steering(plan), passthrough_v6)?
+                .bring_to(&self.netns, &steering, passthrough_v6)?
             {
                 network_changed |= self.refresh_local_addrs(maps)?;
             }
@@ -163,7 +172,9 @@ impl Attachment {
         let retired = self.interfaces.expire(RETIRED_PLAN_GRACE);
         // Interfaces come and go with no address.
         if addresses_changed || retired || !self.interfaces.is_empty() {
-            self.tell_network(maps)?;
+            let existing = self.tell_network(maps)?;
+            let steering = Steering::among(&self.steering, &existing);
+            self.setup.steer(&self.netns, &steering)?;
         }
         if self.ids_unknown {
             self.look_up_ids()?;
@@ -190,8 +201,9 @@ impl Attachment {
         Ok(true)
     }
 
-    /// Tells the kernel by which interfaces the workload's connections leave, and from where.
-    fn tell_network(&mut self, maps: &mut Maps) -> Result<()> {
+    /// Tells the kernel by which interfaces the workload's connections leave, and from where. Returns
+    /// the interfaces that exist: their indices by name.
+    fn tell_network(&mut self, maps: &mut Maps) -> Result<BTreeMap<String, u32>> {
         let network = Network::read(&self.netns)?;
         let workload = self.identity.workload;
         let (source_v4, source_v6) = (network.source(true), network.source(false));
@@ -213,7 +225,7 @@ impl Attachment {
         if self.identity != before {
             self.publish_identity(maps)?;
         }
-        Ok(())
+        Ok(network.interfaces)
     }
 
     fn look_up_ids(&mut self) -> Result<()> {
@@ -268,37 +280,4 @@ struct Told {
     interfaces: BTreeMap<WorkloadInterface, u32>,
     /// Routes, where it makes a difference which is taken.
     routes: Vec<RouteTo>,
-}
-
-/// What has to be delivered in the workload's namespace, for this plan, although it is addressed
-/// to others.
-fn steering(plan: &Plan) -> BTreeSet<Steering> {
-    let flags = plan.header.flags;
-    let has_v6 = flags & PlanHeader::IPV6 != 0;
-    let everything = EVERYWHERE.iter().copied();
-    let ranges: Vec<IpNet> = if flags & PlanHeader::VIRTUAL_ALL != 0 {
-        everything.collect()
-    } else {
-        plan.virtual_ranges.iter().copied().collect()
-    };
-    let is_on = |v4: bool| v4 || has_v6;
-    let virtuals = plan
-        .interfaces
-        .iter()
-        .filter(|(_, flags)| **flags & Interface::VIRTUAL != 0);
-    let from = virtuals.flat_map(|(name, _)| {
-        ranges
-            .iter()
-            .filter(|net| is_on(net.addr().is_ipv4()))
-            .map(|net| Steering::From {
-                interface: name.clone(),
-                to: *net,
-            })
-    });
-    let is_transparent = flags & PlanHeader::TPROXY != 0;
-    let answers = [true, false]
-        .into_iter()
-        .filter(|v4| is_transparent && is_on(*v4))
-        .map(|v4| Steering::ToTransparentProxy { v4 });
-    from.chain(answers).collect()
 }

@@ -4,6 +4,8 @@
 mod netlink;
 mod read;
 mod setup;
+mod steering;
 
 pub use read::{Network, RouteTo};
-pub use setup::{Setup, Steering};
+pub use setup::Setup;
+pub use steering::Steering;

@@ -5,47 +5,25 @@
 use std::{collections::BTreeSet, fs, net::Ipv6Addr};
 
 use anyhow::{Context as _, Result};
-use ipnet::IpNet;
 use rtnetlink::{
     Error, Handle, RouteMessageBuilder,
-    packet_route::{
-        AddressFamily, IpProtocol,
-        route::{RouteMessage, RouteScope, RouteType},
-        rule::{RuleAction, RuleAttribute, RuleMessage},
-    },
+    packet_route::route::{RouteMessage, RouteScope, RouteType},
 };
 use rustix::io::Errno;
 
-use super::{netlink, read::LO};
+use super::{netlink, read::LO, steering::Steering};
 use crate::dataplane::netns::Netns;
 
 /// The table that has everything delivered here; Istio's number.
-const TABLE: u8 = 133;
+pub(super) const TABLE: u8 = 133;
 /// The mark that a transparent proxy has on its connections to the application; Istio's.
-const PROXY_MARK: u32 = 1337;
+pub(super) const PROXY_MARK: u32 = 1337;
 /// Before the rules for the main and default tables (32766, 32767).
-const PRIORITY: u32 = 13_300;
+pub(super) const PRIORITY: u32 = 13_300;
 /// Has an accepted socket answer with the mark of what it accepted.
 const MARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
 /// Where Istio's proxies pass inbound IPv6 connections on from. (127.0.0.6 is local anyway.)
 const PASSTHROUGH_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
-
-/// What is to be delivered in the namespace, wherever it is addressed to.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Steering {
-    /// TCP that arrives by this interface: to this network, or all of a family.
-    From {
-        /// The interface's name.
-        interface: String,
-        /// The network.
-        to: IpNet,
-    },
-    /// What the applications answer to a transparent proxy.
-    ToTransparentProxy {
-        /// By IPv4, or by IPv6.
-        v4: bool,
-    },
-}
 
 /// What is set up in a namespace.
 #[derive(Debug, Default)]
@@ -75,6 +53,14 @@ impl Setup {
         })
         .with_context(|| format!("setting up the routing of {}", netns.path.display()))?;
         Ok(true)
+    }
+
+    /// Has this delivered in the namespace, and nothing else.
+    ///
+    /// # Errors
+    /// As [`Setup::bring_to`].
+    pub fn steer(&mut self, netns: &Netns, steering: &BTreeSet<Steering>) -> Result<bool> {
+        self.bring_to(netns, steering, self.passthrough_v6)
     }
 
     async fn change(
@@ -137,51 +123,6 @@ impl Setup {
             (false, None) => {}
         }
         Ok(())
-    }
-}
-
-impl Steering {
-    fn is_v4(&self) -> bool {
-        match self {
-            Self::From { to, .. } => to.addr().is_ipv4(),
-            Self::ToTransparentProxy { v4 } => *v4,
-        }
-    }
-
-    fn message(&self) -> RuleMessage {
-        let mut message = RuleMessage::default();
-        message.header.family = family(self.is_v4());
-        message.header.table = TABLE;
-        message.header.action = RuleAction::ToTable;
-        message.attributes = vec![RuleAttribute::Priority(PRIORITY)];
-        match self {
-            Self::From { interface, to } => {
-                message
-                    .attributes
-                    .push(RuleAttribute::Iifname(interface.clone()));
-                message
-                    .attributes
-                    .push(RuleAttribute::IpProtocol(IpProtocol::Tcp));
-                if to.prefix_len() > 0 {
-                    message.header.dst_len = to.prefix_len();
-                    message
-                        .attributes
-                        .push(RuleAttribute::Destination(to.network()));
-                }
-            }
-            Self::ToTransparentProxy { .. } => {
-                message.attributes.push(RuleAttribute::FwMark(PROXY_MARK));
-            }
-        }
-        message
-    }
-}
-
-fn family(v4: bool) -> AddressFamily {
-    if v4 {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
     }
 }
 
