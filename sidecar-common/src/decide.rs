@@ -208,10 +208,13 @@ pub fn outbound<T: Tables>(
     if call.dst.addr.is_wildcard() {
         call.dst.addr = call.dst.addr.loopback();
     }
+    // It leaves by `lo`, whose interface ever has the address. Where this decides nothing, or only by
+    // what a rule says, it is not looked up here.
+    let needs_over_lo = header.flags & (PlanHeader::EXCLUDED_INTERFACES | PlanHeader::PROXIED) != 0;
+    let over_lo = needs_over_lo && is_own(tables, &call.dst.addr);
     let is_excluded = if header.flags & PlanHeader::EXCLUDED_INTERFACES == 0 {
         false
-    } else if call.dst.addr.is_loopback() || tables.is_local(&call.dst.addr) {
-        // It leaves by `lo`, whose interface ever has the address.
+    } else if over_lo {
         header.flags & PlanHeader::EXCLUDED_LOOPBACK != 0
     } else {
         tables.egress(plan, &call.dst.addr) & Interface::EXCLUDED != 0
@@ -221,12 +224,13 @@ pub fn outbound<T: Tables>(
         call.src = call.dst.addr;
     }
     let decision = if header.flags & PlanHeader::PROXIED == 0 {
-        direct(tables, plan, header, &call, is_excluded)
+        let over_lo = needs_over_lo.then_some(over_lo);
+        direct(tables, plan, header, &call, over_lo, is_excluded)
     } else if is_excluded {
         // A proxy's real listeners are passed to as well.
         return Decision::pass(Reason::ExcludedInterface);
     } else {
-        proxied(tables, plan, header, &call)
+        proxied(tables, plan, header, &call, over_lo)
     };
     if call.bound_device && decision.leads_to_loopback() {
         return Decision::pass(Reason::BoundDevice);
@@ -234,13 +238,20 @@ pub fn outbound<T: Tables>(
     decision
 }
 
-/// Of a workload without a proxy.
+/// Whether a destination is the workload itself.
+#[inline(always)]
+fn is_own<T: Tables>(tables: &T, dst: &Addr) -> bool {
+    dst.is_loopback() || tables.is_local(dst)
+}
+
+/// Of a workload without a proxy. `over_lo`: whether it calls itself, if that is known.
 #[inline(always)]
 fn direct<T: Tables>(
     tables: &T,
     plan: PlanId,
     header: &PlanHeader,
     call: &OutboundCall,
+    over_lo: Option<bool>,
     is_excluded: bool,
 ) -> Decision {
     if call.transport != Transport::Tcp {
@@ -251,7 +262,7 @@ fn direct<T: Tables>(
         if call.dst.addr.is_loopback() {
             return Decision::pass(Reason::Loopback);
         }
-        if tables.is_local(&call.dst.addr) {
+        if over_lo.unwrap_or_else(|| tables.is_local(&call.dst.addr)) {
             return Decision::pass(Reason::SelfCall);
         }
     }
@@ -273,9 +284,9 @@ fn proxied<T: Tables>(
     plan: PlanId,
     header: &PlanHeader,
     call: &OutboundCall,
+    over_lo: bool,
 ) -> Decision {
     let dst = &call.dst;
-    let over_lo = dst.addr.is_loopback() || tables.is_local(&dst.addr);
     // Whatever other rules there are, they let it pass, too.
     if !over_lo && is_proxy(tables, plan, header, &call.caller) {
         return Decision::pass(Reason::ProxyOwn);
@@ -477,17 +488,17 @@ pub fn inbound<T: Tables>(
     }
     // A call to one's own address comes from that address unless the caller bound another one;
     // `::6` is no loopback address, but nobody else's.
-    let is_own = || {
+    let comes_from_own = || {
         src.addr == dst.addr
             || src.addr.is_loopback()
             || is_passthrough(&src.addr)
             || tables.is_local(&src.addr)
     };
     let interfaces = PlanHeader::EXCLUDED_INTERFACES | PlanHeader::VIRTUAL_INTERFACES;
-    let interface = if header.flags & interfaces != 0 && !is_own() {
-        tables.ingress(plan, *interface)
-    } else {
-        0
+    let is_own = (header.flags & interfaces != 0).then(comes_from_own);
+    let interface = match is_own {
+        Some(false) => tables.ingress(plan, *interface),
+        Some(true) | None => 0,
     };
     if interface & Interface::VIRTUAL != 0 {
         return from_virtual(tables, plan, header, dst);
@@ -505,7 +516,7 @@ pub fn inbound<T: Tables>(
     {
         return Decision::pass(Reason::Ipv6Off);
     }
-    if rule.flags & Rule::EXEMPT_SELF != 0 && is_own() {
+    if rule.flags & Rule::EXEMPT_SELF != 0 && is_own.unwrap_or_else(comes_from_own) {
         return Decision::pass(Reason::SelfCall);
     }
     follow(tables, plan, &rule, header.inbound_port)

@@ -3,6 +3,7 @@
 mod egress;
 mod examples;
 mod ingress;
+mod lookups;
 mod plan;
 mod precedence;
 mod proxied;
