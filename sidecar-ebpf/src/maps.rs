@@ -46,9 +46,9 @@ static ROUTES: LpmTrie<RouteKey, Route> = LpmTrie::pinned(64, 0);
 /// The workload's own addresses, port 0.
 #[map]
 static LOCAL_ADDRS: HashMap<WorkloadEndpoint, u8> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
-/// Ports whose listening sockets have to be in `SOCKETS`.
+/// Ports whose listening sockets have to be in `SOCKETS`, and how many began to listen since.
 #[map]
-static LISTEN_INTEREST: HashMap<WorkloadPort, u8> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
+static LISTEN_INTEREST: HashMap<WorkloadPort, u64> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
 /// Listening sockets by bind address; the relay's own under port 0.
 #[map]
 static SOCKETS: SockHash<WorkloadEndpoint> = SockHash::pinned(64, 0);
@@ -313,16 +313,20 @@ pub mod cgroup {
         let _ = ORIGINAL_DST.remove(tuple);
     }
 
-    /// Whether listening sockets on this port have to be known.
+    /// Whether listening sockets on this port have to be known; counts another one.
     #[inline(always)]
     pub fn is_interesting(workload: WorkloadId, port: u16) -> bool {
-        LISTEN_INTEREST
-            .get_ptr(&WorkloadPort {
-                workload,
-                port,
-                pad: 0,
-            })
-            .is_some()
+        let key = WorkloadPort {
+            workload,
+            port,
+            pad: 0,
+        };
+        let Some(count) = LISTEN_INTEREST.get_ptr_mut(&key) else {
+            return false;
+        };
+        // SAFETY: a value of the map's. Two CPUs may count as one: that they came shows all the same.
+        unsafe { *count += 1 };
+        true
     }
 
     /// Enters the listening socket of this call under its bind address.

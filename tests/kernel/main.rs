@@ -22,4 +22,5 @@ mod sk_lookup;
 mod sock_ops;
 mod source;
 mod tproxy;
+mod transparency;
 mod tuples;

@@ -309,7 +309,7 @@ fn links_to(id: &str, number: u64) -> anyhow::Result<usize> {
 fn entries(pins: &Path) -> anyhow::Result<usize> {
     let open = |name| MapData::from_pin(pins.join(name));
     let local: HashMap<_, WorkloadEndpoint, u8> = Map::HashMap(open("LOCAL_ADDRS")?).try_into()?;
-    let interest: HashMap<_, WorkloadPort, u8> =
+    let interest: HashMap<_, WorkloadPort, u64> =
         Map::HashMap(open("LISTEN_INTEREST")?).try_into()?;
     let sockets: SockHash<_, WorkloadEndpoint> = Map::SockHash(open("SOCKETS")?).try_into()?;
     let originals: HashMap<_, Tuple, Original> =

@@ -17,6 +17,7 @@ use sidecar_common::{
 use super::{
     Binding, RETIRED_PLAN_GRACE,
     interfaces::Interfaces,
+    listeners::Transparency,
     maps::Maps,
     netns::Netns,
     network::{Network, RouteTo, Setup, Steering},
@@ -52,6 +53,8 @@ pub struct Attachment {
     setup: Setup,
     /// Whose ids its users have on the host is not known yet.
     ids_unknown: bool,
+    /// What of its proxy's listeners was made transparent.
+    pub transparency: Transparency,
     /// How many connections had found their socket not listening when it was last looked for.
     pub missed: u64,
     _links: Vec<OwnedFd>,
@@ -112,6 +115,7 @@ impl Attachment {
             steering: BTreeSet::new(),
             setup: Setup::default(),
             ids_unknown: true,
+            transparency: Transparency::default(),
             missed: 0,
             _links: links,
         })

@@ -27,39 +27,76 @@ use super::{attach::Attachment, cgroup, maps::Maps, sys};
 pub fn enter_existing(
     maps: &mut Maps,
     workload: WorkloadId,
-    attachment: &Attachment,
+    attachment: &mut Attachment,
     ports: &BTreeSet<u16>,
 ) {
     if ports.is_empty() {
         return;
     }
     let known = maps.sockets().remove(&workload).unwrap_or_default();
+    let mut has_entered = false;
     let cgroups = attachment.cgroups.iter().map(|(_, path)| path.as_path());
     for found in listening_sockets(attachment, cgroups, ports, |_| true) {
-        if !known.contains(&found.endpoint)
-            && let Some(socket) = found.borrow()
-            && let Err(error) = maps.enter_socket(workload, found.endpoint, &socket)
-        {
+        if known.contains(&found.endpoint) {
+            continue;
+        }
+        let Some(socket) = found.borrow() else {
+            continue;
+        };
+        has_entered = true;
+        if let Err(error) = maps.enter_socket(workload, found.endpoint, &socket) {
             tracing::warn!(workload, endpoint = %found.endpoint, "{error:#}");
         }
+    }
+    if has_entered {
+        // They did not count themselves.
+        attachment.transparency.forget();
+    }
+}
+
+/// What is known of the proxy's outbound listeners that answer what arrives by virtual interfaces.
+#[derive(Default)]
+pub struct Transparency {
+    /// The port, and how many had begun to listen there, when they were last looked for.
+    looked: Option<(u16, Option<u64>)>,
+    /// Sockets that could not be made transparent (by inode), and why.
+    refused: BTreeSet<(u64, Option<i32>)>,
+}
+
+impl Transparency {
+    /// Has them looked for again.
+    pub fn forget(&mut self) {
+        self.looked = None;
     }
 }
 
 /// Lets the proxy's outbound listeners answer from the destinations that are called through a
-/// virtual interface: they are not the workload's own, and only a transparent socket may.
-pub fn make_transparent(workload: WorkloadId, attachment: &Attachment) {
-    let Some(header) = attachment.header else {
+/// virtual interface: they are not the workload's own, and only a transparent socket may. /proc is
+/// slow to read: only where one has come that is not known.
+pub fn make_transparent(maps: &Maps, workload: WorkloadId, attachment: &mut Attachment) {
+    let virtuals = |header: &PlanHeader| header.flags & PlanHeader::VIRTUAL_INTERFACES != 0;
+    let Some(header) = attachment.header.filter(virtuals) else {
+        attachment.transparency = Transparency::default();
         return;
     };
-    if header.flags & PlanHeader::VIRTUAL_INTERFACES == 0 {
+    let port = header.outbound_port;
+    // Asked for first: one that comes meanwhile is looked for the next time.
+    let now = Some((port, maps.listened(workload, port)));
+    if attachment.transparency.looked == now {
         return;
     }
-    let ports = BTreeSet::from([header.outbound_port]);
+    let mut refused = BTreeSet::new();
     let cgroups = attachment.cgroups.iter().map(|(_, path)| path.as_path());
-    for found in listening_sockets(attachment, cgroups, &ports, |_| true) {
-        if let Some(socket) = found.borrow()
-            && let Err(error) = sys::set_transparent(socket.as_fd())
-        {
+    for found in listening_sockets(attachment, cgroups, &BTreeSet::from([port]), |_| true) {
+        let Some(socket) = found.borrow() else {
+            continue;
+        };
+        let Err(error) = sys::set_transparent(socket.as_fd()) else {
+            continue;
+        };
+        let why = (found.inode, error.raw_os_error());
+        // Processes may share a socket.
+        if refused.insert(why) && !attachment.transparency.refused.contains(&why) {
             let endpoint = found.endpoint;
             tracing::warn!(
                 workload,
@@ -69,6 +106,10 @@ pub fn make_transparent(workload: WorkloadId, attachment: &Attachment) {
             );
         }
     }
+    attachment.transparency = Transparency {
+        looked: now,
+        refused,
+    };
 }
 
 /// Where the workload's processes listen on one of `ports`; those of its proxy's uid, and of a

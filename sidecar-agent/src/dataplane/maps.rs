@@ -134,7 +134,7 @@ pub struct Maps {
     interfaces: HashMap<MapData, WorkloadInterface, u32>,
     routes: LpmTrie<MapData, RouteKey, Route>,
     local_addrs: HashMap<MapData, WorkloadEndpoint, u8>,
-    listen_interest: HashMap<MapData, WorkloadPort, u8>,
+    listen_interest: HashMap<MapData, WorkloadPort, u64>,
     sockets: SockHash<MapData, WorkloadEndpoint>,
     original_dst: HashMap<MapData, Tuple, Original>,
     counters: PerCpuArray<MapData, u64>,
@@ -359,7 +359,7 @@ impl Maps {
     ) -> Result<()> {
         let added = new.difference(old).try_for_each(|&port| {
             self.listen_interest
-                .insert(workload_port(workload, port), 1, 0)
+                .insert(workload_port(workload, port), 0, 0)
                 .context("map LISTEN_INTEREST is full; raise --max-sockets")
         });
         if added.is_err() {
@@ -380,6 +380,13 @@ impl Maps {
             let _ = self.listen_interest.remove(&workload_port(workload, port));
         }
         self.remove_sockets(|key| key.workload == workload && gone.contains(&key.endpoint.port));
+    }
+
+    /// How many sockets of the workload began to listen on a port since that is of interest; `None`:
+    /// it is not.
+    pub fn listened(&self, workload: WorkloadId, port: u16) -> Option<u64> {
+        let key = workload_port(workload, port);
+        self.listen_interest.get(&key, 0).ok()
     }
 
     /// The endpoints whose listening sockets are known, of every workload.

@@ -190,7 +190,7 @@ impl Dataplane {
             .drop_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports);
         attachment.listen_ports.clone_from(&plan.listen_ports);
         attachment.follow(id, Some(plan.header));
-        listeners::make_transparent(workload, attachment);
+        listeners::make_transparent(&self.maps, workload, attachment);
         self.retire_plans();
         Ok(())
     }
@@ -229,7 +229,6 @@ impl Dataplane {
             if let Err(error) = attachment.refresh(&mut self.maps) {
                 tracing::debug!(workload, "{error:#}");
             }
-            listeners::make_transparent(workload, attachment);
             // /proc is slow to read: only where a socket may be missing in the map.
             let known = sockets.remove(&workload).unwrap_or_default();
             let is_known = |port: &u16| known.iter().any(|endpoint| endpoint.port == *port);
@@ -239,6 +238,7 @@ impl Dataplane {
                 let ports = attachment.listen_ports.clone();
                 listeners::enter_existing(&mut self.maps, workload, attachment, &ports);
             }
+            listeners::make_transparent(&self.maps, workload, attachment);
         }
         let now = Instant::now();
         let expired = |installed: &InstalledPlan| {

@@ -118,7 +118,7 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 /// Lets a socket answer from addresses that are not local (`IP_TRANSPARENT`, which IPv6 sockets
-/// share). Needs `CAP_NET_ADMIN` in the user namespace of the socket's network.
+/// share). Needs `CAP_NET_ADMIN` or `CAP_NET_RAW` in the user namespace of the socket's network.
 pub fn set_transparent(socket: BorrowedFd<'_>) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the value and its size are valid for the duration of the call.
