@@ -69,14 +69,14 @@ fn original(sk: *mut bpf_sock, tables: &KernelTables, header: &PlanHeader) -> Op
         return Some(original.dst);
     }
     let (local, peer) = ends(sk);
-    // Without memory it was not handed over.
+    // Without memory it was not handed over. A transparent proxy's call to its own workload is not.
     let noted = maps::original(&Tuple {
         workload: tables.workload,
         client: peer,
         server: local,
     });
     if let Some(original) = noted
-        && original.kind == Original::REDIRECTED
+        && (original.kind == Original::REDIRECTED || original.kind == Original::CAPTURED)
     {
         return Some(original.dst);
     }

@@ -7,13 +7,14 @@ use aya_ebpf::{
 };
 use sidecar_common::{
     Endpoint,
+    decide::Tables as _,
     keys::{Tuple, WorkloadEndpoint},
     values::Original,
 };
 
 use crate::{
     ctx::{read, read_addr},
-    maps,
+    maps::{self, KernelTables},
 };
 
 /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: the source port is chosen, no SYN has left.
@@ -58,7 +59,10 @@ fn connecting(ctx: &SockOpsContext) {
         }
         // A connection straight to a listener must not inherit the original destination of an
         // earlier one with the same ends. Only connections within the workload have one.
-        _ if tuple.server.addr.is_loopback() || tuple.server.addr == tuple.client.addr => {
+        _ if tuple.server.addr.is_loopback()
+            || tuple.server.addr == tuple.client.addr
+            || KernelTables { workload }.is_local(&tuple.server.addr) =>
+        {
             maps::cgroup::retract_original(&tuple);
         }
         _ => {}

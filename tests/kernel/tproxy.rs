@@ -24,6 +24,7 @@ fn workload() -> anyhow::Result<Fixture> {
         Planner::new()
             .proxied()
             .flags(PlanHeader::TPROXY)
+            .dns(&["10.96.0.10/32"])
             .outbound_default(proxy())
             .inbound_default(exempting_self(proxy()))
             .inbound("0.0.0.0:15020", pass())
@@ -64,11 +65,34 @@ fn the_proxys_call_to_the_workload_arrives_at_its_inbound_listener() -> anyhow::
     assert_eq!(reached(&seen)?, at("127.0.0.1:15006"));
     // The application's own calls pass, also from a port that the proxy had before.
     let app = fixture.app()?;
-    for (client, name) in [(&injected, "proxy"), (&app, "app")] {
-        let socket = client.socket(sidecar_tests::Kind::Tcp4)??;
-        socket.bind(at("10.244.1.5:40001"))??;
-        socket.connect(at("10.244.1.5:8080"))??;
-        assert_eq!(socket.banner()??.name, name);
+    for called in ["10.244.1.5:8080", "192.168.50.5:8080"] {
+        for (client, name) in [(&injected, "proxy"), (&app, "app")] {
+            let socket = client.socket(sidecar_tests::Kind::Tcp4)??;
+            socket.bind(at("10.244.1.5:40001"))??;
+            socket.connect(at(called))??;
+            assert_eq!(socket.banner()??.name, name, "{called}");
+        }
+    }
+    Ok(())
+}
+
+/// Also where a port of the proxy's own is called: it did not arrive there.
+#[test]
+fn such_a_call_has_its_destination_as_original_one() -> anyhow::Result<()> {
+    require_root!();
+    let fixture = workload()?;
+    let _proxy = serve(fixture.as_proxy(), "[::]:15006", "proxy")?;
+    let (uid, gid) = AS_INJECTED;
+    let injected = Probe::start(fixture.inside().user(uid, gid))?;
+    for called in [
+        "192.168.50.5:8080",
+        "192.168.50.5:15053",
+        "192.168.50.5:15001",
+        "[fd00:50::5]:15053",
+    ] {
+        let seen = injected.visit(at(called))??;
+        assert_eq!((seen.name.as_str(), reached(&seen)?), ("proxy", at(called)));
+        assert_eq!(seen.original_dst.map(canonical), Some(at(called)));
     }
     Ok(())
 }
