@@ -94,13 +94,22 @@ impl Steering {
         }
     }
 
+    /// The kernel takes a rule without a network for the same as one with a network, where
+    /// everything else is: when it is added, and when it is deleted.
+    fn priority(&self) -> u32 {
+        match self {
+            Self::From { to, .. } if to.prefix_len() == 0 => PRIORITY + 1,
+            Self::From { .. } | Self::ToTransparentProxy { .. } => PRIORITY,
+        }
+    }
+
     /// The routing rule.
     pub(super) fn message(&self) -> RuleMessage {
         let mut message = RuleMessage::default();
         message.header.family = family(self.is_v4());
         message.header.table = TABLE;
         message.header.action = RuleAction::ToTable;
-        message.attributes = vec![RuleAttribute::Priority(PRIORITY)];
+        message.attributes = vec![RuleAttribute::Priority(self.priority())];
         match self {
             Self::From { interface, to } => {
                 message
