@@ -14,7 +14,7 @@ use crate::{
         WorkloadInterface, WorkloadPort,
     },
     reason::{Path, Reason},
-    values::{Identity, Original, PlanHeader, Route, Rule},
+    values::{Identity, Meta, Original, PlanHeader, Route, Rule},
 };
 
 macro_rules! pod {
@@ -40,6 +40,7 @@ pod!(
     Rule,
     PlanHeader,
     Identity,
+    Meta,
     Original
 );
 

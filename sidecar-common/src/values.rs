@@ -163,6 +163,79 @@ pub struct Route {
 
 const _: () = assert!(size_of::<Route>() == 20);
 
+/// A word of `WORKLOADS`: the plan that a workload follows, and which programs follow it. One word,
+/// so that a change of it is one store for both directions and all programs.
+///
+/// | bits | |
+/// |---|---|
+/// | 0 to 31 | the plan's id; 0: none |
+/// | 32 to 47 | the set of programs and maps that decides; those of other sets let everything pass |
+/// | 63 | suspended: everything new passes, but the plan is known |
+///
+/// This layout, and the map's, must never change: it is by this word that programs of one ABI hand a
+/// workload over to those of another.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Word(pub u64);
+
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "a part of the word is what is wanted"
+)]
+impl Word {
+    const SUSPENDED: u64 = 1 << 63;
+
+    /// The word of a workload that follows `plan` of `set`.
+    #[must_use]
+    pub const fn new(set: u16, plan: PlanId) -> Self {
+        Self((set as u64) << 32 | plan as u64)
+    }
+
+    /// The same, with everything new passing.
+    #[must_use]
+    pub const fn suspended(self, suspended: bool) -> Self {
+        if suspended {
+            Self(self.0 | Self::SUSPENDED)
+        } else {
+            Self(self.0 & !Self::SUSPENDED)
+        }
+    }
+
+    /// The plan; 0: none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn plan(self) -> PlanId {
+        self.0 as PlanId
+    }
+
+    /// The set whose programs decide.
+    #[inline(always)]
+    #[must_use]
+    pub const fn set(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    /// Whether everything new passes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_suspended(self) -> bool {
+        self.0 & Self::SUSPENDED != 0
+    }
+}
+
+/// Elements of `WORKLOADS`. As its layout, the same for ever.
+pub const WORKLOAD_SLOTS: u32 = 65_536;
+
+/// What a set of maps is (`META`, its only element): written when all its maps are there.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Meta {
+    /// [`crate::ABI`].
+    pub abi: u32,
+    /// The set's number.
+    pub set: u32,
+}
+
 /// Who a workload is, and what is its own: the cgroup storage of its attachments.
 /// All zero (a fresh attachment) means "not ours yet": pass.
 #[repr(C)]

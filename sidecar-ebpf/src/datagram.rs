@@ -74,7 +74,7 @@ pub fn recvmsg(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     let Some(original) = (unsafe { maps::cgroup::recall(socket(ctx)) }) else {
         return ALLOW;
     };
-    let Ok(Some((_, header))) = maps::plan_of(maps::identity().workload) else {
+    let Some((_, header)) = maps::known_plan_of(maps::identity().workload) else {
         return ALLOW;
     };
     if seen.port == header.dns_port && seen.addr == seen.addr.loopback() {

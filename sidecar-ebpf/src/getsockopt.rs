@@ -6,7 +6,7 @@ use sidecar_common::{
     Endpoint,
     decide::{self, Tables as _},
     keys::Tuple,
-    values::{Original, PlanHeader},
+    values::{Identity, Original, PlanHeader},
 };
 
 use crate::{
@@ -35,33 +35,30 @@ pub fn getsockopt(ctx: *mut bpf_sockopt) -> i32 {
     if identity.workload == 0 {
         return ALLOW;
     }
-    let Ok(Some((plan, header))) = maps::plan_of(identity.workload) else {
-        return ALLOW;
-    };
-    let tables = KernelTables {
-        workload: identity.workload,
-    };
-    if header.flags & PlanHeader::PROXIED == 0
-        || !decide::is_proxy(&tables, plan, header, &caller(identity))
-    {
-        return ALLOW;
-    }
     let sk: *mut bpf_sock = read!(ctx, __bindgen_anon_1.sk);
     if sk.is_null() {
         return ALLOW;
     }
-    if let Some(original) = original(sk, &tables, header) {
+    if let Some(original) = original(sk, identity) {
         answer(ctx, level, &original);
     }
     ALLOW
 }
 
-/// Outbound: what the client end's connect asked for. Inbound: the accepted socket's own local
-/// address, unless that is a capture port that the workload itself called directly: answering would
-/// make the proxy call itself, over and over. Somebody else who does that is told, as by
-/// `istio-iptables`; the call that the proxy then makes to itself is the last one.
+/// Outbound: what the client end's connect asked for, also if capture was suspended, or handed over
+/// to another set, meanwhile. Inbound: see [`own_address`].
 #[inline(always)]
-fn original(sk: *mut bpf_sock, tables: &KernelTables, header: &PlanHeader) -> Option<Endpoint> {
+fn original(sk: *mut bpf_sock, identity: &Identity) -> Option<Endpoint> {
+    let plan = maps::known_plan_of(identity.workload);
+    let tables = KernelTables {
+        workload: identity.workload,
+    };
+    if let Some((plan, header)) = plan
+        && (header.flags & PlanHeader::PROXIED == 0
+            || !decide::is_proxy(&tables, plan, header, &caller(identity)))
+    {
+        return None;
+    }
     // SAFETY: checked for null by the caller.
     if let Some(original) = unsafe { maps::cgroup::recall(sk) }
         && original.kind == Original::ACCEPTED
@@ -71,7 +68,7 @@ fn original(sk: *mut bpf_sock, tables: &KernelTables, header: &PlanHeader) -> Op
     let (local, peer) = ends(sk);
     // Without memory it was not handed over. A transparent proxy's call to its own workload is not.
     let noted = maps::original(&Tuple {
-        workload: tables.workload,
+        workload: identity.workload,
         client: peer,
         server: local,
     });
@@ -80,11 +77,26 @@ fn original(sk: *mut bpf_sock, tables: &KernelTables, header: &PlanHeader) -> Op
     {
         return Some(original.dst);
     }
+    let (_, header) = plan?;
+    own_address(&tables, header, &local, &peer)
+}
+
+/// The accepted socket's own local address, unless that is a capture port that the workload itself
+/// called directly: answering would make the proxy call itself, over and over. Somebody else who
+/// does that is told, as by `istio-iptables`; the call that the proxy then makes to itself is the
+/// last one.
+#[inline(always)]
+fn own_address(
+    tables: &KernelTables,
+    header: &PlanHeader,
+    local: &Endpoint,
+    peer: &Endpoint,
+) -> Option<Endpoint> {
     let is_capture_port = local.port == header.outbound_port
         || local.port == header.inbound_port
         || local.port == header.dns_port;
     let is_own = || peer.addr.is_loopback() || tables.is_local(&peer.addr);
-    (!is_capture_port || !local.addr.is_loopback() && !is_own()).then_some(local)
+    (!is_capture_port || !local.addr.is_loopback() && !is_own()).then_some(*local)
 }
 
 #[inline(always)]

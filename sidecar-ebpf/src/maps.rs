@@ -1,6 +1,6 @@
 //! Every map. Capacities here are the smallest useful; the agent sets them from configuration.
-//! Layouts are in `sidecar-common`. All but the socket storage are pinned by name, so that the
-//! per-namespace `sk_lookup` copies share them.
+//! Layouts are in `sidecar-common`. All are pinned by name: the per-namespace `sk_lookup` copies
+//! share them, and they outlive the agent.
 
 use core::cell::UnsafeCell;
 
@@ -18,12 +18,16 @@ use sidecar_common::{
         BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
         WorkloadId, WorkloadInterface, WorkloadPort,
     },
-    values::{Identity, Original, PlanHeader, REASON_SLOTS, Route, Rule},
+    values::{Identity, Original, PlanHeader, REASON_SLOTS, Route, Rule, WORKLOAD_SLOTS, Word},
 };
 
-/// The plan of each workload: one aligned word, so that a switch is one store.
+/// The set that these programs and maps are, see [`Word`]; set by the loader.
+#[unsafe(no_mangle)]
+static SET: u32 = 0;
+
+/// What each workload follows. The one map that all sets share.
 #[map]
-static WORKLOADS: Array<u64> = Array::pinned(64, BPF_F_MMAPABLE);
+static WORKLOADS: Array<Word> = Array::pinned(WORKLOAD_SLOTS, BPF_F_MMAPABLE);
 #[map]
 static PLANS: HashMap<PlanId, PlanHeader> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
 #[map]
@@ -92,14 +96,33 @@ pub fn identity() -> &'static Identity {
     unsafe { &*bpf_get_local_storage(IDENTITIES.0.get().cast(), 0).cast::<Identity>() }
 }
 
-/// The workload's current plan and its header. `Ok(None)`: it has no plan. `Err`: its plan is
-/// not in the map.
+/// The plan that decides what is new, and its header. `Ok(None)`: none, everything passes. `Err`:
+/// its plan is not in the map.
 #[inline(always)]
 pub fn plan_of(workload: WorkloadId) -> Result<Option<(PlanId, &'static PlanHeader)>, Reason> {
-    let Some(word) = WORKLOADS.get(workload) else {
-        return Ok(None);
-    };
-    let plan = *word as PlanId;
+    match word(workload) {
+        Some(word) if !word.is_suspended() => header(word.plan()),
+        _ => Ok(None),
+    }
+}
+
+/// As [`plan_of`], also while capture is suspended: for what was decided before.
+#[inline(always)]
+pub fn known_plan_of(workload: WorkloadId) -> Option<(PlanId, &'static PlanHeader)> {
+    header(word(workload)?.plan()).ok().flatten()
+}
+
+/// What the workload follows, if it is a plan of ours.
+#[inline(always)]
+fn word(workload: WorkloadId) -> Option<Word> {
+    // SAFETY: a plain constant; volatile because the loader replaces it.
+    let set = unsafe { core::ptr::read_volatile(&raw const SET) };
+    let word = *WORKLOADS.get(workload)?;
+    (u32::from(word.set()) == set).then_some(word)
+}
+
+#[inline(always)]
+fn header(plan: PlanId) -> Result<Option<(PlanId, &'static PlanHeader)>, Reason> {
     if plan == 0 {
         return Ok(None);
     }

@@ -1,6 +1,7 @@
 //! A workload with the dataplane attached to it.
 
 use std::{
+    fs,
     net::{SocketAddr, TcpListener},
     os::fd::AsFd as _,
     path::PathBuf,
@@ -8,6 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use aya::programs::links::PinnedLink;
 use sidecar_agent::{
     compile::Plan,
     dataplane::{
@@ -20,8 +22,9 @@ use sidecar_common::{
     keys::{PlanId, WorkloadId},
 };
 use sidecar_tests::{
-    Bpffs, Cgroup, Namespace, Place, Probe, Server,
+    Bpffs, Cgroup, DEADLINE, Namespace, Place, Probe, Server,
     apps::{Seen, wire::canonical},
+    poll::poll_result,
 };
 
 use crate::plan::{PROXY_UID, Planner, at};
@@ -37,24 +40,57 @@ pub const CAPACITY: Capacity = Capacity {
 
 /// The loaded dataplane, with a BPF file system of its own.
 pub struct Loaded {
-    // Dropped in this order: pins are removed before their file system goes.
     pub dataplane: Dataplane,
     pub bpffs: Bpffs,
 }
 
 impl Loaded {
     pub fn new() -> anyhow::Result<Self> {
-        let bpffs = Bpffs::temporary()?;
-        let pin_dir = default_pin_dir(bpffs.path());
+        Self::at(Bpffs::temporary()?, CAPACITY)
+    }
+
+    /// Loads it with what there is in a BPF file system.
+    pub fn at(bpffs: Bpffs, capacity: Capacity) -> anyhow::Result<Self> {
         let dataplane = Dataplane::load(&Config {
-            pin_dir,
-            capacity: CAPACITY,
+            pin_dir: default_pin_dir(bpffs.path()),
+            capacity,
         })?;
         Ok(Self { dataplane, bpffs })
     }
 
+    /// As a restart of the agent: what is pinned stays.
+    pub fn again(self, capacity: Capacity) -> anyhow::Result<Self> {
+        let Self { dataplane, bpffs } = self;
+        drop(dataplane);
+        let config = Config {
+            pin_dir: default_pin_dir(bpffs.path()),
+            capacity,
+        };
+        // A process that another test has just forked still has the old one's lock until it execs.
+        let dataplane = poll_result(DEADLINE, "the pins to be free", || Dataplane::load(&config))?;
+        Ok(Self { dataplane, bpffs })
+    }
+
+    /// Where everything is pinned.
     pub fn pin_dir(&self) -> PathBuf {
         default_pin_dir(self.bpffs.path())
+    }
+
+    /// Where the maps are pinned that it uses as long as nothing else was there before it.
+    pub fn maps_dir(&self) -> PathBuf {
+        self.pin_dir().join("set-1")
+    }
+
+    /// Every pinned link, opened: /proc/self/fdinfo tells of it for as long.
+    pub fn links(&self) -> anyhow::Result<Vec<PinnedLink>> {
+        let mut links = Vec::new();
+        for workload in fs::read_dir(self.maps_dir())? {
+            let workload = workload?.path();
+            for pin in fs::read_dir(workload).into_iter().flatten() {
+                links.push(PinnedLink::from_pin(pin?.path())?);
+            }
+        }
+        Ok(links)
     }
 
     /// Attaches a workload with a proxy that is known by its uid.
@@ -82,9 +118,7 @@ impl Loaded {
     /// Installs a plan and makes it the workload's.
     pub fn follow(&mut self, workload: WorkloadId, plan: Plan) -> anyhow::Result<PlanId> {
         let plan = Arc::new(plan);
-        let id = self
-            .dataplane
-            .install(plan.digest().to_hex().as_str(), &plan)?;
+        let id = self.dataplane.install(&plan.digest(), &plan)?;
         self.dataplane.switch(workload, id, &plan)?;
         Ok(id)
     }

@@ -14,6 +14,7 @@ mod getpeername;
 mod getsockopt;
 mod interfaces;
 mod left_alone;
+mod life;
 mod owners;
 mod parity;
 mod plan;

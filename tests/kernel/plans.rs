@@ -39,7 +39,7 @@ fn without_a_plan_everything_passes_and_nothing_is_counted() -> anyhow::Result<(
     for address in [CALLED, "[fd00:1::1]:80", "127.0.0.1:80"] {
         assert_eq!(reached(&app.visit(at(address))??)?, at(address));
     }
-    assert_eq!(fixture.loaded.dataplane.current_plan(fixture.workload), 0);
+    assert_eq!(fixture.loaded.dataplane.word(fixture.workload).plan(), 0);
     assert_eq!(fixture.loaded.dataplane.counters(fixture.workload)?, []);
     Ok(())
 }
@@ -84,7 +84,7 @@ fn what_does_not_fit_is_refused_by_the_maps_name_and_the_old_plan_stays() -> any
     let _server = fixture.serve("0.0.0.0:80")?;
     let app = fixture.app()?;
     let usage = fixture.loaded.dataplane.usage();
-    let plan = fixture.loaded.dataplane.current_plan(fixture.workload);
+    let plan = fixture.loaded.dataplane.word(fixture.workload).plan();
 
     let (mut exact, mut prefixes, mut inbound) = (Planner::new(), Planner::new(), Planner::new());
     let mut backends = Vec::new();
@@ -114,10 +114,7 @@ fn what_does_not_fit_is_refused_by_the_maps_name_and_the_old_plan_stays() -> any
         );
         assert_eq!(reached(&app.visit(at(CALLED))??)?, at("10.9.0.1:80"));
         assert_eq!(fixture.loaded.dataplane.usage(), usage);
-        assert_eq!(
-            fixture.loaded.dataplane.current_plan(fixture.workload),
-            plan
-        );
+        assert_eq!(fixture.loaded.dataplane.word(fixture.workload).plan(), plan);
     }
     Ok(())
 }
@@ -147,12 +144,12 @@ fn the_last_plan_that_fits_fits() -> anyhow::Result<()> {
         fixture
             .loaded
             .dataplane
-            .install(&number.to_string(), &empty)?;
+            .install(&blake3::hash(&number.to_ne_bytes()), &empty)?;
     }
     let error = fixture
         .loaded
         .dataplane
-        .install("more", &Planner::new().build().into());
+        .install(&blake3::hash(b"more"), &Planner::new().build().into());
     let error = format!("{:#}", error.unwrap_err());
     assert!(error.contains("map PLANS is full"), "{error}");
     Ok(())
@@ -220,7 +217,7 @@ fn equal_plans_share_an_id_and_entries() -> anyhow::Result<()> {
 fn a_plan_that_nobody_follows_is_kept_for_a_while_and_then_removed() -> anyhow::Result<()> {
     require_root!();
     let mut fixture = Fixture::new(leading_to("10.9.0.1:80"))?;
-    let plan = fixture.loaded.dataplane.current_plan(fixture.workload);
+    let plan = fixture.loaded.dataplane.word(fixture.workload).plan();
     fixture.loaded.dataplane.release(fixture.workload)?;
     fixture.loaded.dataplane.refresh();
     assert_eq!(
@@ -293,8 +290,9 @@ fn an_established_direct_connection_survives_detaching() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Links of this process to a cgroup or a namespace. They live as long as their descriptors.
-fn links_to(id: &str, number: u64) -> anyhow::Result<usize> {
+/// Pinned links to a cgroup or a namespace.
+fn links_to(loaded: &Loaded, id: &str, number: u64) -> anyhow::Result<usize> {
+    let pinned = loaded.links()?;
     let wanted = format!("{id}:\t{number}");
     let mut links = 0;
     for entry in fs::read_dir("/proc/self/fdinfo")? {
@@ -302,6 +300,7 @@ fn links_to(id: &str, number: u64) -> anyhow::Result<usize> {
         let info = fs::read_to_string(entry?.path()).unwrap_or_default();
         links += usize::from(info.contains("link_type") && info.lines().any(|line| line == wanted));
     }
+    drop(pinned);
     Ok(links)
 }
 
@@ -346,15 +345,15 @@ fn detached_nothing_is_left() -> anyhow::Result<()> {
     ];
     let app = fixture.app()?;
     assert_eq!(app.visit(at(CALLED))??.name, "proxy");
-    let pins = fixture.loaded.pin_dir();
+    let pins = fixture.loaded.maps_dir();
     // Three local addresses (with ::6, see `dataplane::network`), two ports, their sockets and the
     // relay's, one interface. The connection's own entry went over to the accepted socket.
     assert_eq!(entries(&pins)?, 9);
     let (cgroup, netns) = (fixture.cgroup.id()?, fixture.netns.inode()?);
     assert_eq!(
         (
-            links_to("cgroup_id", cgroup)?,
-            links_to("netns_ino", netns)?
+            links_to(&fixture.loaded, "cgroup_id", cgroup)?,
+            links_to(&fixture.loaded, "netns_ino", netns)?
         ),
         (10, 1)
     );
@@ -363,8 +362,8 @@ fn detached_nothing_is_left() -> anyhow::Result<()> {
     assert_eq!(entries(&pins)?, 0);
     assert_eq!(
         (
-            links_to("cgroup_id", cgroup)?,
-            links_to("netns_ino", netns)?
+            links_to(&fixture.loaded, "cgroup_id", cgroup)?,
+            links_to(&fixture.loaded, "netns_ino", netns)?
         ),
         (0, 0)
     );
@@ -377,7 +376,7 @@ fn detached_nothing_is_left() -> anyhow::Result<()> {
 
     // Attached again, it is a new workload.
     let again = fixture.loaded.attach(&fixture.cgroup, &fixture.netns)?;
-    assert_eq!(fixture.loaded.dataplane.current_plan(again), 0);
+    assert_eq!(fixture.loaded.dataplane.word(again).plan(), 0);
     assert_eq!(app.visit(at(CALLED))??.name, "stranger");
     fixture
         .loaded
@@ -387,32 +386,6 @@ fn detached_nothing_is_left() -> anyhow::Result<()> {
         .loaded
         .counted(again, Direction::Outbound, Reason::RegistryOnly)?;
     assert_eq!(denied, 1);
-    Ok(())
-}
-
-#[test]
-fn dropped_the_dataplane_leaves_nothing() -> anyhow::Result<()> {
-    require_root!();
-    let fixture = Fixture::new(Planner::new().outbound_default(deny()))?;
-    let pins = fixture.loaded.pin_dir();
-    let Fixture {
-        loaded,
-        cgroup,
-        netns,
-        ..
-    } = fixture;
-    let Loaded {
-        dataplane,
-        bpffs: _bpffs,
-    } = loaded;
-    let outside = Place::here().netns(&netns);
-    let _server = serve(outside, "0.0.0.0:80", "server")?;
-    let app = Probe::start(outside.cgroup(&cgroup))?;
-    assert_eq!(app.visit(at(CALLED))?, Err(Errno::CONNREFUSED));
-    assert!(pins.join("PLANS").exists());
-    drop(dataplane);
-    assert_eq!(reached(&app.visit(at(CALLED))??)?, at(CALLED));
-    assert!(!pins.exists());
     Ok(())
 }
 
@@ -452,8 +425,8 @@ fn a_workload_that_cannot_be_attached_leaves_nothing() -> anyhow::Result<()> {
     let mut loaded = Loaded::new()?;
     let error = format!("{:#}", loaded.attach(&cgroup, &crowded).unwrap_err());
     assert!(error.contains("LOCAL_ADDRS"), "{error}");
-    assert_eq!(entries(&loaded.pin_dir())?, 0);
-    assert_eq!(links_to("cgroup_id", cgroup.id()?)?, 0);
+    assert_eq!(entries(&loaded.maps_dir())?, 0);
+    assert_eq!(links_to(&loaded, "cgroup_id", cgroup.id()?)?, 0);
     let workload = loaded.attach(&cgroup, &netns)?;
     loaded.follow(workload, Planner::new().outbound_default(pass()).build())?;
     Ok(())

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     path::PathBuf,
 };
 
@@ -11,23 +11,30 @@ use anyhow::{Context, Result, bail};
 use sidecar_common::{
     Addr,
     keys::{PlanId, WorkloadId, WorkloadInterface},
-    values::{Identity, PlanHeader},
+    values::{Identity, PlanHeader, Word},
 };
 
 use super::{
     Binding, RETIRED_PLAN_GRACE,
+    cgroup::Cgroup,
+    found::Found,
     interfaces::Interfaces,
     listeners::Transparency,
-    maps::Maps,
+    maps::{Maps, ToldWorkload},
     netns::Netns,
     network::{Network, RouteTo, Setup, Steering},
     object::Objects,
-    sys::{self, AttachType},
+    pins::{LinkSpec, Links},
+    sys::{AttachType, LinkTarget},
     userns::IdBases,
 };
 use crate::compile::Plan;
 
-/// The links of one workload. Dropping it detaches.
+/// The name of the pin of a workload's link to its namespace.
+const SK_LOOKUP: &str = "sk_lookup";
+
+/// What is attached for one workload, and what the kernel was told of it. Dropping it detaches
+/// nothing: links are pinned.
 pub struct Attachment {
     /// What the kernel knows of it.
     pub identity: Identity,
@@ -35,8 +42,8 @@ pub struct Attachment {
     pub cgroups: Vec<(u64, PathBuf)>,
     /// Its network namespace.
     pub netns: Netns,
-    /// The plan in force; 0: none.
-    pub plan: PlanId,
+    /// What it follows.
+    pub word: Word,
     /// Ports whose listening sockets the kernel enters into `SOCKETS`.
     pub listen_ports: BTreeSet<u16>,
     /// What holds for every connection of that plan.
@@ -57,67 +64,62 @@ pub struct Attachment {
     pub transparency: Transparency,
     /// How many connections had found their socket not listening when it was last looked for.
     pub missed: u64,
-    _links: Vec<OwnedFd>,
+    /// Its links.
+    pub links: Links,
+    /// Links by which another set decides until this one does.
+    pub replaces: Option<Links>,
 }
 
 impl Attachment {
-    /// Attaches every program.
+    /// Attaches every program, or has what is attached run the programs of `objects`.
     pub fn new(
         objects: &Objects,
+        maps: &Maps,
         workload: WorkloadId,
-        identity: Identity,
         binding: &Binding<'_>,
+        found: Option<Found>,
     ) -> Result<Self> {
-        let mut links = Vec::new();
-        // Programs of a cgroup run for those below it as well: once is enough.
-        let proxy_apart = binding
-            .proxy_cgroup
-            .filter(|proxy| !proxy.path.starts_with(&binding.cgroup.path));
-        let cgroups: Vec<_> = [Some(binding.cgroup), proxy_apart]
-            .into_iter()
-            .flatten()
-            .collect();
-        for cgroup in &cgroups {
-            for (attach_type, program) in objects.cgroup_programs() {
-                links.push(sys::link_create(program, cgroup.as_fd(), attach_type).with_context(
-                    || {
-                        format!(
-                            "attaching {attach_type:?} to cgroup {}; a program attached there \
-                             without BPF_F_ALLOW_MULTI keeps others out (see `bpftool cgroup show`)",
-                            cgroup.path.display()
-                        )
-                    },
-                )?);
-            }
-        }
-        let sk_lookup = objects.load_sk_lookup(workload)?;
-        links.push(
-            sys::link_create(
-                sk_lookup.as_fd(),
-                binding.netns.as_fd(),
-                AttachType::SkLookup,
-            )
-            .with_context(|| format!("attaching sk_lookup to {}", binding.netns.path.display()))?,
-        );
+        let links = objects.set().links(workload);
+        let cgroups = attach(objects, workload, &links, binding)?;
+        let set = objects.set().number;
+        let before = found.as_ref().map(|found| found.word).unwrap_or_default();
+        let setup = match &found {
+            Some(_) if binding.netns.id != Netns::open(None)?.id => Setup::found(binding.netns)?,
+            _ => Setup::default(),
+        };
+        let (told, replaces) = match found {
+            Some(found) if found.word.set() != set => (found.told, Some(found.links)),
+            Some(found) => (found.told, None),
+            None => (ToldWorkload::default(), None),
+        };
         Ok(Self {
-            identity,
-            cgroups: cgroups
-                .iter()
-                .map(|cgroup| (cgroup.id, cgroup.path.clone()))
-                .collect(),
+            identity: Identity {
+                workload,
+                proxy_cgroup: binding.proxy_cgroup.map_or(0, |cgroup| cgroup.id),
+                netns_cookie: binding.netns.cookie()?,
+                // What is not looked at yet is as it was.
+                ..maps.identity(binding.cgroup.id).unwrap_or_default()
+            },
+            cgroups,
             netns: binding.netns.clone(),
-            plan: 0,
-            listen_ports: BTreeSet::new(),
-            header: None,
-            local_addrs: BTreeSet::new(),
-            interfaces: Interfaces::default(),
-            told: Told::default(),
-            steering: BTreeSet::new(),
-            setup: Setup::default(),
+            header: (before.set() == set)
+                .then(|| maps.header(before.plan()))
+                .flatten(),
+            word: before,
+            listen_ports: told.listen_ports,
+            local_addrs: told.local_addrs,
+            interfaces: Interfaces::found(before.plan(), told.interfaces.clone()),
+            told: Told {
+                interfaces: told.interfaces,
+                routes: told.routes,
+            },
+            steering: setup.steering().clone(),
+            setup,
             ids_unknown: true,
             transparency: Transparency::default(),
             missed: 0,
-            _links: links,
+            links,
+            replaces,
         })
     }
 
@@ -163,10 +165,9 @@ impl Attachment {
         Ok(())
     }
 
-    /// Notes which plan is in force from now on, and its header; 0: none.
-    pub fn follow(&mut self, id: PlanId, header: Option<PlanHeader>) {
-        self.interfaces.follow(id);
-        self.plan = id;
+    /// Notes that the plan of its word is in force from now on, and its header.
+    pub fn follow(&mut self, header: Option<PlanHeader>) {
+        self.interfaces.follow(self.word.plan());
         self.header = header;
     }
 
@@ -244,19 +245,10 @@ impl Attachment {
 
     /// Undoes what was set up in the workload's namespace.
     pub fn undo_setup(&mut self) {
-        if let Err(error) = self.setup.bring_to(&self.netns, &BTreeSet::new(), false) {
+        if let Err(error) = self.setup.undo(&self.netns) {
             // Mostly: the namespace is being taken down.
             tracing::debug!("{error:#}");
         }
-    }
-
-    /// Takes what the kernel was told of the network out of the maps.
-    pub fn withdraw_network(&mut self, maps: &mut Maps) {
-        let told = std::mem::take(&mut self.told);
-        let workload = self.identity.workload;
-        // Removing cannot fail for want of room.
-        let _ = maps.set_interfaces(&told.interfaces, &BTreeMap::new());
-        let _ = maps.set_routes(workload, &told.routes, &[]);
     }
 
     /// Writes the identity into the storage of the workload's cgroups.
@@ -275,6 +267,61 @@ impl Attachment {
             let _ = maps.set_identity(*cgroup, &Identity::default());
         }
     }
+}
+
+/// Has every program attached to the workload's cgroups and namespace. Returns the cgroups.
+fn attach(
+    objects: &Objects,
+    workload: WorkloadId,
+    links: &Links,
+    binding: &Binding<'_>,
+) -> Result<Vec<(u64, PathBuf)>> {
+    // Programs of a cgroup run for those below it as well: once is enough.
+    let proxy_apart = binding
+        .proxy_cgroup
+        .filter(|proxy| !proxy.path.starts_with(&binding.cgroup.path));
+    let cgroups: Vec<(&str, &Cgroup)> = [("", Some(binding.cgroup)), ("proxy-", proxy_apart)]
+        .into_iter()
+        .filter_map(|(prefix, cgroup)| Some((prefix, cgroup?)))
+        .collect();
+    let mut specs = Vec::new();
+    for (prefix, cgroup) in &cgroups {
+        let of_cgroup = objects.cgroup_programs();
+        specs.extend(of_cgroup.map(|(name, attach_type, program)| LinkSpec {
+            name: format!("{prefix}{name}"),
+            program: Some(program),
+            target: cgroup.as_fd(),
+            target_id: LinkTarget::Cgroup(cgroup.id),
+            attach_type,
+        }));
+    }
+    let has_sk_lookup = links.runs(SK_LOOKUP, binding.netns.target(), |program| {
+        objects.is_sk_lookup(program)
+    });
+    let sk_lookup = if has_sk_lookup {
+        None
+    } else {
+        Some(objects.load_sk_lookup(workload)?)
+    };
+    specs.push(LinkSpec {
+        name: SK_LOOKUP.to_owned(),
+        program: sk_lookup.as_ref().map(AsFd::as_fd),
+        target: binding.netns.as_fd(),
+        target_id: binding.netns.target(),
+        attach_type: AttachType::SkLookup,
+    });
+    links.ensure(&specs).with_context(|| {
+        format!(
+            "for cgroup {} and namespace {}; a program attached to that cgroup without \
+             BPF_F_ALLOW_MULTI keeps others out (see `bpftool cgroup show`)",
+            binding.cgroup.path.display(),
+            binding.netns.path.display()
+        )
+    })?;
+    Ok(cgroups
+        .iter()
+        .map(|(_, cgroup)| (cgroup.id, cgroup.path.clone()))
+        .collect())
 }
 
 /// What of a workload's network the kernel was told.

@@ -15,6 +15,10 @@ use crate::compile::plan::interface_flags;
 pub struct Interfaces {
     in_force: PlanId,
     plans: BTreeMap<PlanId, Declared>,
+    /// What an earlier agent told the kernel by the plan in force then, until that plan is known, or
+    /// has not been in force for a while.
+    found: BTreeMap<WorkloadInterface, u32>,
+    found_last: Option<Instant>,
 }
 
 /// What one plan says, and when it was last in force, or about to be.
@@ -25,22 +29,39 @@ struct Declared {
 }
 
 impl Interfaces {
+    /// Of a workload that follows a plan of an earlier agent's, which told the kernel this.
+    pub fn found(plan: PlanId, mut found: BTreeMap<WorkloadInterface, u32>) -> Self {
+        found.retain(|key, _| key.plan == plan);
+        Self {
+            in_force: plan,
+            plans: BTreeMap::new(),
+            found,
+            found_last: None,
+        }
+    }
+
     /// A plan is about to be in force. Returns whether what is known has changed.
     pub fn announce(&mut self, plan: PlanId, names: &BTreeMap<String, u32>) -> bool {
+        let found = self.found.len();
+        self.found.retain(|key, _| key.plan != plan);
+        let is_known_now = self.found.len() != found;
         if names.is_empty() {
-            return false;
+            return is_known_now;
         }
         let declared = Declared {
             names: names.clone(),
             last: Instant::now(),
         };
-        self.plans.insert(plan, declared).is_none()
+        self.plans.insert(plan, declared).is_none() || is_known_now
     }
 
     /// A plan is in force from now on; 0: none.
     pub fn follow(&mut self, plan: PlanId) {
         if let Some(left) = self.plans.get_mut(&self.in_force) {
             left.last = Instant::now();
+        }
+        if self.in_force != plan {
+            self.found_last = Some(Instant::now());
         }
         self.in_force = plan;
     }
@@ -52,12 +73,14 @@ impl Interfaces {
         let in_force = self.in_force;
         self.plans
             .retain(|plan, declared| *plan == in_force || declared.last.elapsed() <= grace);
-        self.plans.len() != before
+        let found_expired = self.found_last.is_some_and(|last| last.elapsed() > grace)
+            && !std::mem::take(&mut self.found).is_empty();
+        self.plans.len() != before || found_expired
     }
 
     /// Whether no plan says anything of interfaces.
     pub fn is_empty(&self) -> bool {
-        self.plans.is_empty()
+        self.plans.is_empty() && self.found.is_empty()
     }
 
     /// The entries of map `INTERFACES`, where these interfaces exist (index by name).
@@ -77,6 +100,7 @@ impl Interfaces {
                 (key, interface_flags(&declared.names, name))
             })
         });
-        all.filter(|(_, flags)| *flags != 0).collect()
+        let found = self.found.iter().map(|(key, flags)| (*key, *flags));
+        all.filter(|(_, flags)| *flags != 0).chain(found).collect()
     }
 }

@@ -2,7 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
     sync::{Mutex, PoisonError},
 };
 
@@ -10,16 +12,21 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{HashMap, LpmTrie, Map, MapData, PerCpuArray, SockHash, lpm_trie::Key};
 use ipnet::IpNet;
 use sidecar_common::{
-    Addr, Endpoint, Path, Reason,
+    Addr, Endpoint, Reason,
     decide::Direction,
     keys::{
         BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
         WorkloadId, WorkloadInterface, WorkloadPort,
     },
-    values::{Identity, Original, PlanHeader, REASON_SLOTS, Route, Rule},
+    values::{Identity, Original, PlanHeader, REASON_SLOTS, Route, Rule, Word},
 };
 
-use super::{network::RouteTo, object::Objects, sys};
+use super::{
+    contents::{self, Keys, Size, bits, by_plan},
+    network::RouteTo,
+    object::{DIGESTS, Objects},
+    sys,
+};
 use crate::compile::Plan;
 
 /// Capacities, in entries. Memory is taken only for entries in use, except `original_dst`.
@@ -52,9 +59,8 @@ impl Default for Capacity {
 impl Capacity {
     /// Every map whose size is configured, by name.
     #[must_use]
-    pub fn entries(&self) -> [(&'static str, u32); 14] {
+    pub fn entries(&self) -> [(&'static str, u32); 13] {
         [
-            ("WORKLOADS", self.workloads),
             ("PLANS", self.plans),
             ("OUTBOUND", self.rules),
             ("PREFIXES", self.rules),
@@ -72,60 +78,38 @@ impl Capacity {
     }
 }
 
-/// Entries that a plan, or all installed plans, take in each table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Size {
-    plans: usize,
-    outbound: usize,
-    prefixes: usize,
-    inbound: usize,
-    backends: usize,
-    owners: usize,
+/// The words of all workloads, by themselves; `None` where no such map is pinned.
+pub fn open_slots(pin: &Path) -> Option<sys::WorkloadSlots> {
+    let map = MapData::from_pin(pin).ok()?;
+    sys::WorkloadSlots::map(map.fd().as_fd()).ok()
 }
 
-impl Size {
-    fn of(plan: &Plan) -> Self {
-        let size = plan.size();
-        Self {
-            plans: 1,
-            outbound: size.outbound,
-            prefixes: size.outbound_prefixes,
-            inbound: size.inbound,
-            backends: size.backends,
-            owners: size.owners,
-        }
-    }
-
-    fn tables(&self, capacity: &Capacity) -> [(&'static str, usize, u32); 6] {
-        [
-            ("PLANS", self.plans, capacity.plans),
-            ("OUTBOUND", self.outbound, capacity.rules),
-            ("PREFIXES", self.prefixes, capacity.rules),
-            ("INBOUND", self.inbound, capacity.rules),
-            ("BACKENDS", self.backends, capacity.rules),
-            ("OWNERS", self.owners, capacity.rules),
-        ]
-    }
-
-    fn combine(self, other: Self, with: impl Fn(usize, usize) -> usize) -> Self {
-        Self {
-            plans: with(self.plans, other.plans),
-            outbound: with(self.outbound, other.outbound),
-            prefixes: with(self.prefixes, other.prefixes),
-            inbound: with(self.inbound, other.inbound),
-            backends: with(self.backends, other.backends),
-            owners: with(self.owners, other.owners),
-        }
-    }
+/// What the kernel was told of a workload.
+#[derive(Default)]
+pub struct ToldWorkload {
+    /// Its own addresses.
+    pub local_addrs: BTreeSet<Addr>,
+    /// Interfaces that are unlike others, by some plan.
+    pub interfaces: BTreeMap<WorkloadInterface, u32>,
+    /// Routes, where it makes a difference which is taken.
+    pub routes: Vec<RouteTo>,
+    /// Ports whose listening sockets have to be known.
+    pub listen_ports: BTreeSet<u16>,
 }
+
+/// A plan's digest.
+pub type Digest = [u8; blake3::OUT_LEN];
 
 /// All maps.
 pub struct Maps {
     capacity: Capacity,
+    /// The number of the set they are.
+    set: u16,
     used: Size,
     slots: sys::WorkloadSlots,
     identities: MapData,
     plans: HashMap<MapData, PlanId, PlanHeader>,
+    digests: HashMap<MapData, PlanId, Digest>,
     outbound: HashMap<MapData, RuleKey, Rule>,
     prefixes: LpmTrie<MapData, PrefixKey, Rule>,
     inbound: HashMap<MapData, RuleKey, Rule>,
@@ -147,11 +131,13 @@ impl Maps {
         let workloads = objects.open_map("WORKLOADS")?;
         Ok(Self {
             capacity,
+            set: objects.set().number,
             used: Size::default(),
-            slots: sys::WorkloadSlots::map(workloads.fd().as_fd(), capacity.workloads)
+            slots: sys::WorkloadSlots::map(workloads.fd().as_fd())
                 .context("mapping the WORKLOADS array")?,
             identities: objects.open_map("IDENTITIES")?,
             plans: hash("PLANS")?.try_into()?,
+            digests: hash(DIGESTS)?.try_into()?,
             outbound: hash("OUTBOUND")?.try_into()?,
             prefixes: Map::LpmTrie(objects.open_map("PREFIXES")?).try_into()?,
             inbound: hash("INBOUND")?.try_into()?,
@@ -172,19 +158,29 @@ impl Maps {
         &self.capacity
     }
 
+    /// The number of the set they are.
+    pub fn set(&self) -> u16 {
+        self.set
+    }
+
     /// Name, entries and capacity of the tables that plans fill.
     pub fn usage(&self) -> Vec<(&'static str, usize, u32)> {
         self.used.tables(&self.capacity).to_vec()
     }
 
-    /// Makes `plan` the workload's: one store.
-    pub fn switch(&self, workload: WorkloadId, plan: PlanId) {
-        self.slots.store(workload, plan);
+    /// Makes this what the workload follows: one store.
+    pub fn store(&self, workload: WorkloadId, word: Word) {
+        self.slots.store(workload, word);
     }
 
-    /// The workload's plan as the kernel sees it.
-    pub fn current_plan(&self, workload: WorkloadId) -> PlanId {
-        PlanId::try_from(self.slots.load(workload)).unwrap_or(0)
+    /// What the workload follows, as the kernel sees it.
+    pub fn word(&self, workload: WorkloadId) -> Word {
+        self.slots.load(workload)
+    }
+
+    /// The workloads that follow something, of whatever set.
+    pub fn words(&self) -> BTreeMap<WorkloadId, Word> {
+        self.slots.in_use().collect()
     }
 
     /// Writes a cgroup's identity.
@@ -192,9 +188,97 @@ impl Maps {
         sys::set_identity(self.identities.fd().as_fd(), cgroup, identity)
     }
 
+    /// A cgroup's identity; `None` where no program is attached to it.
+    pub fn identity(&self, cgroup: u64) -> Option<Identity> {
+        sys::identity(self.identities.fd().as_fd(), cgroup).ok()
+    }
+
+    /// The header of a plan.
+    pub fn header(&self, plan: PlanId) -> Option<PlanHeader> {
+        self.plans.get(&plan, 0).ok()
+    }
+
+    /// Every plan that has entries, with its digest if it is complete.
+    pub fn found_plans(&self) -> BTreeMap<PlanId, (Option<Digest>, Keys)> {
+        let mut found = BTreeMap::new();
+        by_plan(
+            &mut found,
+            self.outbound.keys().flatten(),
+            |key| key.plan,
+            |keys| &mut keys.outbound,
+        );
+        by_plan(
+            &mut found,
+            self.inbound.keys().flatten(),
+            |key| key.plan,
+            |keys| &mut keys.inbound,
+        );
+        let prefix_plan = |key: &Key<PrefixKey>| key.data().plan;
+        by_plan(
+            &mut found,
+            self.prefixes.keys().flatten(),
+            prefix_plan,
+            |keys| &mut keys.prefixes,
+        );
+        by_plan(
+            &mut found,
+            self.backends.keys().flatten(),
+            |key| key.plan,
+            |keys| &mut keys.backends,
+        );
+        by_plan(
+            &mut found,
+            self.owners.keys().flatten(),
+            |key| key.plan,
+            |keys| &mut keys.owners,
+        );
+        for plan in self.plans.keys().chain(self.digests.keys()).flatten() {
+            found.entry(plan).or_default();
+        }
+        let complete = |plan: &PlanId| {
+            self.header(*plan)?;
+            self.digests.get(plan, 0).ok()
+        };
+        found
+            .into_iter()
+            .map(|(plan, keys)| (plan, (complete(&plan), keys)))
+            .collect()
+    }
+
+    /// Takes entries of an earlier agent's into account.
+    pub fn adopt_plan(&mut self, keys: &Keys) {
+        self.used = self.used.combine(keys.size(), |used, more| used + more);
+    }
+
+    /// Whether the entries under this id, which has these keys, are those of `plan`.
+    pub fn holds(&self, id: PlanId, keys: &Keys, plan: &Plan) -> bool {
+        fn same<K, V: PartialEq>(
+            mut entries: impl Iterator<Item = (K, V)>,
+            get: impl Fn(&K) -> Option<V>,
+        ) -> bool {
+            entries.all(|(key, value)| get(&key) == Some(value))
+        }
+        self.header(id) == Some(plan.header)
+            && keys.size() == Keys::of(id, plan).size()
+            && same(contents::outbound(id, plan), |key| {
+                self.outbound.get(key, 0).ok()
+            })
+            && same(contents::inbound(id, plan), |key| {
+                self.inbound.get(key, 0).ok()
+            })
+            && same(contents::prefixes(id, plan), |key| {
+                self.prefixes.get(key, 0).ok()
+            })
+            && same(contents::backends(id, plan), |key| {
+                self.backends.get(key, 0).ok()
+            })
+            && contents::owners(id, plan).all(|key| self.owners.get(&key, 0).is_ok())
+    }
+
     /// Writes all entries of a plan under a new id. On failure none of them stays.
-    pub fn insert_plan(&mut self, id: PlanId, plan: &Plan) -> Result<()> {
-        let after = self.used.combine(Size::of(plan), |used, more| used + more);
+    pub fn insert_plan(&mut self, id: PlanId, digest: &Digest, plan: &Plan) -> Result<()> {
+        let keys = Keys::of(id, plan);
+        let after = self.used.combine(keys.size(), |used, more| used + more);
         for (map, entries, capacity) in after.tables(&self.capacity) {
             if entries > capacity as usize {
                 bail!(
@@ -204,53 +288,42 @@ impl Maps {
             }
         }
         self.used = after;
-        let result = self.write_plan(id, plan);
+        let result = self.write_plan(id, digest, plan);
         if result.is_err() {
-            self.remove_plan(id, plan);
+            self.remove_plan(id, &keys);
         }
         result
     }
 
-    fn write_plan(&mut self, id: PlanId, plan: &Plan) -> Result<()> {
-        for (dst, rule) in &plan.outbound.exact {
+    fn write_plan(&mut self, id: PlanId, digest: &Digest, plan: &Plan) -> Result<()> {
+        for (key, rule) in contents::outbound(id, plan) {
             self.outbound
-                .insert(
-                    RuleKey {
-                        plan: id,
-                        dst: *dst,
-                    },
-                    rule,
-                    0,
-                )
+                .insert(key, rule, 0)
                 .context("writing map OUTBOUND")?;
         }
-        for (key, rule) in prefixes(id, plan) {
+        for (key, rule) in contents::prefixes(id, plan) {
             self.prefixes
                 .insert(&key, rule, 0)
                 .context("writing map PREFIXES")?;
         }
-        for key in owners(id, plan) {
+        for key in contents::owners(id, plan) {
             self.owners
                 .insert(key, 1, 0)
                 .context("writing map OWNERS")?;
         }
-        for (dst, rule) in &plan.inbound {
+        for (key, rule) in contents::inbound(id, plan) {
             self.inbound
-                .insert(
-                    RuleKey {
-                        plan: id,
-                        dst: *dst,
-                    },
-                    rule,
-                    0,
-                )
+                .insert(key, rule, 0)
                 .context("writing map INBOUND")?;
         }
-        for (key, backend) in backends(id, plan) {
+        for (key, backend) in contents::backends(id, plan) {
             self.backends
                 .insert(key, backend, 0)
                 .context("writing map BACKENDS")?;
         }
+        self.digests
+            .insert(id, digest, 0)
+            .context("writing map DIGESTS")?;
         // Last: a plan with a header is complete.
         self.plans
             .insert(id, plan.header, 0)
@@ -258,30 +331,25 @@ impl Maps {
     }
 
     /// Removes all entries of a plan. Entries that are not there do not matter.
-    pub fn remove_plan(&mut self, id: PlanId, plan: &Plan) {
+    pub fn remove_plan(&mut self, id: PlanId, keys: &Keys) {
         let _ = self.plans.remove(&id);
-        for dst in plan.outbound.exact.keys() {
-            let _ = self.outbound.remove(&RuleKey {
-                plan: id,
-                dst: *dst,
-            });
+        let _ = self.digests.remove(&id);
+        for key in &keys.outbound {
+            let _ = self.outbound.remove(key);
         }
-        for (key, _) in prefixes(id, plan) {
-            let _ = self.prefixes.remove(&key);
+        for key in &keys.prefixes {
+            let _ = self.prefixes.remove(key);
         }
-        for key in owners(id, plan) {
-            let _ = self.owners.remove(&key);
+        for key in &keys.owners {
+            let _ = self.owners.remove(key);
         }
-        for dst in plan.inbound.keys() {
-            let _ = self.inbound.remove(&RuleKey {
-                plan: id,
-                dst: *dst,
-            });
+        for key in &keys.inbound {
+            let _ = self.inbound.remove(key);
         }
-        for (key, _) in backends(id, plan) {
-            let _ = self.backends.remove(&key);
+        for key in &keys.backends {
+            let _ = self.backends.remove(key);
         }
-        self.used = self.used.combine(Size::of(plan), usize::saturating_sub);
+        self.used = self.used.combine(keys.size(), usize::saturating_sub);
     }
 
     /// Makes the addresses `now` the workload's own, which were those in `before`.
@@ -433,14 +501,45 @@ impl Maps {
             .context("entering the relay's listener into map SOCKETS; raise --max-sockets")
     }
 
+    /// What the kernel was told of each workload by an earlier agent.
+    pub fn told_workloads(&self) -> BTreeMap<WorkloadId, ToldWorkload> {
+        let mut found: BTreeMap<_, ToldWorkload> = BTreeMap::new();
+        for key in self.local_addrs.keys().flatten() {
+            let told = found.entry(key.workload).or_default();
+            told.local_addrs.insert(key.endpoint.addr);
+        }
+        for (key, flags) in self.interfaces.iter().flatten() {
+            let told = found.entry(key.workload).or_default();
+            told.interfaces.insert(key, flags);
+        }
+        for (key, route) in self.routes.iter().flatten() {
+            let told = found.entry(key.data().workload).or_default();
+            told.routes.push(route_to(&key, &route));
+        }
+        for key in self.listen_interest.keys().flatten() {
+            let told = found.entry(key.workload).or_default();
+            told.listen_ports.insert(key.port);
+        }
+        for key in self.sockets.keys().flatten() {
+            found.entry(key.workload).or_default();
+        }
+        found
+    }
+
     /// Removes what is left of a workload that was detached.
     pub fn forget_workload(&mut self, workload: WorkloadId) {
-        let own = self.local_addrs.keys().flatten();
-        for key in own
-            .filter(|key| key.workload == workload)
-            .collect::<Vec<_>>()
-        {
-            let _ = self.local_addrs.remove(&key);
+        if let Some(told) = self.told_workloads().remove(&workload) {
+            let ToldWorkload {
+                local_addrs,
+                interfaces,
+                routes,
+                listen_ports,
+            } = told;
+            // Removing cannot fail for want of room.
+            let _ = self.set_local_addrs(workload, &local_addrs, &BTreeSet::new());
+            let _ = self.set_interfaces(&interfaces, &BTreeMap::new());
+            let _ = self.set_routes(workload, &routes, &[]);
+            self.drop_listen_interest(workload, &listen_ports, &BTreeSet::new());
         }
         self.remove_sockets(|key| key.workload == workload);
         // The slot's next workload must not inherit them.
@@ -523,49 +622,20 @@ impl Originals {
     }
 }
 
-/// Every entry of a plan in the trie of prefixes.
-fn prefixes(plan: PlanId, of: &Plan) -> impl Iterator<Item = (Key<PrefixKey>, Rule)> {
-    let key = move |table, port, net: &IpNet| {
-        Key::new(
-            PrefixKey::HEAD_BITS + bits(net),
-            PrefixKey {
-                plan,
-                port,
-                table,
-                addr: net.network().into(),
-            },
-        )
+/// A route as it was before it was told to the kernel.
+fn route_to(key: &Key<RouteKey>, route: &Route) -> RouteTo {
+    let addr = IpAddr::from(key.data().addr);
+    let bits = key.prefix_len().saturating_sub(RouteKey::HEAD_BITS);
+    let bits = match addr {
+        IpAddr::V4(_) => bits.saturating_sub(Addr::V4_PREFIX),
+        IpAddr::V6(_) => bits,
     };
-    let outbound = of.outbound.prefixes.iter();
-    let outbound =
-        outbound.map(move |((port, net), rule)| (key(PrefixKey::OUTBOUND, *port, net), *rule));
-    let captured = Rule::new(Path::Proxy, Reason::VirtualInterface);
-    let ranges = of.virtual_ranges.iter();
-    outbound.chain(ranges.map(move |net| (key(PrefixKey::VIRTUAL, 0, net), captured)))
-}
-
-/// The length of a network's prefix where IPv4 is the mapped range of IPv6.
-fn bits(net: &IpNet) -> u32 {
-    match net {
-        IpNet::V4(net) => Addr::V4_PREFIX + u32::from(net.prefix_len()),
-        IpNet::V6(net) => u32::from(net.prefix_len()),
+    let bits = u8::try_from(bits).unwrap_or(u8::MAX);
+    RouteTo {
+        net: IpNet::new(addr, bits).unwrap_or(IpNet::from(addr)),
+        interface: route.interface,
+        source: (!route.source.is_wildcard()).then(|| route.source.into()),
     }
-}
-
-fn owners(plan: PlanId, of: &Plan) -> impl Iterator<Item = OwnerKey> {
-    of.owners
-        .iter()
-        .map(move |&(role, id)| OwnerKey { plan, role, id })
-}
-
-fn backends(plan: PlanId, of: &Plan) -> impl Iterator<Item = (BackendKey, Endpoint)> {
-    (0..)
-        .zip(&of.outbound.backends)
-        .flat_map(move |(group, backends)| {
-            (0..)
-                .zip(backends)
-                .map(move |(index, backend)| (BackendKey { plan, group, index }, *backend))
-        })
 }
 
 fn workload_port(workload: WorkloadId, port: u16) -> WorkloadPort {

@@ -5,17 +5,21 @@
 
 mod attach;
 pub mod cgroup;
+mod contents;
+mod found;
 mod interfaces;
 mod listeners;
 mod maps;
 pub mod netns;
 mod network;
 mod object;
+mod pins;
 #[allow(
     unsafe_code,
     reason = "the one module with system calls that rustix does not have"
 )]
 mod sys;
+pub mod uninstall;
 mod userns;
 
 use std::{
@@ -34,10 +38,18 @@ use sidecar_common::{
     values::Identity,
 };
 
-use self::{attach::Attachment, maps::Maps, object::Objects};
+use self::{
+    attach::Attachment,
+    contents::Keys,
+    found::Found,
+    maps::{Digest, Maps},
+    object::Objects,
+    pins::{Links, PinDir, Set},
+};
 use crate::compile::Plan;
 
 pub use self::maps::{Capacity, Originals};
+pub use sidecar_common::values::Word;
 
 /// How long a plan that no workload uses any more is kept: programs that read its id just before
 /// the switch are done by then (they run for microseconds), and the relay may still ask for it.
@@ -72,53 +84,103 @@ pub struct RelaySockets<'a> {
     pub v6: Option<(BorrowedFd<'a>, u16)>,
 }
 
-/// The loaded programs and maps, and what is attached.
+/// The loaded programs and maps, and what is attached. Dropping it detaches nothing: what is pinned
+/// goes on without the agent, and is found by the next one.
 pub struct Dataplane {
     maps: Maps,
     objects: Objects,
     attachments: BTreeMap<WorkloadId, Attachment>,
-    plans: BTreeMap<String, InstalledPlan>,
+    /// What an earlier agent has left attached, and nobody has claimed yet.
+    found: BTreeMap<WorkloadId, Found>,
+    /// Sets that decide for some workloads until this one does.
+    old_sets: Vec<Set>,
+    /// Links of old sets that decide no more. What they decided before may still be on its way.
+    retired_links: Vec<(Instant, Links)>,
+    plans: BTreeMap<Digest, InstalledPlan>,
     next_plan: PlanId,
+    /// Locked for as long as this lives.
+    _pins: PinDir,
 }
 
 struct InstalledPlan {
     id: PlanId,
-    plan: Arc<Plan>,
+    contents: Contents,
     /// Set while no workload uses it.
     unused_since: Option<Instant>,
 }
 
+/// What is known of an installed plan's entries.
+enum Contents {
+    /// They are a plan's that is in memory.
+    Plan(Arc<Plan>),
+    /// They were found in the maps. Whether they are what their digest says is not known.
+    Found(Keys),
+}
+
+impl InstalledPlan {
+    fn remove(self, maps: &mut Maps) {
+        match self.contents {
+            Contents::Plan(plan) => maps.remove_plan(self.id, &Keys::of(self.id, &plan)),
+            Contents::Found(keys) => maps.remove_plan(self.id, &keys),
+        }
+    }
+}
+
 impl Dataplane {
-    /// Loads the programs and creates the maps. Nothing is captured yet.
+    /// Loads the programs, with the maps that an earlier agent has left if they fit, else with new
+    /// ones beside. What is attached is not touched: see [`attach`](Self::attach).
     ///
     /// # Errors
-    /// If bpffs cannot be used, or the kernel refuses a map or a program; the error carries the
-    /// verifier's log.
+    /// If bpffs cannot be used, or the kernel refuses a map or a program (the error carries the
+    /// verifier's log). Everything is as it was then.
     pub fn load(config: &Config) -> Result<Self> {
-        let objects = Objects::load(config)?;
-        Ok(Self {
-            maps: Maps::open(&objects, config.capacity)?,
+        let pins = PinDir::open(&config.pin_dir)?;
+        for stranger in pins.strangers()? {
+            tracing::warn!(
+                "{} is no pin of this agent; it is left alone",
+                stranger.display()
+            );
+        }
+        let (objects, old_sets) = load_objects(&pins, config.capacity)?;
+        let mut maps = Maps::open(&objects, config.capacity)?;
+        let sets: Vec<Set> = old_sets.iter().chain([objects.set()]).cloned().collect();
+        let found = found::look(&sets, &maps)?;
+        let (plans, next_plan) = find_plans(&mut maps);
+        let mut dataplane = Self {
+            maps,
             objects,
             attachments: BTreeMap::new(),
-            plans: BTreeMap::new(),
-            next_plan: 1,
-        })
+            found,
+            old_sets,
+            retired_links: Vec::new(),
+            plans,
+            next_plan,
+            _pins: pins,
+        };
+        dataplane.forget_unattached();
+        dataplane.let_go(|found| !found.is_alive());
+        dataplane.retire_plans();
+        Ok(dataplane)
     }
 
-    /// Attaches to a workload. It has no plan yet, so everything still passes.
+    /// Attaches to a workload. If it is attached already, from an earlier agent, it goes on with
+    /// the plan it has; else it has none yet, and everything still passes.
     ///
     /// # Errors
-    /// If all slots are in use, or the kernel refuses an attachment; nothing stays attached then.
+    /// If all slots are in use, or the kernel refuses an attachment; what was attached before is as
+    /// it was then.
     pub fn attach(&mut self, binding: &Binding<'_>) -> Result<WorkloadId> {
-        let workload = self.free_slot()?;
-        self.maps.switch(workload, 0);
-        let identity = Identity {
-            workload,
-            proxy_cgroup: binding.proxy_cgroup.map_or(0, |cgroup| cgroup.id),
-            netns_cookie: binding.netns.cookie()?,
-            ..Identity::default()
+        let known = self.found.iter().find(|(_, found)| found.is(binding));
+        let workload = match known {
+            Some((&workload, _)) => workload,
+            None => self.free_slot()?,
         };
-        let mut attachment = Attachment::new(&self.objects, workload, identity, binding)?;
+        let found = self.found.remove(&workload);
+        let is_new = found.is_none();
+        if is_new {
+            self.maps.store(workload, Word::default());
+        }
+        let mut attachment = Attachment::new(&self.objects, &self.maps, workload, binding, found)?;
         let introduced = attachment.introduce(&mut self.maps);
         // Also where that failed: `detach` undoes what was done.
         self.attachments.insert(workload, attachment);
@@ -127,6 +189,22 @@ impl Dataplane {
             return Err(error);
         }
         Ok(workload)
+    }
+
+    /// Lets go what an earlier agent has left attached and nobody has claimed: what is wanted is
+    /// known now, and it is not that.
+    pub fn let_go_unclaimed(&mut self) {
+        self.let_go(|_| true);
+    }
+
+    /// Workloads that an earlier agent has left attached and nobody has claimed: slots, and the ids
+    /// of the cgroups.
+    #[must_use]
+    pub fn unclaimed(&self) -> BTreeMap<WorkloadId, Vec<u64>> {
+        self.found
+            .iter()
+            .map(|(&workload, found)| (workload, found.cgroups().collect()))
+            .collect()
     }
 
     /// Tells the kernel where the relay of this workload listens.
@@ -150,23 +228,36 @@ impl Dataplane {
     ///
     /// # Errors
     /// If a map is full (named, with its capacity) or refuses; nothing of the plan stays then.
-    pub fn install(&mut self, digest: &str, plan: &Arc<Plan>) -> Result<PlanId> {
-        if let Some(installed) = self.plans.get_mut(digest) {
-            // Wanted again: the grace starts anew.
-            installed.unused_since = installed.unused_since.map(|_| Instant::now());
-            return Ok(installed.id);
+    pub fn install(&mut self, digest: &blake3::Hash, plan: &Arc<Plan>) -> Result<PlanId> {
+        let digest = *digest.as_bytes();
+        if let Some(installed) = self.plans.get_mut(&digest) {
+            let is_right = match &installed.contents {
+                Contents::Plan(_) => true,
+                Contents::Found(keys) => self.maps.holds(installed.id, keys, plan),
+            };
+            if is_right {
+                installed.contents = Contents::Plan(plan.clone());
+                // Wanted again: the grace starts anew.
+                installed.unused_since = installed.unused_since.map(|_| Instant::now());
+                return Ok(installed.id);
+            }
+            tracing::warn!(
+                plan = installed.id,
+                "the entries of a plan that was found are not what its digest says"
+            );
+            disown(&mut self.plans, digest);
         }
         let id = self.next_plan;
-        self.maps.insert_plan(id, plan)?;
+        self.maps.insert_plan(id, &digest, plan)?;
         self.next_plan = self
             .next_plan
             .checked_add(1)
             .context("plan ids are used up")?;
         self.plans.insert(
-            digest.to_owned(),
+            digest,
             InstalledPlan {
                 id,
-                plan: plan.clone(),
+                contents: Contents::Plan(plan.clone()),
                 unused_since: Some(Instant::now()),
             },
         );
@@ -174,7 +265,7 @@ impl Dataplane {
     }
 
     /// Makes an installed plan the workload's: new connections follow it from the moment this
-    /// returns. Established ones are not touched.
+    /// returns, unless capture is suspended. Established ones are not touched.
     ///
     /// # Errors
     /// If a map is full or refuses; the old plan stays in force.
@@ -185,12 +276,17 @@ impl Dataplane {
         self.maps
             .set_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports)?;
         listeners::enter_existing(&mut self.maps, workload, attachment, &plan.listen_ports);
-        self.maps.switch(workload, id);
+        let suspended = attachment.word.is_suspended();
+        attachment.word = Word::new(self.maps.set(), id).suspended(suspended);
+        self.maps.store(workload, attachment.word);
         self.maps
             .drop_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports);
         attachment.listen_ports.clone_from(&plan.listen_ports);
-        attachment.follow(id, Some(plan.header));
+        attachment.follow(Some(plan.header));
         listeners::make_transparent(&self.maps, workload, attachment);
+        if let Some(links) = attachment.replaces.take() {
+            self.retired_links.push((Instant::now(), links));
+        }
         self.retire_plans();
         Ok(())
     }
@@ -201,21 +297,34 @@ impl Dataplane {
     /// If the workload is not attached.
     pub fn release(&mut self, workload: WorkloadId) -> Result<()> {
         let attachment = attachment(&mut self.attachments, workload)?;
-        self.maps.switch(workload, 0);
-        attachment.follow(0, None);
+        attachment.word = Word::default();
+        self.maps.store(workload, attachment.word);
+        attachment.follow(None);
         self.retire_plans();
+        Ok(())
+    }
+
+    /// Has everything new of the workload pass, or not any more. Its plan stays known, and
+    /// established connections are not touched.
+    ///
+    /// # Errors
+    /// If the workload is not attached.
+    pub fn suspend(&mut self, workload: WorkloadId, suspended: bool) -> Result<()> {
+        let attachment = attachment(&mut self.attachments, workload)?;
+        attachment.word = attachment.word.suspended(suspended);
+        self.maps.store(workload, attachment.word);
         Ok(())
     }
 
     /// Detaches from a workload and forgets it.
     pub fn detach(&mut self, workload: WorkloadId) {
-        self.maps.switch(workload, 0);
+        self.maps.store(workload, Word::default());
         if let Some(mut attachment) = self.attachments.remove(&workload) {
             attachment.withdraw_identity(&self.maps);
-            attachment.withdraw_network(&mut self.maps);
             attachment.undo_setup();
-            self.maps
-                .drop_listen_interest(workload, &attachment.listen_ports, &BTreeSet::new());
+            for links in [Some(&attachment.links), attachment.replaces.as_ref()] {
+                remove_links(links);
+            }
             self.maps.forget_workload(workload);
         }
         self.retire_plans();
@@ -247,8 +356,13 @@ impl Dataplane {
                 .is_some_and(|since| now - since > RETIRED_PLAN_GRACE)
         };
         for (_, installed) in self.plans.extract_if(.., |_, installed| expired(installed)) {
-            self.maps.remove_plan(installed.id, &installed.plan);
+            installed.remove(&mut self.maps);
         }
+        let expired = |(since, _): &mut (Instant, Links)| now - *since > RETIRED_PLAN_GRACE;
+        for (_, links) in self.retired_links.extract_if(.., expired) {
+            remove_links(Some(&links));
+        }
+        self.remove_old_sets();
     }
 
     /// Where the workload's own processes listen now, on one of `ports`.
@@ -260,10 +374,22 @@ impl Dataplane {
             .unwrap_or_default()
     }
 
-    /// The plan id that the kernel follows for this workload right now; 0: none.
+    /// What the kernel follows for this workload right now.
     #[must_use]
-    pub fn current_plan(&self, workload: WorkloadId) -> PlanId {
-        self.maps.current_plan(workload)
+    pub fn word(&self, workload: WorkloadId) -> Word {
+        self.maps.word(workload)
+    }
+
+    /// The digest of the plan that the kernel has for this workload right now; `None`: none, or one
+    /// of another set.
+    #[must_use]
+    pub fn in_force(&self, workload: WorkloadId) -> Option<blake3::Hash> {
+        let word = self.word(workload);
+        let is_it = |(_, installed): &(_, &InstalledPlan)| {
+            word.set() == self.maps.set() && installed.id == word.plan()
+        };
+        let (digest, _) = self.plans.iter().find(is_it)?;
+        Some(blake3::Hash::from_bytes(*digest))
     }
 
     /// Decisions counted for a workload since it was attached, without zeros.
@@ -290,18 +416,23 @@ impl Dataplane {
 
     fn free_slot(&self) -> Result<WorkloadId> {
         let slots = self.maps.capacity().workloads;
-        (1..slots)
-            .find(|slot| !self.attachments.contains_key(slot))
-            .with_context(|| {
-                format!("all {slots} workload slots are in use; raise --max-workloads")
-            })
+        let is_free = |slot: &WorkloadId| {
+            !self.attachments.contains_key(slot) && !self.found.contains_key(slot)
+        };
+        (1..slots).find(is_free).with_context(|| {
+            format!("all {slots} workload slots are in use; raise --max-workloads")
+        })
     }
 
     fn retire_plans(&mut self) {
+        let of_found = self.found.values().map(|found| found.word);
         let in_use: BTreeSet<PlanId> = self
             .attachments
             .values()
-            .map(|attachment| attachment.plan)
+            .map(|attachment| attachment.word)
+            .chain(of_found)
+            .filter(|word| word.set() == self.maps.set())
+            .map(Word::plan)
             .collect();
         for installed in self.plans.values_mut() {
             if in_use.contains(&installed.id) {
@@ -311,13 +442,125 @@ impl Dataplane {
             }
         }
     }
+
+    /// Removes what the maps have of workloads to which nothing is attached: an agent was ended in
+    /// the middle of it.
+    fn forget_unattached(&mut self) {
+        let told = self.maps.told_workloads().into_keys();
+        let words = self.maps.words().into_keys();
+        let nobodys: BTreeSet<_> = told
+            .chain(words)
+            .filter(|workload| !self.found.contains_key(workload))
+            .collect();
+        for workload in nobodys {
+            self.maps.store(workload, Word::default());
+            self.maps.forget_workload(workload);
+        }
+    }
+
+    /// Detaches from workloads that an earlier agent has left.
+    fn let_go(&mut self, which: impl Fn(&Found) -> bool) {
+        for (workload, found) in self.found.extract_if(.., |_, found| which(found)) {
+            tracing::info!(
+                workload,
+                cgroups = ?found.cgroups().collect::<Vec<_>>(),
+                "detached from a workload that nobody wants captured any more"
+            );
+            self.maps.store(workload, Word::default());
+            for cgroup in found.cgroups() {
+                let _ = self.maps.set_identity(cgroup, &Identity::default());
+            }
+            remove_links(Some(&found.links));
+            self.maps.forget_workload(workload);
+        }
+        self.retire_plans();
+        self.remove_old_sets();
+    }
+
+    /// Removes the sets that decide for nobody any more.
+    fn remove_old_sets(&mut self) {
+        let is_unused = |set: &mut Set| set.has_links().is_ok_and(|has_links| !has_links);
+        for set in self.old_sets.extract_if(.., is_unused) {
+            tracing::info!(
+                set = set.number,
+                "removing a set of maps that is not used any more"
+            );
+            if let Err(error) = set.remove() {
+                tracing::warn!("{error:#}");
+            }
+        }
+    }
 }
 
-impl Drop for Dataplane {
-    fn drop(&mut self) {
-        for workload in self.attachments.keys().copied().collect::<Vec<_>>() {
-            self.detach(workload);
+/// Loads the programs with the newest set that fits, or with a new one. Returns the other sets as
+/// well.
+fn load_objects(pins: &PinDir, capacity: Capacity) -> Result<(Objects, Vec<Set>)> {
+    pins.check_workloads(&object::workloads()?)?;
+    let expected = object::expected(&capacity)?;
+    let mut others = pins.sets()?;
+    let newest_fit = others.iter().rposition(|set| match set.check(&expected) {
+        Ok(()) => true,
+        Err(misfit) => {
+            tracing::info!(set = set.number, "a set of maps cannot be used: {misfit}");
+            false
         }
+    });
+    if let Some(at) = newest_fit {
+        let set = others.remove(at);
+        return Ok((Objects::load(pins, set, capacity)?, others));
+    }
+    let set = pins.new_set()?;
+    let loaded = Objects::load(pins, set.clone(), capacity).and_then(|objects| {
+        set.create_map(object::DIGESTS, &object::digests(&capacity))?;
+        set.complete()?;
+        Ok(objects)
+    });
+    match loaded {
+        Ok(objects) => Ok((objects, others)),
+        Err(error) => {
+            if let Err(error) = set.remove() {
+                tracing::warn!("{error:#}");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The complete plans in the maps, and the next id for one. What is left of others is removed.
+fn find_plans(maps: &mut Maps) -> (BTreeMap<Digest, InstalledPlan>, PlanId) {
+    let mut plans = BTreeMap::new();
+    let mut last = 0;
+    for (id, (digest, keys)) in maps.found_plans() {
+        last = last.max(id);
+        maps.adopt_plan(&keys);
+        let installed = InstalledPlan {
+            id,
+            contents: Contents::Found(keys),
+            unused_since: None,
+        };
+        match digest {
+            Some(digest) => {
+                disown(&mut plans, digest);
+                plans.insert(digest, installed);
+            }
+            None => installed.remove(maps),
+        }
+    }
+    (plans, last.saturating_add(1))
+}
+
+/// Keeps a plan that cannot be asked for by its digest only until no workload follows it.
+fn disown(plans: &mut BTreeMap<Digest, InstalledPlan>, digest: Digest) {
+    if let Some(installed) = plans.remove(&digest) {
+        let mut nobodys = Digest::default();
+        nobodys[..4].copy_from_slice(&installed.id.to_le_bytes());
+        plans.insert(nobodys, installed);
+    }
+}
+
+fn remove_links(links: Option<&Links>) {
+    if let Some(Err(error)) = links.map(Links::remove) {
+        tracing::warn!("{error:#}");
     }
 }
 

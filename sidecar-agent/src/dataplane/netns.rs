@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::sys;
+use super::sys::{self, LinkTarget};
 use crate::relay::netns::within;
 
 /// The agent's own network namespace: the host's.
@@ -63,6 +63,12 @@ impl Netns {
     pub fn is_at(&self, path: Option<&str>) -> bool {
         std::fs::metadata(path.unwrap_or(HOST))
             .is_ok_and(|found| (found.dev(), found.ino()) == self.id)
+    }
+
+    /// How links to it name it.
+    #[must_use]
+    pub(super) fn target(&self) -> LinkTarget {
+        LinkTarget::Netns(u32::try_from(self.id.1).unwrap_or_default())
     }
 
     /// Runs `work` on a new thread inside the namespace.

@@ -1,13 +1,10 @@
-//! The BPF objects: loading them, and opening the maps they share.
+//! The BPF objects: what they need, and loading them.
 
 use std::{
-    fs::{self, DirBuilder},
-    io,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::DirBuilderExt,
-    },
+    collections::BTreeMap,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use anyhow::{Context, Result, bail};
@@ -16,16 +13,12 @@ use aya::{
     maps::{Map, MapData},
     programs::{Program, ProgramError},
 };
-use rustix::{
-    fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, openat},
-    process::geteuid,
-};
-use sidecar_common::keys::WorkloadId;
+use sidecar_common::keys::{PlanId, WorkloadId};
 
 use super::{
-    Config,
-    maps::{Capacity, Originals},
-    sys::AttachType,
+    maps::{Capacity, Digest, Originals},
+    pins::{Expected, PinDir, Set, WORKLOADS},
+    sys::{self, AttachType, ProgramInfo},
 };
 
 static CGROUP_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SIDECAR_EBPF_CGROUP"));
@@ -45,90 +38,109 @@ const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
     ("getsockopt", AttachType::Getsockopt),
 ];
 
-/// Maps that are shared by pins, by name.
-const SHARED_MAPS: [&str; 16] = [
-    "WORKLOADS",
-    "PLANS",
-    "OUTBOUND",
-    "PREFIXES",
-    "INBOUND",
-    "BACKENDS",
-    "OWNERS",
-    "INTERFACES",
-    "ROUTES",
-    "LOCAL_ADDRS",
-    "LISTEN_INTEREST",
-    "SOCKETS",
-    "ORIGINAL_DST",
-    "COUNTERS",
-    "ASKED_FOR",
-    "IDENTITIES",
-];
+/// The name of the program for network namespaces.
+const NETNS_PROGRAM: &str = "inbound";
 
-const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+/// The names of all programs, as the kernel has them.
+pub fn program_names() -> impl Iterator<Item = &'static str> {
+    CGROUP_PROGRAMS
+        .iter()
+        .map(|(name, _)| *name)
+        .chain([NETNS_PROGRAM])
+}
+
+/// The digests of complete plans, by id: only the agent reads it.
+pub const DIGESTS: &str = "DIGESTS";
 
 /// The loaded programs, and where their maps are pinned.
 pub struct Objects {
-    cgroup_programs: Vec<(AttachType, OwnedFd)>,
-    pin_dir: PathBuf,
+    cgroup_programs: Vec<(&'static str, AttachType, OwnedFd)>,
+    set: Set,
+    /// Where `WORKLOADS` is pinned.
+    workloads: PathBuf,
     capacity: Capacity,
     /// Id of the map `WORKLOADS`.
     workloads_map: u32,
-    /// The pin directory, locked.
-    _lock: OwnedFd,
+    /// What a copy of `sk_lookup` is, once one has been loaded.
+    sk_lookup: OnceLock<ProgramInfo>,
 }
 
 impl Objects {
-    /// Creates the maps and loads the programs for cgroups.
-    pub fn load(config: &Config) -> Result<Self> {
+    /// Loads the programs for cgroups, with the maps of this set; those that are not there are made.
+    pub fn load(pins: &PinDir, set: Set, capacity: Capacity) -> Result<Self> {
         let mut objects = Self {
-            _lock: prepare_pin_dir(&config.pin_dir)?,
             cgroup_programs: Vec::new(),
             workloads_map: 0,
-            pin_dir: config.pin_dir.clone(),
-            capacity: config.capacity,
+            set,
+            workloads: pins.workloads(),
+            capacity,
+            sk_lookup: OnceLock::new(),
         };
+        let set = u32::from(objects.set.number);
         let mut cgroup = objects
             .loader()
+            .override_global("SET", &set, true)
             .load(CGROUP_OBJECT)
             .context("loading BPF maps")?;
         objects.workloads_map = map_id(&cgroup)?;
         for (name, attach_type) in CGROUP_PROGRAMS {
-            objects
-                .cgroup_programs
-                .push((attach_type, load_program(&mut cgroup, name)?));
+            let program = load_program(&mut cgroup, name)?;
+            objects.cgroup_programs.push((name, attach_type, program));
         }
         Ok(objects)
     }
 
-    /// The programs for cgroups and where each is attached.
-    pub fn cgroup_programs(&self) -> impl Iterator<Item = (AttachType, BorrowedFd<'_>)> {
+    /// The programs for cgroups: name, where it is attached, descriptor.
+    pub fn cgroup_programs(
+        &self,
+    ) -> impl Iterator<Item = (&'static str, AttachType, BorrowedFd<'_>)> {
         self.cgroup_programs
             .iter()
-            .map(|(attach_type, program)| (*attach_type, program.as_fd()))
+            .map(|(name, attach_type, program)| (*name, *attach_type, program.as_fd()))
+    }
+
+    /// The set whose maps they use.
+    pub fn set(&self) -> &Set {
+        &self.set
     }
 
     /// Loads the copy of the `sk_lookup` program that serves `workload`.
     pub fn load_sk_lookup(&self, workload: WorkloadId) -> Result<OwnedFd> {
+        let set = u32::from(self.set.number);
         let mut object = self
             .loader()
             .override_global("WORKLOAD", &workload, true)
+            .override_global("SET", &set, true)
             .load(NETNS_OBJECT)
             .context("opening BPF maps for sk_lookup")?;
         // A pin that is gone would have been made anew, with a map that nobody else knows.
         if map_id(&object)? != self.workloads_map {
             bail!(
                 "the pins in {} were removed behind the agent's back; restart it",
-                self.pin_dir.display()
+                self.set.dir().display()
             );
         }
-        load_program(&mut object, "inbound")
+        let program = load_program(&mut object, NETNS_PROGRAM)?;
+        if let Ok(info) = sys::program_info(program.as_fd()) {
+            let _ = self.sk_lookup.set(info);
+        }
+        Ok(program)
+    }
+
+    /// Whether the program with this id is a copy of `sk_lookup` as it would be loaded now. Not
+    /// known before the first one has been loaded.
+    pub fn is_sk_lookup(&self, program: u32) -> bool {
+        let found =
+            sys::program_by_id(program).and_then(|program| sys::program_info(program.as_fd()));
+        match (self.sk_lookup.get(), found) {
+            (Some(own), Ok(found)) => own.is_same(&found),
+            _ => false,
+        }
     }
 
     /// Opens one of the shared maps.
     pub fn open_map(&self, name: &str) -> Result<MapData> {
-        let path = self.pin_dir.join(name);
-        MapData::from_pin(&path).with_context(|| format!("opening the map at {}", path.display()))
+        open_map(&self.path_of(name))
     }
 
     /// A handle to the map of original destinations.
@@ -136,10 +148,19 @@ impl Objects {
         Originals::open(self.open_map("ORIGINAL_DST")?)
     }
 
+    fn path_of(&self, name: &str) -> PathBuf {
+        if name == WORKLOADS {
+            self.workloads.clone()
+        } else {
+            self.set.map(name)
+        }
+    }
+
     fn loader(&self) -> EbpfLoader<'static> {
         let mut loader = EbpfLoader::new();
-        for name in SHARED_MAPS {
-            loader.map_pin_path(name, self.pin_dir.join(name));
+        // The object knows its maps: only those that exist are looked up here.
+        for name in map_names() {
+            loader.map_pin_path(name, self.path_of(name));
         }
         for (name, entries) in self.capacity.entries() {
             loader.map_max_entries(name, entries);
@@ -148,19 +169,74 @@ impl Objects {
     }
 }
 
-impl Drop for Objects {
-    fn drop(&mut self) {
-        let removed = remove_pins(&self.pin_dir)
-            .and_then(|()| fs::remove_dir(&self.pin_dir).context("removing the pin directory"));
-        if let Err(error) = removed {
-            tracing::warn!("{error:#}");
-        }
+/// What the maps of a set have to be, by name.
+pub fn expected(capacity: &Capacity) -> Result<BTreeMap<String, Expected>> {
+    let mut expected = maps(capacity)?;
+    expected.remove(WORKLOADS);
+    expected.insert(DIGESTS.to_owned(), digests(capacity));
+    Ok(expected)
+}
+
+/// What the map has to be that all sets share.
+pub fn workloads() -> Result<Expected> {
+    let mut maps = maps(&Capacity::default())?;
+    maps.remove(WORKLOADS)
+        .context("the BPF object has no map WORKLOADS")
+}
+
+fn maps(capacity: &Capacity) -> Result<BTreeMap<String, Expected>> {
+    let object = aya_obj::Object::parse(CGROUP_OBJECT).context("reading the BPF object")?;
+    let entries: BTreeMap<_, _> = capacity.entries().into_iter().collect();
+    let expected = object.maps.iter().filter(|(name, _)| is_shared(name));
+    Ok(expected
+        .map(|(name, map)| {
+            let entries = entries.get(name.as_str()).copied();
+            let expected = Expected {
+                kind: map.map_type(),
+                key: map.key_size(),
+                value: map.value_size(),
+                entries: entries.unwrap_or_else(|| map.max_entries()),
+            };
+            (name.clone(), expected)
+        })
+        .collect())
+}
+
+/// What the map of digests is.
+pub fn digests(capacity: &Capacity) -> Expected {
+    fn bytes<T>() -> u32 {
+        u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
     }
+    Expected {
+        kind: aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_HASH as u32,
+        key: bytes::<PlanId>(),
+        value: bytes::<Digest>(),
+        entries: capacity.plans,
+    }
+}
+
+/// The maps of the object, but for those of its constants.
+pub fn map_names() -> &'static [String] {
+    static NAMES: OnceLock<Vec<String>> = OnceLock::new();
+    NAMES.get_or_init(|| {
+        let object = aya_obj::Object::parse(CGROUP_OBJECT);
+        let maps = object.map(|object| object.maps).unwrap_or_default();
+        maps.into_keys().filter(|name| is_shared(name)).collect()
+    })
+}
+
+fn is_shared(map: &str) -> bool {
+    !map.starts_with('.')
+}
+
+/// Opens the map that is pinned at `path`.
+pub fn open_map(path: &Path) -> Result<MapData> {
+    MapData::from_pin(path).with_context(|| format!("opening the map at {}", path.display()))
 }
 
 /// The id of the map `WORKLOADS` as this object has it.
 fn map_id(object: &Ebpf) -> Result<u32> {
-    let Some(Map::Array(map)) = object.map("WORKLOADS") else {
+    let Some(Map::Array(map)) = object.map(WORKLOADS) else {
         bail!("a BPF object has no array map `WORKLOADS`");
     };
     Ok(map.info().context("asking for the id of a map")?.id())
@@ -205,91 +281,4 @@ fn explain_load_error(name: &str, error: &ProgramError) -> anyhow::Error {
         "loading BPF program `{name}` on kernel {release}: {detail}\n\
          The agent needs root (or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN) and kernel 5.18 or newer."
     )
-}
-
-/// Makes an empty directory for our pins, and keeps others from using it for as long as the
-/// descriptor lives. What a killed agent has left there is removed; anything that is not ours is
-/// left alone and refused.
-fn prepare_pin_dir(dir: &Path) -> Result<OwnedFd> {
-    let parent = dir
-        .parent()
-        .context("the pin directory must be below a bpffs mount")?;
-    mount_bpffs(parent)?;
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(error).with_context(|| format!("creating {}", dir.display()));
-        }
-        _ => {}
-    }
-    let lock = openat(
-        CWD,
-        dir,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .with_context(|| format!("opening {}", dir.display()))?;
-    // bpffs is often mounted for everybody to write: whoever owns the directory rules its pins.
-    let found = fstat(&lock).with_context(|| format!("reading {}", dir.display()))?;
-    if found.st_uid != geteuid().as_raw() || found.st_mode & 0o022 != 0 {
-        bail!(
-            "{} belongs to another user, or others may write to it; remove it",
-            dir.display()
-        );
-    }
-    flock(&lock, FlockOperation::NonBlockingLockExclusive).with_context(|| {
-        format!(
-            "locking {}: another agent uses it; stop that one, or give this one another --bpffs",
-            dir.display()
-        )
-    })?;
-    remove_pins(dir)?;
-    let mut left = fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
-    if let Some(Ok(foreign)) = left.next() {
-        bail!(
-            "{} is no pin of this agent; move it out of the way",
-            foreign.path().display()
-        );
-    }
-    Ok(lock)
-}
-
-fn mount_bpffs(at: &Path) -> Result<()> {
-    let is_bpffs = || {
-        rustix::fs::statfs(at).is_ok_and(|found| u64::try_from(found.f_type) == Ok(BPF_FS_MAGIC))
-    };
-    // A directory within a bpffs mount is as good as the mount itself.
-    if is_bpffs() {
-        return Ok(());
-    }
-    fs::create_dir_all(at).with_context(|| format!("creating {}", at.display()))?;
-    if is_bpffs() {
-        return Ok(());
-    }
-    rustix::mount::mount(
-        "bpf",
-        at,
-        "bpf",
-        rustix::mount::MountFlags::empty(),
-        Some(c"mode=0700"),
-    )
-    .with_context(|| {
-        format!(
-            "mounting bpffs at {0}; mount it with `mount -t bpf -o mode=0700 bpf {0}`",
-            at.display()
-        )
-    })
-}
-
-/// Removes the pins of our maps.
-fn remove_pins(dir: &Path) -> Result<()> {
-    for name in SHARED_MAPS {
-        let path = dir.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("removing {}", path.display()));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }

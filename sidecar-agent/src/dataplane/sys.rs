@@ -2,17 +2,29 @@
 //! maps whose key aya has no type for, and the memory-mapped `WORKLOADS` array.
 
 use std::{
-    ffi::c_long,
+    ffi::{CString, c_long},
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use sidecar_common::values::Identity;
+use sidecar_common::values::{Identity, WORKLOAD_SLOTS, Word};
 
+const BPF_MAP_LOOKUP_ELEM: u32 = 1;
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
+const BPF_OBJ_PIN: u32 = 6;
+const BPF_OBJ_GET: u32 = 7;
+const BPF_PROG_GET_FD_BY_ID: u32 = 13;
+const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_LINK_CREATE: u32 = 28;
+const BPF_LINK_UPDATE: u32 = 29;
+const BPF_LINK_GET_FD_BY_ID: u32 = 30;
+const BPF_LINK_GET_NEXT_ID: u32 = 31;
 
 /// `enum bpf_attach_type`, the ones used here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,10 +64,63 @@ struct LinkCreate {
     flags: u32,
 }
 
-/// `union bpf_attr` of `BPF_MAP_UPDATE_ELEM`.
+/// `union bpf_attr` of `BPF_LINK_UPDATE`.
 #[repr(C, align(8))]
 #[derive(Default)]
-struct MapUpdate {
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// `union bpf_attr` of `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct Obj {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// `union bpf_attr` of `BPF_*_GET_FD_BY_ID` and `BPF_*_GET_NEXT_ID`.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct ById {
+    id: u32,
+    next: u32,
+    open_flags: u32,
+    pad: u32,
+}
+
+/// `union bpf_attr` of `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct AskInfo {
+    bpf_fd: u32,
+    len: u32,
+    into: u64,
+}
+
+/// The head of `struct bpf_link_info`, and as much room as its longest form has.
+#[repr(C, align(8))]
+struct RawLinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    pad: u32,
+    /// Of a cgroup its id, of a network namespace its inode number in the lower half and the type
+    /// of attachment in the upper one.
+    target: u64,
+    /// The type of attachment to a cgroup, in the lower half.
+    attach_type: u64,
+    rest: [u64; 12],
+}
+
+/// `union bpf_attr` of `BPF_MAP_LOOKUP_ELEM` and `BPF_MAP_UPDATE_ELEM`.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct MapElement {
     map_fd: u32,
     pad: u32,
     key: u64,
@@ -76,20 +141,235 @@ pub fn link_create(
         attach_type: attach_type as u32,
         flags: 0,
     };
-    let fd = bpf(BPF_LINK_CREATE, &attr)?;
+    owned(bpf(BPF_LINK_CREATE, &attr)?)
+}
+
+/// The descriptor that a command has just returned.
+fn owned(fd: c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: BPF_LINK_CREATE has just returned this descriptor; nobody else owns it.
+    // SAFETY: the caller has it from bpf(2), just now; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Has a link run another program from now on: at once, without a moment in which none runs.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = LinkUpdate {
+        link_fd: raw(link),
+        new_prog_fd: raw(program),
+        ..LinkUpdate::default()
+    };
+    bpf(BPF_LINK_UPDATE, &attr).map(drop)
+}
+
+/// What a link is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LinkTarget {
+    /// A cgroup, by its id; 0: it is gone.
+    Cgroup(u64),
+    /// A network namespace, by its inode number; 0: it is gone.
+    Netns(u32),
+    /// Something that this agent attaches nothing to.
+    Other,
+}
+
+/// What the kernel tells of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// The link's id.
+    pub id: u32,
+    /// The id of its program.
+    pub program: u32,
+    /// What it is attached to.
+    pub target: LinkTarget,
+    /// `enum bpf_attach_type`.
+    pub attach_type: u32,
+}
+
+/// Asks for a link's target and program. Fails with `EINVAL` where the descriptor is no link.
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    /// `enum bpf_link_type`.
+    const CGROUP: u32 = 3;
+    const NETNS: u32 = 5;
+    // A map or program would be told as if it were a link.
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", link.as_raw_fd()))?;
+    // "bpf-link", or "bpf_link".
+    if !name.as_os_str().as_bytes().ends_with(b"link") {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut found = RawLinkInfo {
+        kind: 0,
+        id: 0,
+        program: 0,
+        pad: 0,
+        target: 0,
+        attach_type: 0,
+        rest: [0; 12],
+    };
+    let attr = AskInfo {
+        bpf_fd: raw(link),
+        len: u32::try_from(size_of::<RawLinkInfo>()).map_err(io::Error::other)?,
+        into: (&raw mut found) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
+    let lower = |word: u64| u32::try_from(word & u64::from(u32::MAX)).unwrap_or_default();
+    let (target, attach_type) = match found.kind {
+        CGROUP => (LinkTarget::Cgroup(found.target), lower(found.attach_type)),
+        NETNS => (
+            LinkTarget::Netns(lower(found.target)),
+            lower(found.target >> 32),
+        ),
+        _ => (LinkTarget::Other, 0),
+    };
+    Ok(LinkInfo {
+        id: found.id,
+        program: found.program,
+        target,
+        attach_type,
+    })
+}
+
+/// The head of `struct bpf_prog_info`.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct RawProgramInfo {
+    kind: u32,
+    id: u32,
+    tag: [u8; 8],
+    jited_len: u32,
+    xlated_len: u32,
+    jited: u64,
+    xlated: u64,
+    load_time: u64,
+    created_by_uid: u32,
+    nr_map_ids: u32,
+    map_ids: u64,
+    name: [u8; 16],
+}
+
+/// What the kernel tells of a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramInfo {
+    /// Its id.
+    pub id: u32,
+    /// A digest of its instructions, whatever maps they use.
+    pub tag: [u8; 8],
+    /// The ids of its maps.
+    pub maps: Vec<u32>,
+    /// Its name, as far as the kernel keeps it.
+    pub name: String,
+}
+
+impl ProgramInfo {
+    /// Whether both do the same: the same instructions with the same maps, of which that of
+    /// constants is one of its own for every load.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let shared = self.maps.iter().filter(|id| other.maps.contains(id));
+        self.tag == other.tag
+            && self.maps.len() == other.maps.len()
+            && shared.count() + 1 >= self.maps.len()
+    }
+}
+
+/// Asks for a program's tag and maps.
+pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    const MOST_MAPS: usize = 64;
+    let mut maps = vec![0_u32; MOST_MAPS];
+    let mut found = RawProgramInfo {
+        nr_map_ids: u32::try_from(maps.len()).map_err(io::Error::other)?,
+        map_ids: maps.as_mut_ptr() as u64,
+        ..RawProgramInfo::default()
+    };
+    let attr = AskInfo {
+        bpf_fd: raw(program),
+        len: u32::try_from(size_of::<RawProgramInfo>()).map_err(io::Error::other)?,
+        into: (&raw mut found) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
+    maps.truncate(found.nr_map_ids as usize);
+    let name = found.name.split(|byte| *byte == 0).next();
+    Ok(ProgramInfo {
+        id: found.id,
+        tag: found.tag,
+        maps,
+        name: String::from_utf8_lossy(name.unwrap_or_default()).into_owned(),
+    })
+}
+
+/// The id of the link after this one; `None`: it is the last.
+pub fn next_link_id(id: u32) -> io::Result<Option<u32>> {
+    let mut attr = ById {
+        id,
+        ..ById::default()
+    };
+    match bpf_mut(BPF_LINK_GET_NEXT_ID, &mut attr) {
+        Ok(_) => Ok(Some(attr.next)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A descriptor for the link with this id.
+pub fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+    fd_by_id(BPF_LINK_GET_FD_BY_ID, id)
+}
+
+/// A descriptor for the program with this id.
+pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    fd_by_id(BPF_PROG_GET_FD_BY_ID, id)
+}
+
+fn fd_by_id(command: u32, id: u32) -> io::Result<OwnedFd> {
+    let attr = ById {
+        id,
+        ..ById::default()
+    };
+    owned(bpf(command, &attr)?)
+}
+
+/// Pins a map, program or link at a path in bpffs.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attr = Obj {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: raw(object),
+        ..Obj::default()
+    };
+    bpf(BPF_OBJ_PIN, &attr).map(drop)
+}
+
+/// Opens what is pinned at a path in bpffs: a map, program or link.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attr = Obj {
+        pathname: path.as_ptr() as u64,
+        ..Obj::default()
+    };
+    owned(bpf(BPF_OBJ_GET, &attr)?)
+}
+
+/// The identity in the cgroup storage of the cgroup with this inode id. Fails with `ENOENT` where
+/// no program is attached to that cgroup.
+pub fn identity(map: BorrowedFd<'_>, cgroup: u64) -> io::Result<Identity> {
+    let mut identity = Identity::default();
+    let attr = MapElement {
+        map_fd: raw(map),
+        key: (&raw const cgroup) as u64,
+        value: (&raw mut identity) as u64,
+        ..MapElement::default()
+    };
+    bpf(BPF_MAP_LOOKUP_ELEM, &attr)?;
+    Ok(identity)
 }
 
 /// Sets the identity in the cgroup storage of the cgroup with this inode id. The kernel replaces
 /// the whole value at once. Fails with `ENOENT` where no program is attached to that cgroup.
 pub fn set_identity(map: BorrowedFd<'_>, cgroup: u64, identity: &Identity) -> io::Result<()> {
-    let attr = MapUpdate {
+    let attr = MapElement {
         map_fd: raw(map),
         key: (&raw const cgroup) as u64,
         value: (&raw const *identity) as u64,
-        ..MapUpdate::default()
+        ..MapElement::default()
     };
     bpf(BPF_MAP_UPDATE_ELEM, &attr).map(drop)
 }
@@ -156,9 +436,19 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
 }
 
 fn bpf<T>(command: u32, attr: &T) -> io::Result<c_long> {
-    // SAFETY: `attr` is the attribute structure of `command`, zero beyond what is set, and its
-    // size is given; pointers inside it are valid for the duration of the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
+    call(command, &raw const *attr)
+}
+
+/// For commands whose answer is in the attributes.
+fn bpf_mut<T>(command: u32, attr: &mut T) -> io::Result<c_long> {
+    call(command, &raw mut *attr)
+}
+
+fn call<T>(command: u32, attr: *const T) -> io::Result<c_long> {
+    // SAFETY: `attr` comes from a reference to the attribute structure of `command` (a unique one,
+    // if the command writes to it), zero beyond what is set, and its size is given; pointers
+    // inside it are valid for the duration of the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -169,7 +459,6 @@ fn bpf<T>(command: u32, attr: &T) -> io::Result<c_long> {
 /// The `WORKLOADS` array, mapped: a switch of plan is one aligned store that programs see whole.
 pub struct WorkloadSlots {
     base: NonNull<AtomicU64>,
-    len: usize,
 }
 
 // SAFETY: shared memory reached through atomics only.
@@ -178,14 +467,15 @@ unsafe impl Send for WorkloadSlots {}
 unsafe impl Sync for WorkloadSlots {}
 
 impl WorkloadSlots {
-    /// Maps `len` slots of the array map `map` (created with `BPF_F_MMAPABLE`).
-    pub fn map(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
-        let len = len as usize;
+    const LEN: usize = WORKLOAD_SLOTS as usize;
+
+    /// Maps the array (created with `BPF_F_MMAPABLE`, with [`WORKLOAD_SLOTS`] elements).
+    pub fn map(map: BorrowedFd<'_>) -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice.
         let base = unsafe {
             rustix::mm::mmap(
                 std::ptr::null_mut(),
-                len * size_of::<u64>(),
+                Self::LEN * size_of::<u64>(),
                 rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE,
                 rustix::mm::MapFlags::SHARED,
                 map,
@@ -193,26 +483,32 @@ impl WorkloadSlots {
             )
         }?;
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { base, len })
+        Ok(Self { base })
     }
 
-    /// Stores the plan of a workload. A slot out of range is ignored.
-    pub fn store(&self, slot: u32, plan: u32) {
-        if let Some(word) = self.word(slot) {
-            word.store(u64::from(plan), Ordering::Release);
+    /// Stores the word of a workload. A slot out of range is ignored.
+    pub fn store(&self, slot: u32, word: Word) {
+        if let Some(at) = self.at(slot) {
+            at.store(word.0, Ordering::Release);
         }
     }
 
-    /// The plan of a workload; 0 for a slot out of range.
-    pub fn load(&self, slot: u32) -> u64 {
-        self.word(slot)
-            .map_or(0, |word| word.load(Ordering::Acquire))
+    /// The word of a workload; zero for a slot out of range.
+    pub fn load(&self, slot: u32) -> Word {
+        Word(self.at(slot).map_or(0, |at| at.load(Ordering::Acquire)))
     }
 
-    fn word(&self, slot: u32) -> Option<&AtomicU64> {
+    /// The slots whose word is not zero, with it.
+    pub fn in_use(&self) -> impl Iterator<Item = (u32, Word)> {
+        (0..WORKLOAD_SLOTS)
+            .map(|slot| (slot, self.load(slot)))
+            .filter(|(_, word)| word.0 != 0)
+    }
+
+    fn at(&self, slot: u32) -> Option<&AtomicU64> {
         let slot = slot as usize;
         // SAFETY: within the mapping, which lives as long as self; page-aligned base.
-        (slot < self.len).then(|| unsafe { self.base.add(slot).as_ref() })
+        (slot < Self::LEN).then(|| unsafe { self.base.add(slot).as_ref() })
     }
 }
 
@@ -220,6 +516,6 @@ impl Drop for WorkloadSlots {
     fn drop(&mut self) {
         // SAFETY: the mapping made in `map`; no reference into it outlives self.
         let _ =
-            unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len * size_of::<u64>()) };
+            unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), Self::LEN * size_of::<u64>()) };
     }
 }

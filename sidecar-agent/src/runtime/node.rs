@@ -7,17 +7,23 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use sidecar_common::keys::WorkloadId;
 
-use super::relays::{WorkloadRelay, needs_relay};
+use super::{
+    relays::{WorkloadRelay, needs_relay},
+    toggles::Toggles,
+};
 use crate::{
     cli::render,
     compile::{Plan, WorkloadPlan, in_use},
     dataplane::{self, Binding, Dataplane, Originals, cgroup, netns::Netns},
     model::{ResourceRef, diagnostic::Diagnostic},
-    observe::status::{DecisionCount, MapStatus, RelayStatus, State, Status, WorkloadStatus},
+    observe::status::{
+        CaptureStatus, DecisionCount, MapStatus, RelayStatus, State, Status, Unclaimed,
+        WorkloadStatus,
+    },
     relay::{Engine, EngineConfig},
     resolve::workload::{Proxy, ResolvedWorkload},
     source::files::Places,
@@ -30,13 +36,13 @@ pub struct Node {
     originals: Arc<Originals>,
     cgroup_root: std::path::PathBuf,
     workloads: BTreeMap<String, Workload>,
+    toggles: Toggles,
     diagnostics: Vec<Diagnostic>,
     places: Arc<Places>,
 }
 
 struct Workload {
     wanted: WorkloadPlan,
-    digest: String,
     live: Option<Live>,
     /// Why the wanted plan is not (completely) in force.
     problem: Option<String>,
@@ -49,7 +55,9 @@ struct Live {
     id: WorkloadId,
     place: Place,
     /// Digest of the plan in force.
-    digest: Option<String>,
+    digest: Option<blake3::Hash>,
+    /// It was attached by an earlier agent, and what this one does for it is not done yet.
+    adopted: bool,
     relay: Option<WorkloadRelay>,
 }
 
@@ -62,6 +70,16 @@ struct Place {
     /// What is `/` for paths of unix sockets; `None`: the agent's own.
     root: Option<Arc<OwnedFd>>,
     root_path: Option<String>,
+}
+
+impl Workload {
+    /// Whether the kernel captures its new connections.
+    fn is_captured(&self, dataplane: &Dataplane) -> bool {
+        self.live.as_ref().is_some_and(|live| {
+            let word = dataplane.word(live.id);
+            word.plan() != 0 && !word.is_suspended()
+        })
+    }
 }
 
 impl Place {
@@ -149,7 +167,7 @@ fn open_root(path: &str) -> Result<OwnedFd> {
 
 impl Node {
     /// Loads the dataplane and starts the relay.
-    pub fn start(config: &dataplane::Config) -> Result<Self> {
+    pub fn start(config: &dataplane::Config, toggles: Toggles) -> Result<Self> {
         let dataplane = Dataplane::load(config)?;
         Ok(Self {
             originals: Arc::new(dataplane.originals()?),
@@ -157,6 +175,7 @@ impl Node {
             engine: Engine::start(&EngineConfig::default()).context("starting the relay")?,
             cgroup_root: cgroup::root()?,
             workloads: BTreeMap::new(),
+            toggles,
             diagnostics: Vec::new(),
             places: Arc::default(),
         })
@@ -180,7 +199,6 @@ impl Node {
         let mut before = std::mem::take(&mut self.workloads);
         for wanted in wanted {
             let name = wanted.workload.to_string();
-            let digest = wanted.digest.to_hex().to_string();
             let (live, problem, in_use) = before
                 .remove(&name)
                 .map_or((None, None, Vec::new()), |known| {
@@ -190,7 +208,6 @@ impl Node {
                 name,
                 Workload {
                     wanted,
-                    digest,
                     live,
                     problem,
                     in_use,
@@ -204,6 +221,40 @@ impl Node {
             }
         }
         self.reconcile();
+    }
+
+    /// Lets go what an earlier agent has left attached and no workload has claimed.
+    pub fn let_go_unclaimed(&mut self) {
+        self.dataplane.let_go_unclaimed();
+    }
+
+    /// Has new connections of a workload be captured, or pass; `None`: as its configuration says.
+    /// Answers with whether it is captured now.
+    ///
+    /// # Errors
+    /// If there is no such workload, or what was said cannot be remembered; nothing has changed
+    /// then.
+    pub fn capture(&mut self, name: &str, on: Option<bool>) -> Result<CaptureStatus> {
+        let Some(workload) = self.workloads.get_mut(name) else {
+            let known: Vec<_> = self.workloads.keys().map(String::as_str).collect();
+            bail!(
+                "no workload `{name}` on this node; there {}",
+                match known.as_slice() {
+                    [] => "is none".to_owned(),
+                    some => format!("are: {}", some.join(", ")),
+                }
+            );
+        };
+        self.toggles.set(name, on)?;
+        let capture = self.toggles.wanted(&workload.wanted.workload);
+        if let Some(live) = &workload.live {
+            self.dataplane.suspend(live.id, !capture.wanted)?;
+        }
+        tracing::info!(workload = name, on = capture.wanted, by = %capture.by, "capture toggled");
+        Ok(CaptureStatus {
+            actual: workload.is_captured(&self.dataplane),
+            ..capture
+        })
     }
 
     /// Looks after what changes without a change of configuration.
@@ -250,6 +301,12 @@ impl Node {
                 .iter()
                 .map(|(name, workload)| self.workload_status(name, workload))
                 .collect(),
+            unclaimed: self
+                .dataplane
+                .unclaimed()
+                .into_iter()
+                .map(|(slot, cgroups)| Unclaimed { slot, cgroups })
+                .collect(),
             diagnostics: self
                 .diagnostics
                 .iter()
@@ -280,15 +337,21 @@ impl Node {
     }
 
     fn workload_status(&self, name: &str, workload: &Workload) -> WorkloadStatus {
-        let actual = workload.live.as_ref().and_then(|live| live.digest.clone());
+        let actual = workload.live.as_ref().and_then(|live| live.digest);
         let resolved = &workload.wanted.workload;
+        let capture = CaptureStatus {
+            actual: workload.is_captured(&self.dataplane),
+            ..self.toggles.wanted(resolved)
+        };
         WorkloadStatus {
             workload: name.to_owned(),
-            state: match &actual {
-                Some(actual) if *actual == workload.digest => State::Captured,
+            state: match actual {
+                Some(_) if !capture.wanted => State::Off,
+                Some(actual) if actual == workload.wanted.digest => State::Captured,
                 Some(_) => State::Stale,
                 None => State::Pending,
             },
+            capture,
             problem: workload.problem.clone(),
             cgroup: resolved.cgroup.clone(),
             netns: resolved.netns.clone(),
@@ -296,8 +359,8 @@ impl Node {
                 .sidecar
                 .as_ref()
                 .map(|sidecar| sidecar.reference("Sidecar").to_string()),
-            wanted: workload.digest.clone(),
-            actual,
+            wanted: workload.wanted.digest.to_string(),
+            actual: actual.map(|digest| digest.to_string()),
             decisions: workload
                 .live
                 .as_ref()
@@ -385,23 +448,36 @@ impl Node {
             }
             none => none.insert(self.attach(name, wanted)?),
         };
-        if live.digest.as_ref() == Some(&workload.digest) && !again {
+        let digest = workload.wanted.digest;
+        let capture = self.toggles.wanted(wanted).wanted;
+        if live.digest == Some(digest) && !again && !live.adopted {
+            self.dataplane.suspend(live.id, !capture)?;
             return Ok(Vec::new());
         }
         let problems = self
-            .bring_to(live, &workload.digest, &workload.wanted.plan)
-            .with_context(|| match &live.digest {
-                Some(_) => "the last good plan stays in force".to_owned(),
-                None => "nothing is captured".to_owned(),
+            .bring_to(live, &digest, &workload.wanted.plan, capture)
+            .with_context(|| {
+                if live.digest.is_some() || live.adopted {
+                    "the last good plan stays in force"
+                } else {
+                    "nothing is captured"
+                }
             })?;
-        if live.digest.as_ref() != Some(&workload.digest) {
-            tracing::info!(workload = name, plan = workload.digest, "plan in force");
-            live.digest = Some(workload.digest.clone());
+        live.adopted = false;
+        if live.digest != Some(digest) {
+            tracing::info!(workload = name, plan = %digest, "plan in force");
+            live.digest = Some(digest);
         }
         Ok(problems)
     }
 
-    fn bring_to(&mut self, live: &mut Live, digest: &str, plan: &Arc<Plan>) -> Result<Vec<String>> {
+    fn bring_to(
+        &mut self,
+        live: &mut Live,
+        digest: &blake3::Hash,
+        plan: &Arc<Plan>,
+        capture: bool,
+    ) -> Result<Vec<String>> {
         let id = self.dataplane.install(digest, plan)?;
         if live.relay.is_none() && needs_relay(plan) {
             live.relay = Some(WorkloadRelay::start(
@@ -417,6 +493,7 @@ impl Node {
             Some(relay) => relay.prepare(&self.engine, id, plan),
             None => Vec::new(),
         };
+        self.dataplane.suspend(live.id, !capture)?;
         self.dataplane.switch(live.id, id, plan)?;
         if let Some(relay) = &mut live.relay {
             relay.settle(&self.engine, plan);
@@ -427,11 +504,14 @@ impl Node {
     fn attach(&mut self, name: &str, workload: &ResolvedWorkload) -> Result<Live> {
         let place = Place::find(&self.cgroup_root, workload)?;
         let id = self.dataplane.attach(&place.binding())?;
-        tracing::info!(workload = name, cgroup = %place.cgroup.path.display(), "attached");
+        let digest = self.dataplane.in_force(id);
+        let adopted = self.dataplane.word(id).plan() != 0;
+        tracing::info!(workload = name, cgroup = %place.cgroup.path.display(), adopted, "attached");
         Ok(Live {
             id,
             place,
-            digest: None,
+            digest,
+            adopted,
             relay: None,
         })
     }

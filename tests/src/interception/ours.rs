@@ -75,7 +75,7 @@ impl Side for Ours {
         let plan = Arc::clone(&plan);
         let id = self
             .dataplane
-            .install(digest.to_hex().as_str(), &plan)
+            .install(&digest, &plan)
             .context("installing the plan")?;
         self.dataplane
             .switch(self.workload, id, &plan)

@@ -2,11 +2,16 @@
 //! routing of what is to be delivered here although it is addressed to others, and the address
 //! that Istio's proxies pass inbound IPv6 connections on from. No packet filter is involved.
 
-use std::{collections::BTreeSet, fs, net::Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use anyhow::{Context as _, Result};
+use futures_util::TryStreamExt as _;
 use rtnetlink::{
-    Error, Handle, RouteMessageBuilder,
+    Error, Handle, IpVersion, RouteMessageBuilder,
     packet_route::route::{RouteMessage, RouteScope, RouteType},
 };
 use rustix::io::Errno;
@@ -18,7 +23,7 @@ use crate::dataplane::netns::Netns;
 pub(super) const TABLE: u8 = 133;
 /// The mark that a transparent proxy has on its connections to the application; Istio's.
 pub(super) const PROXY_MARK: u32 = 1337;
-/// Before the rules for the main and default tables (32766, 32767). The next is ours, too.
+/// Before the rules for the main and default tables (32766, 32767).
 pub(super) const PRIORITY: u32 = 13_300;
 /// Has an accepted socket answer with the mark of what it accepted.
 const MARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
@@ -35,6 +40,40 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// What an earlier agent has set up in a namespace.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered, or netlink refuses.
+    pub fn found(netns: &Netns) -> Result<Self> {
+        let steering = netlink::within(netns, async |handle| {
+            let mut found = BTreeSet::new();
+            for family in [IpVersion::V4, IpVersion::V6] {
+                let mut rules = handle.rule().get(family).execute();
+                // A family that the kernel does not have has no rules.
+                while let Ok(Some(rule)) = rules.try_next().await {
+                    found.extend(Steering::of(&rule));
+                }
+            }
+            Ok(found)
+        })
+        .with_context(|| format!("reading the routing rules of {}", netns.path.display()))?;
+        let accepts_marks = steering
+            .iter()
+            .any(|rule| matches!(rule, Steering::ToTransparentProxy { .. }));
+        Ok(Self {
+            steering,
+            passthrough_v6: false,
+            // The kernel's default; what it was before is not known any more.
+            mark_accept: accepts_marks.then(|| "0".to_owned()),
+        })
+    }
+
+    /// What is delivered in the namespace.
+    #[must_use]
+    pub fn steering(&self) -> &BTreeSet<Steering> {
+        &self.steering
+    }
+
     /// Sets up what is wanted, and undoes what no longer is. Returns whether anything had to be done.
     ///
     /// # Errors
@@ -53,6 +92,14 @@ impl Setup {
         })
         .with_context(|| format!("setting up the routing of {}", netns.path.display()))?;
         Ok(true)
+    }
+
+    /// Undoes all of it.
+    ///
+    /// # Errors
+    /// As [`bring_to`](Self::bring_to).
+    pub fn undo(&mut self, netns: &Netns) -> Result<()> {
+        self.bring_to(netns, &BTreeSet::new(), false).map(drop)
     }
 
     /// Has this delivered in the namespace, and nothing else.
@@ -129,7 +176,7 @@ impl Setup {
 /// `local default dev lo table 133`.
 fn everything_here(v4: bool) -> RouteMessage {
     let mut route = if v4 {
-        RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+        RouteMessageBuilder::<Ipv4Addr>::new()
             .output_interface(LO)
             .build()
     } else {

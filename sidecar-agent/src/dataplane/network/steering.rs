@@ -94,12 +94,36 @@ impl Steering {
         }
     }
 
-    /// The kernel takes a rule without a network for the same as one with a network, where
-    /// everything else is: when it is added, and when it is deleted.
-    fn priority(&self) -> u32 {
-        match self {
-            Self::From { to, .. } if to.prefix_len() == 0 => PRIORITY + 1,
-            Self::From { .. } | Self::ToTransparentProxy { .. } => PRIORITY,
+    /// What a routing rule steers, if it is the agent's.
+    pub(super) fn of(rule: &RuleMessage) -> Option<Self> {
+        let mut priority = None;
+        let mut interface = None;
+        let mut to = None;
+        let mut mark = None;
+        for attribute in &rule.attributes {
+            match attribute {
+                RuleAttribute::Priority(found) => priority = Some(*found),
+                RuleAttribute::Iifname(found) => interface = Some(found.clone()),
+                RuleAttribute::Destination(found) => to = Some(*found),
+                RuleAttribute::FwMark(found) => mark = Some(*found),
+                _ => {}
+            }
+        }
+        if rule.header.table != TABLE || priority != Some(PRIORITY) {
+            return None;
+        }
+        let v4 = rule.header.family == AddressFamily::Inet;
+        let anywhere = EVERYWHERE
+            .iter()
+            .find(|net| net.addr().is_ipv4() == v4)?
+            .addr();
+        match (interface, mark) {
+            (Some(interface), _) => Some(Self::From {
+                interface,
+                to: IpNet::new(to.unwrap_or(anywhere), rule.header.dst_len).ok()?,
+            }),
+            (None, Some(PROXY_MARK)) => Some(Self::ToTransparentProxy { v4 }),
+            _ => None,
         }
     }
 
@@ -109,7 +133,7 @@ impl Steering {
         message.header.family = family(self.is_v4());
         message.header.table = TABLE;
         message.header.action = RuleAction::ToTable;
-        message.attributes = vec![RuleAttribute::Priority(self.priority())];
+        message.attributes = vec![RuleAttribute::Priority(PRIORITY)];
         match self {
             Self::From { interface, to } => {
                 message

@@ -1,0 +1,188 @@
+//! The links of one workload.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use super::{entries, remove_pin};
+use crate::dataplane::sys::{self, AttachType, LinkInfo, LinkTarget};
+
+/// A link that has to be there.
+pub struct LinkSpec<'a> {
+    /// The name of its pin.
+    pub name: String,
+    /// The program that it is to run; `None`: it is there already, and runs it.
+    pub program: Option<BorrowedFd<'a>>,
+    /// What it is attached to, opened.
+    pub target: BorrowedFd<'a>,
+    /// The same, as the kernel names it.
+    pub target_id: LinkTarget,
+    /// How it is attached.
+    pub attach_type: AttachType,
+}
+
+/// What was done to have a link as it has to be.
+pub enum Change {
+    /// It was so before.
+    None,
+    /// It was made.
+    Made(PathBuf),
+    /// It ran another program before.
+    Updated {
+        /// The link.
+        link: OwnedFd,
+        /// The program that it ran.
+        before: OwnedFd,
+    },
+}
+
+/// A directory `workload-N`.
+#[derive(Clone, Debug)]
+pub struct Links {
+    dir: PathBuf,
+}
+
+impl Links {
+    pub(super) fn at(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Makes every link be there, pinned, with its program. Links that are there already are kept,
+    /// and change their program without a moment in which none runs.
+    ///
+    /// # Errors
+    /// If the kernel refuses one; all are as they were then.
+    pub fn ensure(&self, wanted: &[LinkSpec<'_>]) -> Result<()> {
+        let is_new = match DirBuilder::new().mode(0o700).create(&self.dir) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => {
+                return Err(error).with_context(|| format!("creating {}", self.dir.display()));
+            }
+        };
+        let mut changes = Vec::new();
+        for spec in wanted {
+            let Some(program) = spec.program else {
+                continue;
+            };
+            match self.ensure_one(spec, program) {
+                Ok(change) => changes.push(change),
+                Err(error) => {
+                    undo(changes);
+                    if is_new {
+                        let _ = fs::remove_dir(&self.dir);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        // Of a proxy's cgroup that is not apart any more.
+        for (path, _) in self.infos()? {
+            if !wanted.iter().any(|spec| path.ends_with(&spec.name)) {
+                remove_pin(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the link of this name is attached to `target`, and its program is of a kind.
+    pub fn runs(&self, name: &str, target: LinkTarget, is_wanted: impl Fn(u32) -> bool) -> bool {
+        open(&self.dir.join(name))
+            .is_some_and(|(_, info)| info.target == target && is_wanted(info.program))
+    }
+
+    fn ensure_one(&self, spec: &LinkSpec<'_>, program: BorrowedFd<'_>) -> Result<Change> {
+        let path = self.dir.join(&spec.name);
+        let (name, attach_type) = (&spec.name, spec.attach_type);
+        if let Some((link, info)) = open(&path) {
+            if info.target == spec.target_id && info.attach_type == attach_type as u32 {
+                let before = sys::program_by_id(info.program)
+                    .with_context(|| format!("opening the program of link {name}"))?;
+                if is_same(program, before.as_fd())? {
+                    return Ok(Change::None);
+                }
+                sys::link_update(link.as_fd(), program)
+                    .with_context(|| format!("updating the link {}", path.display()))?;
+                return Ok(Change::Updated { link, before });
+            }
+            // Attached to what is gone, or what the workload has left.
+            remove_pin(&path)?;
+        }
+        let link = sys::link_create(program, spec.target, attach_type)
+            .with_context(|| format!("attaching {attach_type:?}"))?;
+        sys::pin(link.as_fd(), &path).with_context(|| format!("pinning {}", path.display()))?;
+        Ok(Change::Made(path))
+    }
+
+    /// What its links are attached to, by the names of their pins. A pin that is no link is not
+    /// among them.
+    pub fn infos(&self) -> Result<Vec<(PathBuf, LinkInfo)>> {
+        Ok(entries(&self.dir)?
+            .into_iter()
+            .filter_map(|path| {
+                let (_, info) = open(&path)?;
+                Some((path, info))
+            })
+            .collect())
+    }
+
+    /// What is in it that is no link.
+    pub fn strangers(&self) -> Result<Vec<PathBuf>> {
+        let mut found = entries(&self.dir)?;
+        found.retain(|path| open(path).is_none());
+        Ok(found)
+    }
+
+    /// Removes its links, which detaches them, and the directory, unless something else is in it.
+    pub fn remove(&self) -> Result<()> {
+        for (path, _) in self.infos()? {
+            remove_pin(&path)?;
+        }
+        match fs::remove_dir(&self.dir) {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+                ) =>
+            {
+                Err(error).with_context(|| format!("removing {}", self.dir.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The link that is pinned at `path`.
+fn open(path: &Path) -> Option<(OwnedFd, LinkInfo)> {
+    let link = sys::open_pin(path).ok()?;
+    let info = sys::link_info(link.as_fd()).ok()?;
+    Some((link, info))
+}
+
+fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool> {
+    let info = |program| sys::program_info(program).context("asking for a program's tag");
+    Ok(info(one)?.is_same(&info(other)?))
+}
+
+fn undo(changes: Vec<Change>) {
+    for change in changes.into_iter().rev() {
+        let undone = match change {
+            Change::None => Ok(()),
+            Change::Made(path) => remove_pin(&path),
+            Change::Updated { link, before } => {
+                sys::link_update(link.as_fd(), before.as_fd()).context("updating a link back")
+            }
+        };
+        if let Err(error) = undone {
+            tracing::error!("going back to the programs that ran before: {error:#}");
+        }
+    }
+}
