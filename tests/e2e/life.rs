@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use crate::fixture::{registry_only, workload_entry};
 use anyhow::ensure;
 use sidecar_tests::{
-    Agent, Cgroup, Client, DEADLINE, Place, Server,
+    Cgroup, Client, DEADLINE, Place, Server,
     lab::{Lab, service},
     poll::poll_result,
     require_root,
@@ -238,36 +238,6 @@ fn listeners_that_were_open_before_and_that_restart_are_found() -> anyhow::Resul
     );
     let _second = start(&lab, "second")?;
     assert_eq!(call(&lab)?.as_deref(), Some("second"), "after a restart");
-    Ok(())
-}
-
-#[test]
-fn the_agent_leaves_nothing_and_takes_over_what_a_killed_one_left() -> anyhow::Result<()> {
-    require_root!();
-    let mut lab = registry_only()?;
-    lab.start_agent()?;
-    let pins = |agent: &Agent| agent.bpffs().join("sidecar-agent");
-    ensure!(pins(lab.agent()?).exists(), "no pins while it runs");
-    lab.agent_mut()?.kill()?;
-    ensure!(
-        pins(lab.agent()?).exists(),
-        "a killed agent cannot have cleaned up"
-    );
-    lab.agent_mut()?.start()?;
-    lab.wait_captured()?;
-    ensure!(
-        !connected(lab.inside(), "10.96.0.4:9080")?,
-        "not captured after the restart"
-    );
-    ensure!(
-        lab.agent_mut()?.stop()?.success(),
-        "SIGTERM is no clean end"
-    );
-    ensure!(!pins(lab.agent()?).exists(), "pins are left");
-    ensure!(
-        connected(lab.inside(), "10.96.0.4:9080")?,
-        "still captured after the end"
-    );
     Ok(())
 }
 

@@ -5,5 +5,6 @@ mod conformance;
 mod fixture;
 mod in_use;
 mod life;
+mod pinned;
 mod scenarios;
 mod verbs;

@@ -37,7 +37,7 @@ pub struct AgentBuilder {
 }
 
 /// An agent with directories and a BPF file system of its own, in the host's namespaces. Ended
-/// with SIGTERM when dropped; what it pinned goes with its BPF file system.
+/// with SIGTERM when dropped; what it pinned, which goes on capturing, goes with its BPF file system.
 #[derive(Debug)]
 pub struct Agent {
     program: PathBuf,
@@ -235,6 +235,12 @@ impl Agent {
         self.dir.path().join("run")
     }
 
+    /// The directory of what outlives it.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
     /// Its BPF file system.
     #[must_use]
     pub fn bpffs(&self) -> PathBuf {
@@ -316,6 +322,7 @@ impl AgentBuilder {
         let bpffs = Bpffs::mount(&dir.path().join("bpf"))?;
         let builder = self
             .env("SIDECAR_AGENT_RUN_DIR", run_dir)
+            .env("SIDECAR_AGENT_STATE_DIR", dir.path().join("state"))
             .env("SIDECAR_AGENT_BPFFS", bpffs.path());
         let mut agent = Agent {
             program,

@@ -22,6 +22,9 @@ use crate::{
 /// Default directory of the admin socket.
 pub const RUN_DIR: &str = "/run/sidecar-agent";
 
+/// Default directory of what outlives the agent.
+pub const STATE_DIR: &str = "/var/lib/sidecar-agent";
+
 /// The `--compat` option.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct CompatArg {

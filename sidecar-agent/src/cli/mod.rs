@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed or errors found, 2 wrong usage, 3 `check` found only warnings.
 
 mod callers;
+mod capture;
 pub mod check;
 mod explain;
 mod inputs;
@@ -11,6 +12,7 @@ mod plan;
 pub mod render;
 mod run;
 mod status;
+mod uninstall;
 
 use std::{io, process::ExitCode};
 
@@ -46,6 +48,10 @@ enum Verb {
     Explain(explain::Args),
     /// Show what the running agent does.
     Status(status::Args),
+    /// Turn the capture of one workload on or off, live; it stays so when the agent restarts.
+    Capture(capture::Args),
+    /// Remove what the agent has in the kernel, and nothing else; stopping it removes nothing.
+    Uninstall(uninstall::Args),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -73,6 +79,8 @@ pub fn main() -> ExitCode {
         Verb::Plan(args) => plan::run(&args),
         Verb::Explain(args) => explain::run(&args),
         Verb::Status(args) => status::run(&args),
+        Verb::Capture(args) => capture::run(&args),
+        Verb::Uninstall(args) => uninstall::run(&args),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut command(), "sidecar-agent", &mut io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 
-use super::inputs::{Inputs, RUN_DIR};
+use super::inputs::{Inputs, RUN_DIR, STATE_DIR};
 use crate::{dataplane::Capacity, runtime};
 
 /// Arguments of `run`.
@@ -15,6 +15,9 @@ pub struct Args {
     /// Directory of the admin socket.
     #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = RUN_DIR)]
     run_dir: PathBuf,
+    /// Directory of what outlives the agent, and a restart of the machine.
+    #[arg(long, env = "SIDECAR_AGENT_STATE_DIR", value_name = "DIR", default_value = STATE_DIR)]
+    state_dir: PathBuf,
     /// Where bpffs is mounted, or is to be.
     #[arg(
         long,
@@ -52,6 +55,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         config,
         mesh_config,
         run_dir: args.run_dir,
+        state_dir: args.state_dir,
         bpffs: args.bpffs,
         dns_servers,
         compat: compat.compat,

@@ -25,6 +25,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match admin::ask(&args.run_dir, &Request::Status)? {
         Answer::Status(status) => print(args.format, &*status, || human(&status))?,
         Answer::Error(message) => bail!(message),
+        Answer::Capture(_) => bail!("the agent has answered something else"),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -39,6 +40,7 @@ fn human(status: &Status) -> String {
         let state = match workload.state {
             State::Captured => "captured",
             State::Stale => "stale",
+            State::Off => "off",
             State::Pending => "pending",
         };
         vec![

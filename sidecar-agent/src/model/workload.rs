@@ -20,6 +20,10 @@ pub const ADDRESSES_ANNOTATION: &str = "capture.sidecar-agent.io/addresses";
 /// The proxy's own cgroup, below the cgroup2 root, if it is not the workload's.
 pub const PROXY_CGROUP_ANNOTATION: &str = "capture.sidecar-agent.io/proxy-cgroup";
 
+/// `on` (default) or `off`: whether the workload's traffic is captured, as long as no operator has
+/// said otherwise (`sidecar-agent capture`).
+pub const CAPTURE_ANNOTATION: &str = "capture.sidecar-agent.io/capture";
+
 /// `WorkloadEntry.spec`; also an element of `ServiceEntry.endpoints`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkloadEntry {

@@ -16,7 +16,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::status::Status;
+use super::status::{CaptureStatus, Status};
 use crate::{compile::UnixAddr, relay::listen};
 
 /// Longest request.
@@ -32,6 +32,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub enum Request {
     /// The whole state.
     Status,
+    /// To have new connections of a workload be captured, or pass.
+    Capture {
+        /// `namespace/name`.
+        workload: String,
+        /// `None`: as its configuration says.
+        on: Option<bool>,
+    },
 }
 
 /// The answer to [`Request::Status`], or to any request that failed.
@@ -40,6 +47,8 @@ pub enum Request {
 pub enum Answer {
     /// The state.
     Status(Box<Status>),
+    /// What [`Request::Capture`] has come to.
+    Capture(CaptureStatus),
     /// Why the request was not served.
     Error(String),
 }

@@ -1,5 +1,7 @@
 //! The agent's state, for `status` and for tests: what is wanted, what is in force, what is wrong.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// Everything `sidecar-agent status` shows.
@@ -15,12 +17,24 @@ pub struct Status {
     pub generation: u64,
     /// The workloads of this node.
     pub workloads: Vec<WorkloadStatus>,
+    /// What an earlier agent has left captured, and no workload has claimed: it stays so as long as a
+    /// file cannot be read.
+    pub unclaimed: Vec<Unclaimed>,
     /// Errors and warnings of the configuration in force.
     pub diagnostics: Vec<serde_json::Value>,
     /// Map entries in use.
     pub maps: Vec<MapStatus>,
     /// The relay's counters.
     pub relay: RelayStatus,
+}
+
+/// What nobody has claimed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Unclaimed {
+    /// Its slot.
+    pub slot: u32,
+    /// The inode numbers of its cgroups.
+    pub cgroups: Vec<u64>,
 }
 
 /// One workload.
@@ -33,6 +47,8 @@ pub struct WorkloadStatus {
     /// What is wrong: why it is not captured, or what of its plan is not served.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub problem: Option<String>,
+    /// Whether its new connections are captured.
+    pub capture: CaptureStatus,
     /// Its cgroup, below the cgroup2 root.
     pub cgroup: String,
     /// Its network namespace; absent: the host's.
@@ -58,8 +74,43 @@ pub enum State {
     Captured,
     /// An older plan is in force: the wanted one could not be applied.
     Stale,
+    /// It is not to be captured: everything new passes.
+    Off,
     /// Nothing is in force yet; see `problem`. It is tried again every second.
     Pending,
+}
+
+/// Whether new connections of a workload are captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureStatus {
+    /// They are to be.
+    pub wanted: bool,
+    /// Who says so.
+    pub by: CaptureBy,
+    /// The kernel does.
+    pub actual: bool,
+}
+
+/// Who says whether a workload is captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CaptureBy {
+    /// `sidecar-agent capture`.
+    Operator,
+    /// The workload's annotation.
+    Annotation,
+    /// Nobody: it is captured.
+    Default,
+}
+
+impl fmt::Display for CaptureBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Operator => "operator",
+            Self::Annotation => "annotation",
+            Self::Default => "default",
+        })
+    }
 }
 
 /// Decisions of one kind.

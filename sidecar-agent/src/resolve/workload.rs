@@ -12,8 +12,8 @@ use crate::model::{
     mesh::InterceptionMode,
     sidecar::Sidecar,
     workload::{
-        ADDRESSES_ANNOTATION, CGROUP_ANNOTATION, NETNS_ANNOTATION, PROXY_ANNOTATION,
-        PROXY_CGROUP_ANNOTATION, ROOT_ANNOTATION, WorkloadEntry,
+        ADDRESSES_ANNOTATION, CAPTURE_ANNOTATION, CGROUP_ANNOTATION, NETNS_ANNOTATION,
+        PROXY_ANNOTATION, PROXY_CGROUP_ANNOTATION, ROOT_ANNOTATION, WorkloadEntry,
     },
 };
 
@@ -48,6 +48,8 @@ pub struct ResolvedWorkload {
     pub root: Option<String>,
     /// Its proxy.
     pub proxy: Proxy,
+    /// Whether its traffic is captured, by its annotation; `None`: by default, it is.
+    pub capture: Option<bool>,
     /// Its addresses, in the order declared; v4-mapped ones are IPv4.
     pub addresses: Vec<IpAddr>,
     /// What is captured and what is exempt.
@@ -199,6 +201,20 @@ fn resolve(
             Proxy::None
         }
     };
+    let capture = match annotation(CAPTURE_ANNOTATION) {
+        None => None,
+        Some("on") => Some(true),
+        Some("off") => Some(false),
+        Some(other) => {
+            findings.push(bad_annotation(
+                resource.clone(),
+                CAPTURE_ANNOTATION,
+                other,
+                "on or off",
+            ));
+            None
+        }
+    };
     let root = annotation(ROOT_ANNOTATION).filter(|path| {
         let usable = path.starts_with('/');
         if !usable {
@@ -230,6 +246,7 @@ fn resolve(
             .map(str::to_owned),
         root,
         proxy,
+        capture,
         addresses,
         traffic,
         origins,

@@ -2,10 +2,12 @@
 
 mod node;
 mod relays;
+mod toggles;
 
 use std::{
+    io::ErrorKind,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -18,7 +20,7 @@ use tokio::{
 use crate::{
     compile::Compiler,
     dataplane::{self, Capacity},
-    model::Compat,
+    model::{Compat, diagnostic::Severity},
     observe::admin::{self, Answer, Request},
     source::{
         dns::{DnsWatcher, Resolver},
@@ -26,6 +28,7 @@ use crate::{
     },
 };
 use node::Node;
+use toggles::Toggles;
 
 /// How often a workload that could not be captured is tried again, and namespaces are looked at.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -42,6 +45,8 @@ pub struct Options {
     pub mesh_config: Option<PathBuf>,
     /// Directory of the admin socket.
     pub run_dir: PathBuf,
+    /// Directory of what outlives the agent, and the machine's restart.
+    pub state_dir: PathBuf,
     /// Mount point of bpffs.
     pub bpffs: PathBuf,
     /// Name servers; empty: the system's.
@@ -52,17 +57,19 @@ pub struct Options {
     pub capacity: Capacity,
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT. What is captured stays so: see `uninstall`.
 ///
 /// # Errors
 /// If the agent cannot start. Once it runs, nothing that is wrong with an input ends it.
 pub async fn run(options: Options) -> Result<()> {
     // First of all: whoever asks for the status is to find one agent.
     let mut calls = admin::serve(&options.run_dir)?;
-    let mut node = Node::start(&dataplane::Config {
+    let toggles = Toggles::load(&options.state_dir)?;
+    let config = dataplane::Config {
         pin_dir: dataplane::default_pin_dir(&options.bpffs),
         capacity: options.capacity,
-    })?;
+    };
+    let mut node = Node::start(&config, toggles)?;
     let paths: Vec<PathBuf> = [options.config]
         .into_iter()
         .chain(options.mesh_config)
@@ -89,6 +96,10 @@ pub async fn run(options: Options) -> Result<()> {
             .dns
             .clone_from(&names.borrow_and_update().addresses);
         apply(&mut node, &mut compiler, &input, &dns, generation);
+        // As long as a file cannot be understood, what nobody claims may be what it declares.
+        if !has_errors(&input) {
+            node.let_go_unclaimed();
+        }
         // What follows changes nothing that is wanted; `break` leads to the next application.
         loop {
             tokio::select! {
@@ -105,6 +116,9 @@ pub async fn run(options: Options) -> Result<()> {
                 Some((request, reply)) = calls.recv() => {
                     let answer = match request {
                         Request::Status => Answer::Status(Box::new(node.status(generation))),
+                        Request::Capture { workload, on } => node
+                            .capture(&workload, on)
+                            .map_or_else(|error| Answer::Error(format!("{error:#}")), Answer::Capture),
                     };
                     // The client may have gone away.
                     let _ = reply.send(answer);
@@ -114,6 +128,11 @@ pub async fn run(options: Options) -> Result<()> {
             }
         }
     }
+}
+
+fn has_errors(input: &files::Update) -> bool {
+    let mut diagnostics = input.diagnostics.iter();
+    diagnostics.any(|diagnostic| diagnostic.severity == Severity::Error)
 }
 
 fn apply(
@@ -131,4 +150,34 @@ fn apply(
     diagnostics.extend(input.places.diagnostics(&wanted.findings));
     node.apply(wanted.workloads, diagnostics, input.places.clone());
     tracing::info!(generation, elapsed = ?started.elapsed(), "applied the configuration");
+}
+
+/// Removes the files of an agent that does not run: its socket and what operators have said. What
+/// else is in those directories stays, and they do then.
+///
+/// # Errors
+/// If one cannot be removed.
+pub fn remove_files(run_dir: &Path, state_dir: &Path) -> Result<()> {
+    for (file, dir) in [
+        (admin::socket_path(run_dir), run_dir),
+        (toggles::path(state_dir), state_dir),
+    ] {
+        for (path, result) in [
+            (&*file, std::fs::remove_file(&file)),
+            (dir, std::fs::remove_dir(dir)),
+        ] {
+            match result {
+                Err(error)
+                    if !matches!(
+                        error.kind(),
+                        ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty
+                    ) =>
+                {
+                    return Err(error).with_context(|| format!("removing {}", path.display()));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }

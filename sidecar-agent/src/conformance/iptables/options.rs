@@ -62,6 +62,7 @@ pub fn workload(options: &OptionSet) -> WorkloadPlan {
         netns: Some("/run/netns/pod".into()),
         root: None,
         proxy: Proxy::External { cgroup: None },
+        capture: None,
         addresses,
         traffic,
         origins,

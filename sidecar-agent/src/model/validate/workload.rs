@@ -11,8 +11,8 @@ use crate::model::{
     settings,
     tree::{Node, join},
     workload::{
-        ADDRESSES_ANNOTATION, ANNOTATION_PREFIX, CGROUP_ANNOTATION, NETNS_ANNOTATION,
-        PROXY_ANNOTATION, PROXY_CGROUP_ANNOTATION, ROOT_ANNOTATION,
+        ADDRESSES_ANNOTATION, ANNOTATION_PREFIX, CAPTURE_ANNOTATION, CGROUP_ANNOTATION,
+        NETNS_ANNOTATION, PROXY_ANNOTATION, PROXY_CGROUP_ANNOTATION, ROOT_ANNOTATION,
     },
 };
 
@@ -130,6 +130,7 @@ fn annotation(key: &str, name: &str, value: &str, findings: &mut Vec<Finding>) {
         ADDRESSES_ANNOTATION,
         PROXY_ANNOTATION,
         PROXY_CGROUP_ANNOTATION,
+        CAPTURE_ANNOTATION,
     ];
     let settings = settings::ALL.iter().map(|setting| setting.annotation);
     if settings.clone().any(|known| known == key) {
@@ -149,6 +150,9 @@ fn annotation(key: &str, name: &str, value: &str, findings: &mut Vec<Finding>) {
             .then_some("it is not a list of IP addresses separated by commas"),
         PROXY_ANNOTATION => {
             (!matches!(value, "none" | "external")).then_some("it is neither `none` nor `external`")
+        }
+        CAPTURE_ANNOTATION => {
+            (!matches!(value, "on" | "off")).then_some("it is neither `on` nor `off`")
         }
         _ => {
             let mut finding = Finding::new(

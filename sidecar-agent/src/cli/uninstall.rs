@@ -1,0 +1,94 @@
+//! `uninstall`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+
+use super::output::{Format, print, table};
+use crate::dataplane::{
+    default_pin_dir,
+    uninstall::{self, Inventory, Link},
+};
+
+/// Arguments of `uninstall`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only tell what would be removed; the agent may be running.
+    #[arg(long)]
+    dry_run: bool,
+    /// Where bpffs is mounted.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_BPFFS",
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf"
+    )]
+    bpffs: PathBuf,
+    /// The agent's directory of sockets.
+    #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = super::inputs::RUN_DIR)]
+    run_dir: PathBuf,
+    /// The agent's directory of state.
+    #[arg(long, env = "SIDECAR_AGENT_STATE_DIR", value_name = "DIR", default_value = super::inputs::STATE_DIR)]
+    state_dir: PathBuf,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// Removes what the agent has left in the kernel, and its files.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let pin_dir = default_pin_dir(&args.bpffs);
+    let found = if args.dry_run {
+        uninstall::inventory(&pin_dir)?
+    } else {
+        let found = uninstall::uninstall(&pin_dir)?;
+        crate::runtime::remove_files(&args.run_dir, &args.state_dir)?;
+        found
+    };
+    print(args.format, &found, || human(&found, args.dry_run))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn human(found: &Inventory, dry_run: bool) -> String {
+    let verb = if dry_run { "to be removed" } else { "removed" };
+    let rows = |links: &[Link]| {
+        links
+            .iter()
+            .map(|link| {
+                vec![
+                    link.id.to_string(),
+                    link.program.clone(),
+                    link.target.clone(),
+                    link.pin
+                        .as_ref()
+                        .map_or_else(String::new, |pin| pin.display().to_string()),
+                ]
+            })
+            .collect::<Vec<_>>()
+    };
+    let head = format!(
+        "{verb}: {} links, {} maps, the routing of {} network namespaces",
+        found.links.len(),
+        found.maps.len(),
+        found.routing.len()
+    );
+    let mut text = vec![head];
+    let columns = ["LINK", "PROGRAM", "ATTACHED TO", "PIN"];
+    if !found.links.is_empty() {
+        text.push(table(&columns, rows(&found.links)));
+    }
+    if !found.orphans.is_empty() {
+        text.push(
+            "left alone, as they are not pinned where this agent's links are: of another agent, \
+             or lost; to remove one: `bpftool link detach id LINK`"
+                .to_owned(),
+        );
+        text.push(table(&columns, rows(&found.orphans)));
+    }
+    text.extend(found.strangers.iter().map(|stranger| {
+        format!(
+            "left alone, as it is no pin of this agent: {}",
+            stranger.display()
+        )
+    }));
+    text.join("\n")
+}
