@@ -14,12 +14,15 @@
 //! and what cannot be in a table, since it depends on who calls and by which way: excluded and
 //! virtual interfaces, the proxy's own connections, calls of a workload to itself, owner groups.
 //! For workloads with a proxy these follow the order of `istio-iptables`.
+//!
+//! What becomes of a connection when something fails is decided here as well: [`without_plan`],
+//! [`proxy_gone`], and `PlanHeader::REFUSES`.
 
 use crate::{
     addr::{Addr, Endpoint},
     keys::{BackendKey, OwnerKey, PlanId, PrefixKey, RuleKey},
     reason::{Path, Reason},
-    values::{Interface, NO_LISTENER, PlanHeader, Rule},
+    values::{Interface, NO_LISTENER, PlanHeader, Rule, Word},
 };
 
 /// The port of DNS.
@@ -188,6 +191,39 @@ impl Decision {
     }
 }
 
+/// What becomes of what is new when the plan that a workload follows is not in the maps.
+#[inline(always)]
+#[must_use]
+pub const fn without_plan(word: Word) -> Decision {
+    missing(word.is_open())
+}
+
+/// What becomes of a connection, or datagram, that the proxy was to get, while it does not listen.
+///
+/// Outbound by TCP, the kernel refuses what is led to a port where nobody listens: this need not be
+/// asked for unless the policy is open.
+#[inline(always)]
+#[must_use]
+pub const fn proxy_gone(header: &PlanHeader, decision: &Decision) -> Decision {
+    // What arrives by a virtual interface was going elsewhere: here it has no other place.
+    let has_place = decision.reason != Reason::VirtualInterface as u8;
+    if has_place && header.flags & PlanHeader::OPEN_PROXY_GONE != 0 {
+        Decision::pass(Reason::ProxyGone)
+    } else {
+        Decision::new(Path::Deny, Reason::TargetNotListening)
+    }
+}
+
+/// An entry that has to be there is not.
+#[inline(always)]
+const fn missing(open: bool) -> Decision {
+    if open {
+        Decision::pass(Reason::PlanIncompleteOpen)
+    } else {
+        Decision::new(Path::Deny, Reason::PlanIncomplete)
+    }
+}
+
 /// Whether datagrams to this port have to be decided at all; all others pass.
 #[inline(always)]
 #[must_use]
@@ -207,6 +243,9 @@ pub fn outbound<T: Tables>(
     // To call nobody in particular is to call oneself.
     if call.dst.addr.is_wildcard() {
         call.dst.addr = call.dst.addr.loopback();
+    }
+    if header.flags & PlanHeader::REFUSES != 0 {
+        return refused(tables, plan, header, &call);
     }
     // It leaves by `lo`, whose interface ever has the address. Where this decides nothing, or only by
     // what a rule says, it is not looked up here.
@@ -236,6 +275,27 @@ pub fn outbound<T: Tables>(
         return Decision::pass(Reason::BoundDevice);
     }
     decision
+}
+
+/// Of a workload whose plan could not be put in force.
+#[inline(always)]
+fn refused<T: Tables>(
+    tables: &T,
+    plan: PlanId,
+    header: &PlanHeader,
+    call: &OutboundCall,
+) -> Decision {
+    if call.dst.addr.is_loopback() {
+        Decision::pass(Reason::Loopback)
+    } else if header.flags & PlanHeader::PROXIED != 0
+        && is_proxy(tables, plan, header, &call.caller)
+    {
+        Decision::pass(Reason::ProxyOwn)
+    } else if tables.is_local(&call.dst.addr) {
+        Decision::pass(Reason::SelfCall)
+    } else {
+        Decision::new(Path::Deny, Reason::MapFull)
+    }
 }
 
 /// Whether a destination is the workload itself.
@@ -274,7 +334,7 @@ fn direct<T: Tables>(
             return Decision::pass(Reason::OwnerGroup);
         }
     }
-    follow(tables, plan, &rule, header.outbound_port)
+    follow(tables, plan, header, &rule, header.outbound_port)
 }
 
 /// Of a workload with a proxy.
@@ -328,7 +388,7 @@ fn redirected<T: Tables>(
         dns_rule(tables, plan, header, dst)
     };
     if rule.flags & Rule::FIRST != 0 {
-        return follow(tables, plan, &rule, header.outbound_port);
+        return follow(tables, plan, header, &rule, header.outbound_port);
     }
     if over_lo && is_passthrough(&call.src) {
         return Decision::pass(Reason::Passthrough);
@@ -370,7 +430,7 @@ fn redirected<T: Tables>(
     if header.is_loopback(&dst.addr) {
         return Decision::pass(Reason::Loopback);
     }
-    follow(tables, plan, &rule, header.outbound_port)
+    follow(tables, plan, header, &rule, header.outbound_port)
 }
 
 /// What `istio-iptables` has in its mangle table for a transparent proxy: what the proxy sends to
@@ -494,6 +554,13 @@ pub fn inbound<T: Tables>(
             || is_passthrough(&src.addr)
             || tables.is_local(&src.addr)
     };
+    if header.flags & PlanHeader::REFUSES != 0 {
+        return if comes_from_own() {
+            Decision::pass(Reason::SelfCall)
+        } else {
+            Decision::new(Path::Deny, Reason::MapFull)
+        };
+    }
     let interfaces = PlanHeader::EXCLUDED_INTERFACES | PlanHeader::VIRTUAL_INTERFACES;
     let is_own = (header.flags & interfaces != 0).then(comes_from_own);
     let interface = match is_own {
@@ -505,7 +572,7 @@ pub fn inbound<T: Tables>(
     }
     let rule = inbound_rule(tables, plan, header, dst);
     if rule.flags & Rule::FIRST != 0 {
-        return follow(tables, plan, &rule, header.inbound_port);
+        return follow(tables, plan, header, &rule, header.inbound_port);
     }
     if interface & Interface::EXCLUDED != 0 {
         return Decision::pass(Reason::ExcludedInterface);
@@ -519,7 +586,7 @@ pub fn inbound<T: Tables>(
     if rule.flags & Rule::EXEMPT_SELF != 0 && is_own.unwrap_or_else(comes_from_own) {
         return Decision::pass(Reason::SelfCall);
     }
-    follow(tables, plan, &rule, header.inbound_port)
+    follow(tables, plan, header, &rule, header.inbound_port)
 }
 
 /// What arrives by a virtual interface goes to the proxy's outbound listener, or nowhere.
@@ -612,7 +679,13 @@ fn inbound_rule<T: Tables>(tables: &T, plan: PlanId, header: &PlanHeader, dst: &
 
 /// Turns the rule that matched into a decision: chooses the backend, or the port of the proxy's.
 #[inline(always)]
-fn follow<T: Tables>(tables: &T, plan: PlanId, rule: &Rule, proxy_port: u16) -> Decision {
+fn follow<T: Tables>(
+    tables: &T,
+    plan: PlanId,
+    header: &PlanHeader,
+    rule: &Rule,
+    proxy_port: u16,
+) -> Decision {
     let target = if rule.backends > 1 {
         let index = tables.random() % rule.backends;
         match tables.backend(&BackendKey {
@@ -621,7 +694,7 @@ fn follow<T: Tables>(tables: &T, plan: PlanId, rule: &Rule, proxy_port: u16) -> 
             index,
         }) {
             Some(target) => target,
-            None => return Decision::new(Path::Deny, Reason::PlanIncomplete),
+            None => return missing(header.flags & PlanHeader::OPEN_UNKNOWN != 0),
         }
     } else {
         rule.target

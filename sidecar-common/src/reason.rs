@@ -116,5 +116,13 @@ explained! {
         Passthrough = 30, "passthrough";
         /// It arrives by a virtual interface, whose traffic is taken for outbound.
         VirtualInterface = 31, "virtual-interface";
+        /// The proxy does not listen, and the failure policy for that is open: it passes.
+        ProxyGone = 32, "proxy-gone";
+        /// The workload's plan could not be put in force, there is none from before, and the failure policy for that is closed: it is refused.
+        MapFull = 33, "map-full";
+        /// The kernel had no memory to remember the connection's destination, and the failure policy for that is open: it passes.
+        NoMemoryOpen = 34, "no-memory-open";
+        /// A map entry the plan promises is missing, and the failure policy for that is open: it passes.
+        PlanIncompleteOpen = 35, "plan-incomplete-open";
     }
 }

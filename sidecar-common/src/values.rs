@@ -128,6 +128,31 @@ impl PlanHeader {
     pub const TPROXY: u32 = 256;
     /// `lo` is among the excluded interfaces.
     pub const EXCLUDED_LOOPBACK: u32 = 512;
+    /// What the proxy was to get passes while it does not listen.
+    pub const OPEN_PROXY_GONE: u32 = 1024;
+    /// What cannot be remembered for want of memory passes.
+    pub const OPEN_MAP_FULL: u32 = 2048;
+    /// What meets an entry that is missing in the maps passes.
+    pub const OPEN_UNKNOWN: u32 = 4096;
+    /// The relay dials where an outbound connection was going when no target can be connected.
+    pub const OPEN_RELAY: u32 = 8192;
+    /// There is no plan: everything is refused, but calls of the workload to itself and the proxy's
+    /// own. See [`PlanHeader::refusing`].
+    pub const REFUSES: u32 = 16_384;
+
+    /// The header that refuses everything for want of this plan. It needs no entry in any other map.
+    #[must_use]
+    pub const fn refusing(&self) -> Self {
+        let deny = Rule::new(Path::Deny, Reason::MapFull);
+        Self {
+            // Of the proxy's users and groups the first ones are known by the header itself.
+            tables: 0,
+            flags: self.flags & Self::PROXIED | Self::REFUSES,
+            outbound_default: deny,
+            inbound_default: deny,
+            ..*self
+        }
+    }
 
     /// Whether this address counts as loopback, where nothing is captured.
     #[inline(always)]
@@ -170,7 +195,10 @@ const _: () = assert!(size_of::<Route>() == 20);
 /// |---|---|
 /// | 0 to 31 | the plan's id; 0: none |
 /// | 32 to 47 | the set of programs and maps that decides; those of other sets let everything pass |
+/// | 62 | open: should the plan not be in the maps, everything new passes (from ABI 4) |
 /// | 63 | suspended: everything new passes, but the plan is known |
+///
+/// The other bits are zero; programs heed none that they do not know.
 ///
 /// This layout, and the map's, must never change: it is by this word that programs of one ABI hand a
 /// workload over to those of another.
@@ -184,6 +212,7 @@ pub struct Word(pub u64);
 )]
 impl Word {
     const SUSPENDED: u64 = 1 << 63;
+    const OPEN: u64 = 1 << 62;
 
     /// The word of a workload that follows `plan` of `set`.
     #[must_use]
@@ -198,6 +227,16 @@ impl Word {
             Self(self.0 | Self::SUSPENDED)
         } else {
             Self(self.0 & !Self::SUSPENDED)
+        }
+    }
+
+    /// The same, with everything new passing should the plan not be in the maps.
+    #[must_use]
+    pub const fn open(self, open: bool) -> Self {
+        if open {
+            Self(self.0 | Self::OPEN)
+        } else {
+            Self(self.0 & !Self::OPEN)
         }
     }
 
@@ -220,6 +259,34 @@ impl Word {
     #[must_use]
     pub const fn is_suspended(self) -> bool {
         self.0 & Self::SUSPENDED != 0
+    }
+
+    /// Whether everything new passes should the plan not be in the maps.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_open(self) -> bool {
+        self.0 & Self::OPEN != 0
+    }
+}
+
+/// The ids of plans that refuse everything, one for each slot, begin here: see
+/// [`PlanHeader::refusing`].
+const REFUSING: PlanId = PlanId::MAX - (WORKLOAD_SLOTS - 1);
+
+/// The id under which the plan of this workload is that refuses everything. It is there before any
+/// other, so that it needs no room when there is none.
+#[must_use]
+pub const fn refusing_plan(workload: WorkloadId) -> PlanId {
+    REFUSING | workload
+}
+
+/// Whose plan that refuses everything this is; `None`: it is another one.
+#[must_use]
+pub const fn refused_workload(plan: PlanId) -> Option<WorkloadId> {
+    if plan >= REFUSING {
+        Some(plan - REFUSING)
+    } else {
+        None
     }
 }
 
@@ -304,6 +371,6 @@ impl Original {
 
 /// Counters of one workload are `REASON_SLOTS` consecutive elements of `COUNTERS`, at
 /// `workload * REASON_SLOTS + reason * 2 + direction` (0 outbound, 1 inbound).
-pub const REASON_SLOTS: u32 = 64;
+pub const REASON_SLOTS: u32 = 128;
 
 const _: () = assert!(Reason::ALL.len() * 2 <= REASON_SLOTS as usize);

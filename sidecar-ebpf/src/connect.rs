@@ -4,10 +4,11 @@ use aya_ebpf::{bindings::bpf_sock_addr, helpers::bpf_get_prandom_u32};
 use sidecar_common::{
     Addr, Endpoint, Path, Reason,
     decide::{self, Arrival, Decision, Direction, Transport},
-    values::{Original, PlanHeader},
+    values::{Identity, Original, PlanHeader},
 };
 
 use crate::{
+    listening::is_listening,
     maps::{self, KernelTables},
     sock_addr::{
         ALLOW, Hook, address, bound_to, call, note, refuse, set_address, socket, transport,
@@ -36,7 +37,13 @@ pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
             forget(ctx);
             return ALLOW;
         }
-        Err(reason) if is_tcp => return refuse(identity.workload, reason as u8),
+        Err(missing) if is_tcp => {
+            return if matches!(missing.path, Path::Deny) {
+                refuse(identity.workload, missing.reason)
+            } else {
+                passes(ctx, identity, missing.reason)
+            };
+        }
         Err(_) => return ALLOW,
     };
     let asked_for = address(ctx, hook);
@@ -65,7 +72,18 @@ pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
             }
             Endpoint::new(asked_for.addr.loopback(), port)
         }
-        Path::Proxy => proxy_listener(header, &decision, &asked_for.addr),
+        Path::Proxy => {
+            let listener = proxy_listener(header, &decision, &asked_for.addr);
+            // Else the kernel refuses what is led to where nobody listens.
+            if listener.port != 0
+                && header.flags & PlanHeader::OPEN_PROXY_GONE != 0
+                && !is_listening(ctx, &listener, transport)
+            {
+                let gone = decide::proxy_gone(header, &decision);
+                return passes(ctx, identity, gone.reason);
+            }
+            listener
+        }
         Path::Deny => return refuse(identity.workload, decision.reason),
     };
     // A v4 socket cannot reach a v6 target; the compiler sends those through the relay.
@@ -76,7 +94,11 @@ pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         None => forget(ctx),
         Some(kind) => {
             if !note(sk, plan, &asked_for, &decision, kind) {
-                return refuse(identity.workload, Reason::NoMemory as u8);
+                return if header.flags & PlanHeader::OPEN_MAP_FULL == 0 {
+                    refuse(identity.workload, Reason::NoMemory as u8)
+                } else {
+                    passes(ctx, identity, Reason::NoMemoryOpen as u8)
+                };
             }
         }
     }
@@ -90,6 +112,14 @@ pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         }
     }
     maps::count(identity.workload, Direction::Outbound, decision.reason);
+    ALLOW
+}
+
+/// Counts a connection that passes although it was to be captured.
+#[inline(always)]
+fn passes(ctx: *mut bpf_sock_addr, identity: &Identity, reason: u8) -> i32 {
+    forget(ctx);
+    maps::count(identity.workload, Direction::Outbound, reason);
     ALLOW
 }
 

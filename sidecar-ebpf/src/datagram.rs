@@ -5,12 +5,13 @@ use aya_ebpf::bindings::bpf_sock_addr;
 use sidecar_common::{
     Addr, Endpoint, Path, Reason,
     decide::{self, Direction, Transport},
-    values::{Identity, Original},
+    values::{Identity, Original, PlanHeader},
 };
 
 use crate::{
     connect::may_be_own,
     ctx::{read, write},
+    listening::is_listening,
     maps::{self, KernelTables},
     sock_addr::{ALLOW, Hook, address, call, note, refuse, set_address, socket},
     source,
@@ -38,6 +39,14 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     let src = from(ctx, hook);
     let call = call(identity, sk, &asked_for, &src, Transport::Udp);
     let decision = decide::outbound(&tables, plan, header, &call);
+    let proxy = Endpoint::new(asked_for.addr.loopback(), decision.proxy_port);
+    // Nobody tells a socket that is not connected that its query has met a closed port.
+    let decision = match decision.path {
+        Path::Proxy if !is_listening(ctx, &proxy, Transport::Udp) => {
+            decide::proxy_gone(header, &decision)
+        }
+        _ => decision,
+    };
     match decision.path {
         Path::Proxy => {}
         Path::Deny => return refuse(identity.workload, decision.reason),
@@ -50,9 +59,16 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         }
     }
     if !note(sk, plan, &asked_for, &decision, Original::REDIRECTED) {
-        return refuse(identity.workload, Reason::NoMemory as u8);
+        if header.flags & PlanHeader::OPEN_MAP_FULL == 0 {
+            return refuse(identity.workload, Reason::NoMemory as u8);
+        }
+        maps::count(
+            identity.workload,
+            Direction::Outbound,
+            Reason::NoMemoryOpen as u8,
+        );
+        return ALLOW;
     }
-    let proxy = Endpoint::new(asked_for.addr.loopback(), decision.proxy_port);
     set_address(ctx, hook, &proxy);
     if src.is_wildcard() {
         let over_lo = may_be_own(header, &decision);

@@ -7,6 +7,7 @@ pub mod connect;
 mod ctx;
 pub mod datagram;
 pub mod getsockopt;
+mod listening;
 mod maps;
 mod runtime;
 pub mod sk_lookup;

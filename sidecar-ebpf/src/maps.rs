@@ -12,8 +12,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash, lpm_trie::Key},
 };
 use sidecar_common::{
-    Addr, Endpoint, Reason,
-    decide::{Arrival, Direction, Tables},
+    Addr, Endpoint,
+    decide::{self, Arrival, Decision, Direction, Tables},
     keys::{
         BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
         WorkloadId, WorkloadInterface, WorkloadPort,
@@ -97,11 +97,14 @@ pub fn identity() -> &'static Identity {
 }
 
 /// The plan that decides what is new, and its header. `Ok(None)`: none, everything passes. `Err`:
-/// its plan is not in the map.
+/// its plan is not in the map, and this is what becomes of what is new.
 #[inline(always)]
-pub fn plan_of(workload: WorkloadId) -> Result<Option<(PlanId, &'static PlanHeader)>, Reason> {
+pub fn plan_of(workload: WorkloadId) -> Result<Option<(PlanId, &'static PlanHeader)>, Decision> {
     match word(workload) {
-        Some(word) if !word.is_suspended() => header(word.plan()),
+        Some(word) if !word.is_suspended() && word.plan() != 0 => match header(word.plan()) {
+            Some(plan) => Ok(Some(plan)),
+            None => Err(decide::without_plan(word)),
+        },
         _ => Ok(None),
     }
 }
@@ -109,7 +112,7 @@ pub fn plan_of(workload: WorkloadId) -> Result<Option<(PlanId, &'static PlanHead
 /// As [`plan_of`], also while capture is suspended: for what was decided before.
 #[inline(always)]
 pub fn known_plan_of(workload: WorkloadId) -> Option<(PlanId, &'static PlanHeader)> {
-    header(word(workload)?.plan()).ok().flatten()
+    header(word(workload)?.plan())
 }
 
 /// What the workload follows, if it is a plan of ours.
@@ -122,15 +125,10 @@ fn word(workload: WorkloadId) -> Option<Word> {
 }
 
 #[inline(always)]
-fn header(plan: PlanId) -> Result<Option<(PlanId, &'static PlanHeader)>, Reason> {
-    if plan == 0 {
-        return Ok(None);
-    }
-    // SAFETY: headers are never changed once inserted; RCU keeps a removed one until we return.
-    match unsafe { PLANS.get(plan) } {
-        Some(header) => Ok(Some((plan, header))),
-        None => Err(Reason::PlanIncomplete),
-    }
+fn header(plan: PlanId) -> Option<(PlanId, &'static PlanHeader)> {
+    // SAFETY: headers are replaced as a whole, or not at all; RCU keeps a removed one until we return.
+    let header = unsafe { PLANS.get(plan) }?;
+    Some((plan, header))
 }
 
 /// The tables as the decision sees them.

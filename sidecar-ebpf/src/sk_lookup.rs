@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use sidecar_common::{
     Endpoint, IPPROTO_TCP, Path, Reason,
-    decide::{self, Direction, InboundCall},
+    decide::{self, Decision, Direction, InboundCall},
     keys::{WorkloadEndpoint, WorkloadId},
     values::PlanHeader,
 };
@@ -30,7 +30,7 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
     let (plan, header) = match maps::plan_of(workload) {
         Ok(Some(plan)) => plan,
         Ok(None) => return SK_PASS,
-        Err(reason) => return refuse(workload, reason as u8),
+        Err(missing) => return conclude(workload, &missing),
     };
     let call = call(ctx.lookup);
     let dst = &call.dst;
@@ -39,6 +39,10 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
         && dst.addr.is_loopback()
     {
         return spread(ctx, workload, dst);
+    }
+    // No connection comes from there: it is asked whether somebody listens (`listening.rs`).
+    if call.src.port == 0 && dst.addr.is_loopback() {
+        return SK_PASS;
     }
     let decision = decide::inbound(&KernelTables { workload }, plan, header, &call);
     let socket = match decision.path {
@@ -57,7 +61,21 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
         Path::Deny => return refuse(workload, decision.reason),
     };
     if socket.port != 0 && !maps::netns::assign(ctx, workload, &socket) {
-        return refuse(workload, Reason::TargetNotListening as u8);
+        return if matches!(decision.path, Path::Proxy) {
+            conclude(workload, &decide::proxy_gone(header, &decision))
+        } else {
+            refuse(workload, Reason::TargetNotListening as u8)
+        };
+    }
+    maps::count(workload, Direction::Inbound, decision.reason);
+    SK_PASS
+}
+
+/// Counts what passes or is refused.
+#[inline(always)]
+fn conclude(workload: WorkloadId, decision: &Decision) -> u32 {
+    if matches!(decision.path, Path::Deny) {
+        return refuse(workload, decision.reason);
     }
     maps::count(workload, Direction::Inbound, decision.reason);
     SK_PASS
