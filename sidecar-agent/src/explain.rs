@@ -10,13 +10,17 @@ use serde::Serialize;
 use sidecar_common::{
     Endpoint, Path, Reason,
     decide::{self, Caller, Decision, Direction, InboundCall, OutboundCall, Transport},
+    values::PlanHeader,
 };
 
 use crate::{
     compile::{
         EVERYWHERE, Listener, MemTables, Network, NetworkInterface, Plan, Target, WorkloadPlan,
     },
-    model::ResourceRef,
+    model::{
+        ResourceRef,
+        failure::{Action, Case},
+    },
     resolve::declared,
 };
 
@@ -102,6 +106,60 @@ pub struct Explanation {
     pub resource: Option<ResourceRef>,
     /// The field of it that does; empty: the resource as a whole.
     pub field: String,
+    /// What becomes of it while what is to take it is gone. None: it needs nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub while_gone: Option<WhileGone>,
+}
+
+/// What becomes of a connection while the proxy does not listen, or no target of the relay's can be
+/// connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct WhileGone {
+    /// The failure policy's name for it.
+    pub case: &'static str,
+    /// What the policy says.
+    pub policy: &'static str,
+    /// How it travels then. `pass`, of the relay's: the relay leads it to where it was going.
+    pub path: Path,
+    /// Why, if it is the kernel that decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+}
+
+/// What becomes of a connection (or those of a rule) that goes by this path for this reason while
+/// what is to take it is gone; `None`: it needs nobody.
+#[must_use]
+pub fn while_gone(
+    plan: &Plan,
+    direction: Direction,
+    path: Path,
+    reason: Reason,
+) -> Option<WhileGone> {
+    let (case, flag) = match path {
+        Path::Proxy => (Case::ProxyGone, PlanHeader::OPEN_PROXY_GONE),
+        Path::Relay => (Case::RelayTargetGone, PlanHeader::OPEN_RELAY),
+        Path::Pass | Path::Direct | Path::Deny => return None,
+    };
+    let is_open = plan.header.flags & flag != 0;
+    let (path, reason) = if case == Case::ProxyGone {
+        let gone = decide::proxy_gone(&plan.header, &Decision::new(path, reason));
+        (gone.path, Reason::from_number(gone.reason))
+    } else if is_open && direction == Direction::Outbound {
+        (Path::Pass, None)
+    } else {
+        (Path::Deny, None)
+    };
+    let policy = if is_open {
+        Action::Open
+    } else {
+        Action::Closed
+    };
+    Some(WhileGone {
+        case: case.name(),
+        policy: policy.name(),
+        path,
+        reason,
+    })
 }
 
 /// Explains a connection of a workload; `mesh` is the `MeshConfig`, if there is one.
@@ -157,6 +215,7 @@ pub fn explain(plan: &Plan, addresses: &[IpAddr], connection: &Connection<'_>) -
         targets,
         resource: listener.and_then(|l| plan.resource(l).cloned()),
         field: listener.map(Listener::field).unwrap_or_default(),
+        while_gone: while_gone(plan, connection.direction, path, reason),
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Display, net::IpAddr, ops::Range, slice};
 use sidecar_agent::{
     compile::{Target, UnixAddr},
     model::{
-        Compat,
+        Compat, FailurePolicy,
         mesh::{InterceptionMode, ProxyConfig},
         settings::{self, Setting},
         tree::{Key, Node, Value},
@@ -39,6 +39,7 @@ pub fn check(text: &str) {
         unix(line);
         host(line);
         traffic(line);
+        failure_policy(line);
         cgroup(line);
     }
     hosts(&lines);
@@ -205,6 +206,19 @@ fn covers(entry: &str, exclude: bool, namespace: &str, host: &str) -> bool {
         && !(name.is_empty() || name.contains('/') || scope.is_empty())
         && (scope == "*" || scope == namespace)
         && named
+}
+
+/// What is read as a failure policy, written again, is read as the same, whatever it is based on.
+fn failure_policy(line: &str) {
+    let Ok(policy) = line.parse::<FailurePolicy>() else {
+        return;
+    };
+    let written = policy.to_string();
+    for base in ["open", "closed"] {
+        let base: FailurePolicy = base.parse().expect("a policy");
+        assert_eq!(base.but(&written), Ok(policy), "{line:?}");
+        assert!(base.but(line).is_ok(), "{line:?}");
+    }
 }
 
 /// What annotations are read as, written again, is read as the same.

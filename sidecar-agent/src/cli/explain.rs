@@ -15,8 +15,8 @@ use super::{
     output::{Format, print},
 };
 use crate::{
-    explain::{self, Connection, Explanation, Who},
-    model::{ResourceRef, diagnostic::Location},
+    explain::{self, Connection, Explanation, WhileGone, Who},
+    model::{FailurePolicy, ResourceRef, diagnostic::Location},
     resolve::{ResolvedWorkload, pool},
     source::files::Places,
 };
@@ -94,6 +94,8 @@ struct Answer<'a> {
     field: &'a str,
     location: Option<Location>,
     connection_pool: Option<Pool<'a>>,
+    failure_policy: FailurePolicy,
+    while_gone: Option<WhileGone>,
 }
 
 /// The connection pool settings that the proxy is left to honour.
@@ -156,7 +158,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let pool = (direction == Direction::Inbound)
         .then(|| pool(&found.workload, &explanation, address.port(), &places))
         .flatten();
-    let answer = answer(args, &explanation, &places, pool);
+    let answer = answer(args, &found.workload, &explanation, &places, pool);
     print(args.format, &answer, || human(&answer)).context("printing the explanation")?;
     Ok(ExitCode::SUCCESS)
 }
@@ -186,6 +188,7 @@ fn pool<'a>(
 
 fn answer<'a>(
     args: &'a Args,
+    workload: &ResolvedWorkload,
     explanation: &'a Explanation,
     places: &Places,
     connection_pool: Option<Pool<'a>>,
@@ -214,6 +217,8 @@ fn answer<'a>(
             .as_ref()
             .and_then(|resource| places.locate(resource, &explanation.field)),
         connection_pool,
+        failure_policy: workload.failure,
+        while_gone: explanation.while_gone,
     }
 }
 
@@ -249,6 +254,18 @@ fn human(answer: &Answer<'_>) -> String {
         format!("left to the proxy: {written}")
     });
     line("pool", pool);
+    let gone = answer.while_gone.map(|gone| {
+        let WhileGone {
+            case,
+            policy,
+            path,
+            reason,
+        } = gone;
+        let reason = reason.map(|reason| format!(", {reason}"));
+        format!("{path}{} ({case}={policy})", reason.unwrap_or_default())
+    });
+    line("if gone", gone);
+    line("policy", Some(answer.failure_policy.to_string()));
     lines.join("\n")
 }
 

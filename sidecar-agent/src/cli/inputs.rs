@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use super::render;
 use crate::{
     compile::{self, NodePlan},
-    model::{Compat, diagnostic::Severity},
+    model::{Compat, FailurePolicy, diagnostic::Severity},
     source::{
         dns,
         files::{self, Places},
@@ -64,6 +64,16 @@ pub struct Inputs {
         value_name = "IP:PORT"
     )]
     pub(super) dns_servers: Vec<SocketAddr>,
+    /// What becomes of connections when something fails, as far as a workload's annotation says
+    /// nothing else: `open` (they pass) or `closed` (they are refused) for all cases, or a list such
+    /// as proxy-gone=open,map-full=closed (also unknown-workload, relay-target-gone).
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_FAILURE_POLICY",
+        value_name = "POLICY",
+        default_value = "closed"
+    )]
+    pub(super) failure_policy: FailurePolicy,
     #[command(flatten)]
     pub(super) compat: CompatArg,
 }
@@ -81,6 +91,7 @@ impl Inputs {
             .cloned()
             .collect();
         let mut input = files::load(&paths, self.compat.compat);
+        input.snapshot.failure_policy = self.failure_policy;
         let mut node = compile::plans(&input.snapshot);
         if !node.dns.is_empty() {
             let resolver =

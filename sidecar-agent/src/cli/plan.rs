@@ -1,6 +1,9 @@
 //! `plan`.
 
-use std::{fmt::Display, process::ExitCode};
+use std::{
+    fmt::{Display, Write as _},
+    process::ExitCode,
+};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -13,7 +16,8 @@ use super::{
 };
 use crate::{
     compile::{Listener, Plan, Target, WorkloadPlan},
-    model::{ResourceRef, diagnostic::Location},
+    explain::{WhileGone, while_gone},
+    model::{FailurePolicy, ResourceRef, diagnostic::Location},
     resolve::{
         ResolvedWorkload,
         declared::{self, Declared},
@@ -41,6 +45,7 @@ struct Printed {
     netns: Option<String>,
     sidecar: Option<String>,
     callers: Callers,
+    failure_policy: FailurePolicy,
     rules: Vec<PrintedRule>,
     unix_listeners: Vec<UnixListener>,
 }
@@ -52,6 +57,8 @@ struct PrintedRule {
     path: Path,
     reason: Reason,
     targets: Vec<String>,
+    /// What becomes of connections while what is to take them is gone.
+    while_gone: Option<WhileGone>,
     listener: Option<String>,
     resource: Option<String>,
     field: String,
@@ -170,6 +177,7 @@ fn printed(workload: &WorkloadPlan, origins: &Origins<'_>) -> Printed {
             .as_ref()
             .map(|sidecar| sidecar.reference("Sidecar").to_string()),
         callers: Callers::of(plan),
+        failure_policy: workload.workload.failure,
         rules,
         unix_listeners: plan
             .listeners()
@@ -228,6 +236,7 @@ fn rule_of(
         path,
         reason,
         targets,
+        while_gone: while_gone(plan, direction, path, reason),
         listener: listener.map(ToString::to_string),
         resource: declared.as_ref().map(|by| by.resource.to_string()),
         declared: declared
@@ -239,12 +248,16 @@ fn rule_of(
 
 fn human(plan: &Printed) -> String {
     let rules = plan.rules.iter().map(|rule| {
+        let mut targets = rule.targets.join(", ");
+        if let Some(gone) = &rule.while_gone {
+            _ = write!(targets, " (gone: {})", gone.path);
+        }
         vec![
             rule.direction.to_owned(),
             rule.destination.clone(),
             rule.path.to_string(),
             rule.reason.to_string(),
-            rule.targets.join(", "),
+            targets,
             rule.listener.clone().unwrap_or_default(),
             rule.declared.clone().unwrap_or_default(),
         ]
@@ -265,13 +278,14 @@ fn human(plan: &Printed) -> String {
         ]
     });
     format!(
-        "{} (plan {:.12}, {}){}\n{}",
+        "{} (plan {:.12}, {}){}\nfailure policy: {}\n{}",
         plan.workload,
         plan.digest,
         plan.sidecar
             .as_deref()
             .unwrap_or("no Sidecar: Istio's default"),
         plan.callers,
+        plan.failure_policy,
         table(
             &[
                 "DIRECTION",

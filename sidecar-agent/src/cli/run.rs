@@ -49,6 +49,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         config,
         mesh_config,
         dns_servers,
+        failure_policy,
         compat,
     } = args.inputs;
     let options = runtime::Options {
@@ -58,6 +59,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         state_dir: args.state_dir,
         bpffs: args.bpffs,
         dns_servers,
+        failure_policy,
         compat: compat.compat,
         capacity: Capacity {
             workloads: args.max_workloads,

@@ -14,7 +14,10 @@ use sidecar_common::{
 
 use super::{network::Network, plan};
 use crate::{
-    model::mesh::{InterceptionMode, MeshConfig},
+    model::{
+        failure::{Case, FailurePolicy},
+        mesh::{InterceptionMode, MeshConfig},
+    },
     resolve::{
         ResolvedWorkload, capture,
         traffic::{Dns, Include, OwnerGroups, Traffic},
@@ -38,10 +41,12 @@ pub(super) struct Circumstances {
 }
 
 impl Circumstances {
-    /// Those of a workload. Where nothing is captured they do not matter.
+    /// Those of a workload. Where nothing is captured they do not matter, but for what follows from
+    /// its failure policy.
     pub fn of(workload: &ResolvedWorkload, mesh: &MeshConfig) -> Self {
         let traffic = &workload.traffic;
         let mut circumstances = Self::none();
+        circumstances.header.flags |= failure_flags(&workload.failure);
         if !capture::captures(traffic.mode) {
             return circumstances;
         }
@@ -150,6 +155,18 @@ impl Circumstances {
             }
         }
     }
+}
+
+/// What a plan's header has of a failure policy.
+fn failure_flags(policy: &FailurePolicy) -> u32 {
+    let flags = [
+        (Case::ProxyGone, PlanHeader::OPEN_PROXY_GONE),
+        (Case::MapFull, PlanHeader::OPEN_MAP_FULL),
+        (Case::UnknownWorkload, PlanHeader::OPEN_UNKNOWN),
+        (Case::RelayTargetGone, PlanHeader::OPEN_RELAY),
+    ];
+    let open = flags.into_iter().filter(|(case, _)| policy.is_open(*case));
+    open.fold(0, |all, (_, flag)| all | flag)
 }
 
 /// An IPv4 address in network order.

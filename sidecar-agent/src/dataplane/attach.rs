@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use sidecar_common::{
     Addr,
     keys::{PlanId, WorkloadId, WorkloadInterface},
-    values::{Identity, PlanHeader, Word},
+    values::{Identity, PlanHeader, Word, refusing_plan},
 };
 
 use super::{
@@ -48,6 +48,8 @@ pub struct Attachment {
     pub listen_ports: BTreeSet<u16>,
     /// What holds for every connection of that plan.
     pub header: Option<PlanHeader>,
+    /// What is set aside to refuse everything by, once it is.
+    pub reserved: Option<PlanHeader>,
     /// The workload's own addresses, as the kernel was told.
     pub local_addrs: BTreeSet<Addr>,
     /// Interfaces that are unlike others, by the plan in force, or one just retired.
@@ -107,6 +109,7 @@ impl Attachment {
                 .flatten(),
             word: before,
             listen_ports: told.listen_ports,
+            reserved: maps.header(refusing_plan(workload)),
             local_addrs: told.local_addrs,
             interfaces: Interfaces::found(before.plan(), told.interfaces.clone()),
             told: Told {

@@ -18,7 +18,10 @@ use sidecar_common::{
         BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
         WorkloadId, WorkloadInterface, WorkloadPort,
     },
-    values::{Identity, Original, PlanHeader, REASON_SLOTS, Route, Rule, Word},
+    values::{
+        Identity, Original, PlanHeader, REASON_SLOTS, Route, Rule, Word, refused_workload,
+        refusing_plan,
+    },
 };
 
 use super::{
@@ -61,7 +64,8 @@ impl Capacity {
     #[must_use]
     pub fn entries(&self) -> [(&'static str, u32); 13] {
         [
-            ("PLANS", self.plans),
+            // Each workload has one beside, that refuses everything.
+            ("PLANS", self.plans.saturating_add(self.workloads)),
             ("OUTBOUND", self.rules),
             ("PREFIXES", self.rules),
             ("INBOUND", self.rules),
@@ -198,7 +202,15 @@ impl Maps {
         self.plans.get(&plan, 0).ok()
     }
 
-    /// Every plan that has entries, with its digest if it is complete.
+    /// Has the plan of a workload that refuses everything be there.
+    pub fn reserve(&mut self, workload: WorkloadId, header: &PlanHeader) -> Result<()> {
+        self.plans
+            .insert(refusing_plan(workload), header, 0)
+            .context("writing what refuses everything into map PLANS")
+    }
+
+    /// Every plan that has entries, with its digest if it is complete; not those that refuse
+    /// everything.
     pub fn found_plans(&self) -> BTreeMap<PlanId, (Option<Digest>, Keys)> {
         let mut found = BTreeMap::new();
         by_plan(
@@ -232,7 +244,8 @@ impl Maps {
             |key| key.plan,
             |keys| &mut keys.owners,
         );
-        for plan in self.plans.keys().chain(self.digests.keys()).flatten() {
+        let plans = self.plans.keys().chain(self.digests.keys()).flatten();
+        for plan in plans.filter(|plan| refused_workload(*plan).is_none()) {
             found.entry(plan).or_default();
         }
         let complete = |plan: &PlanId| {
@@ -520,8 +533,10 @@ impl Maps {
             let told = found.entry(key.workload).or_default();
             told.listen_ports.insert(key.port);
         }
-        for key in self.sockets.keys().flatten() {
-            found.entry(key.workload).or_default();
+        let refused = self.plans.keys().flatten().filter_map(refused_workload);
+        let with_sockets = self.sockets.keys().flatten().map(|key| key.workload);
+        for workload in refused.chain(with_sockets) {
+            found.entry(workload).or_default();
         }
         found
     }
@@ -542,6 +557,7 @@ impl Maps {
             self.drop_listen_interest(workload, &listen_ports, &BTreeSet::new());
         }
         self.remove_sockets(|key| key.workload == workload);
+        let _ = self.plans.remove(&refusing_plan(workload));
         // The slot's next workload must not inherit them.
         let originals = self.original_dst.keys().flatten();
         let keys: Vec<_> = originals.filter(|key| key.workload == workload).collect();
@@ -565,8 +581,9 @@ impl Maps {
 
     /// How many inbound connections of a workload found their socket not listening.
     pub fn missed(&self, workload: WorkloadId) -> u64 {
-        self.counter(workload, Reason::TargetNotListening, Direction::Inbound)
-            .unwrap_or_default()
+        let missed = [Reason::TargetNotListening, Reason::ProxyGone];
+        let counts = missed.map(|reason| self.counter(workload, reason, Direction::Inbound));
+        counts.into_iter().flatten().sum()
     }
 
     fn counter(&self, workload: WorkloadId, reason: Reason, direction: Direction) -> Result<u64> {

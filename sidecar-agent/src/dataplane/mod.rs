@@ -30,12 +30,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use sidecar_common::{
     Addr, Endpoint, Reason,
     decide::Direction,
     keys::{PlanId, WorkloadId},
-    values::Identity,
+    values::{Identity, PlanHeader, refused_workload, refusing_plan},
 };
 
 use self::{
@@ -224,6 +224,44 @@ impl Dataplane {
         attachment.publish_identity(&self.maps)
     }
 
+    /// Sets aside what [`refuse`](Self::refuse) takes, before the first plan of a workload is
+    /// installed, and whenever it is another plan that may not fit.
+    ///
+    /// # Errors
+    /// If the map refuses.
+    pub fn reserve(&mut self, workload: WorkloadId, plan: &Plan) -> Result<()> {
+        let attachment = attachment(&mut self.attachments, workload)?;
+        let refusing = plan.header.refusing();
+        if attachment.reserved != Some(refusing) {
+            self.maps.reserve(workload, &refusing)?;
+            attachment.reserved = Some(refusing);
+        }
+        Ok(())
+    }
+
+    /// There is no plan that could be in force: refuses everything new of the workload, unless
+    /// capture is suspended. It takes no room that was not set aside before.
+    ///
+    /// # Errors
+    /// If the workload is not attached, or nothing was set aside.
+    pub fn refuse(&mut self, workload: WorkloadId) -> Result<()> {
+        let attachment = attachment(&mut self.attachments, workload)?;
+        if attachment.reserved.is_none() {
+            bail!("nothing was set aside for workload slot {workload} to be refused by");
+        }
+        let suspended = attachment.word.is_suspended();
+        attachment.word = Word::new(self.maps.set(), refusing_plan(workload)).suspended(suspended);
+        self.maps.store(workload, attachment.word);
+        self.retire_replaced(workload);
+        Ok(())
+    }
+
+    /// Whether there is no plan for this workload, and everything new of it is refused.
+    #[must_use]
+    pub fn refuses(&self, workload: WorkloadId) -> bool {
+        refused_workload(self.word(workload).plan()).is_some()
+    }
+
     /// Writes a plan's entries into the maps, unless they are there. No workload follows it yet.
     ///
     /// # Errors
@@ -277,17 +315,16 @@ impl Dataplane {
             .set_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports)?;
         listeners::enter_existing(&mut self.maps, workload, attachment, &plan.listen_ports);
         let suspended = attachment.word.is_suspended();
-        attachment.word = Word::new(self.maps.set(), id).suspended(suspended);
+        attachment.word = Word::new(self.maps.set(), id)
+            .suspended(suspended)
+            .open(plan.header.flags & PlanHeader::OPEN_UNKNOWN != 0);
         self.maps.store(workload, attachment.word);
         self.maps
             .drop_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports);
         attachment.listen_ports.clone_from(&plan.listen_ports);
         attachment.follow(Some(plan.header));
         listeners::make_transparent(&self.maps, workload, attachment);
-        if let Some(links) = attachment.replaces.take() {
-            self.retired_links.push((Instant::now(), links));
-        }
-        self.retire_plans();
+        self.retire_replaced(workload);
         Ok(())
     }
 
@@ -422,6 +459,15 @@ impl Dataplane {
         (1..slots).find(is_free).with_context(|| {
             format!("all {slots} workload slots are in use; raise --max-workloads")
         })
+    }
+
+    /// Lets go what the workload does not follow any more: links of another set, a plan.
+    fn retire_replaced(&mut self, workload: WorkloadId) {
+        let attachment = self.attachments.get_mut(&workload);
+        if let Some(links) = attachment.and_then(|attachment| attachment.replaces.take()) {
+            self.retired_links.push((Instant::now(), links));
+        }
+        self.retire_plans();
     }
 
     fn retire_plans(&mut self) {

@@ -219,7 +219,7 @@ catalogue! {
         "Annotations below capture.sidecar-agent.io/ bind a WorkloadEntry to this node.",
         "correct the annotation's name";
     BAD_CAPTURE_ANNOTATION "SCA0221" Error "capture annotation is not valid",
-        "cgroup and proxy-cgroup are paths below the cgroup2 root, netns and root are absolute paths, addresses is a list of IP addresses, proxy is `none` or `external`, capture is `on` or `off`.",
+        "cgroup and proxy-cgroup are paths below the cgroup2 root, netns and root are absolute paths, addresses is a list of IP addresses, proxy is `none` or `external`, capture is `on` or `off`, failure-policy is a list such as `proxy-gone=open` (docs/failure-policy.md).",
         "correct the annotation's value";
     BAD_SERVICE "SCA0230" Error "not a valid Service",
         "The part of the Service that decides where connections lead is not valid.",

@@ -5,6 +5,7 @@ pub mod catalogue;
 pub mod compat;
 pub mod decode;
 pub mod diagnostic;
+pub mod failure;
 pub mod mesh;
 pub mod meta;
 pub mod schema;
@@ -19,5 +20,6 @@ pub mod virtual_service;
 pub mod workload;
 
 pub use compat::Compat;
+pub use failure::FailurePolicy;
 pub use meta::{Object, ObjectMeta, Origin, ResourceRef};
 pub use snapshot::Snapshot;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    FailurePolicy,
     mesh::MeshConfig,
     meta::{Object, ResourceRef},
     service::Service,
@@ -40,6 +41,8 @@ pub struct Snapshot {
     /// What host names resolve to. A name that is absent was not asked for; an empty set means
     /// that it could not be resolved.
     pub dns: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// The node's failure policy: holds as far as a workload says nothing else.
+    pub failure_policy: FailurePolicy,
 }
 
 /// Whether two lists hold the same allocations: then nothing in them changed.

@@ -24,6 +24,10 @@ pub const PROXY_CGROUP_ANNOTATION: &str = "capture.sidecar-agent.io/proxy-cgroup
 /// said otherwise (`sidecar-agent capture`).
 pub const CAPTURE_ANNOTATION: &str = "capture.sidecar-agent.io/capture";
 
+/// What becomes of the workload's connections when something fails, as far as the node's default is
+/// not what is wanted: see [`FailurePolicy`](super::FailurePolicy).
+pub const FAILURE_POLICY_ANNOTATION: &str = "capture.sidecar-agent.io/failure-policy";
+
 /// `WorkloadEntry.spec`; also an element of `ServiceEntry.endpoints`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkloadEntry {

@@ -146,4 +146,7 @@ pub struct RelayStatus {
     pub refused: u64,
     /// Connections whose target could not be reached.
     pub failed: u64,
+    /// Connections led to where they were going, as their target could not be reached.
+    #[serde(default)]
+    pub fell_back: u64,
 }

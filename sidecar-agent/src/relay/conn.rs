@@ -41,6 +41,10 @@ pub(super) enum Stage {
 pub(super) struct Dialing {
     pub(super) listener: Arc<Listener>,
     pub(super) targets: Arc<[Target]>,
+    /// The last target is where the client was going: see [`Route::DialElse`].
+    ///
+    /// [`Route::DialElse`]: super::Route::DialElse
+    last_resort: bool,
     /// Index of the target in hand.
     pub(super) current: usize,
     /// The socket on its way there.
@@ -142,16 +146,22 @@ pub(super) fn reset_on_close(socket: &OwnedFd) {
 }
 
 impl Dialing {
-    pub(super) fn new(listener: Arc<Listener>, targets: Arc<[Target]>) -> Self {
+    pub(super) fn new(listener: Arc<Listener>, targets: Arc<[Target]>, last_resort: bool) -> Self {
         Self {
             listener,
             targets,
+            last_resort,
             current: 0,
             pending: None,
             deadline: None,
             timer: None,
             cause: Errno::DESTADDRREQ,
         }
+    }
+
+    /// Whether the target in hand is where the client was going, for want of the others.
+    pub(super) fn is_last_resort(&self) -> bool {
+        self.last_resort && self.current + 1 == self.targets.len()
     }
 
     /// Turns to the next target.

@@ -28,6 +28,8 @@ pub enum Route {
     /// [`Target::Original`] is the address the client connected to, as the accepted socket shows
     /// it (`sk_lookup` keeps it); it fails where that is the listener itself.
     Dial(Arc<[Target]>),
+    /// As `Dial`; the last one is where the client was going, for want of the others.
+    DialElse(Arc<[Target]>),
     /// Reset the connection.
     Refuse,
 }

@@ -17,6 +17,8 @@ pub struct Stats {
     pub limited: u64,
     /// Of these, refused because no target could be connected, by the last target's cause.
     pub failed: FailedDials,
+    /// Of these, led to where they were going because no target could be connected.
+    pub fell_back: u64,
     /// Of these, ended by a reset or another error of either side after both were connected.
     pub reset: u64,
     /// accept(2) failures other than "nothing there" and "gone again"; accepting on that listener
@@ -76,6 +78,7 @@ pub(super) struct Counters {
     pub(super) accepted: Counter,
     pub(super) refused: Counter,
     pub(super) limited: Counter,
+    pub(super) fell_back: Counter,
     pub(super) reset: Counter,
     pub(super) accept_errors: Counter,
     pub(super) bytes_to_target: Counter,
@@ -139,6 +142,7 @@ impl Counters {
         stats.accepted += self.accepted.get();
         stats.refused += self.refused.get();
         stats.limited += self.limited.get();
+        stats.fell_back += self.fell_back.get();
         stats.reset += self.reset.get();
         stats.accept_errors += self.accept_errors.get();
         stats.bytes_to_target += self.bytes_to_target.get();

@@ -279,9 +279,10 @@ impl Worker {
     fn serve(&mut self, client: OwnedFd, listener: Arc<Listener>) {
         let route = listener.routes.route(&Accepted::new(&client));
         let slot = self.conns.vacant_key();
-        let targets = match route {
-            Route::Dial(targets) if slot < MAX_SLOTS => targets,
-            Route::Dial(_) | Route::Refuse => {
+        let (targets, last_resort) = match route {
+            Route::Dial(targets) if slot < MAX_SLOTS => (targets, false),
+            Route::DialElse(targets) if slot < MAX_SLOTS => (targets, true),
+            Route::Dial(_) | Route::DialElse(_) | Route::Refuse => {
                 self.counters().refused.add(1);
                 self.counters().active.sub(1);
                 reset_on_close(&client);
@@ -294,7 +295,7 @@ impl Worker {
             generation,
             queued: false,
             client: End::new(client, is_unix),
-            stage: Stage::Dialing(Box::new(Dialing::new(listener, targets))),
+            stage: Stage::Dialing(Box::new(Dialing::new(listener, targets, last_resort))),
         });
         self.dial(slot);
     }
@@ -391,6 +392,11 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(slot) else {
             return;
         };
+        if let Stage::Dialing(dialing) = &conn.stage
+            && dialing.is_last_resort()
+        {
+            self.own.counters.fell_back.add(1);
+        }
         conn.stage = Stage::Relaying(Relaying::new(&conn.client, target));
         let token = Token::new(Kind::Client, slot, conn.generation);
         if let Err(errno) = conn.client.watch(&self.epoll, token) {

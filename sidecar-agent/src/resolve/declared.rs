@@ -14,7 +14,10 @@ use crate::{
             KUBEVIRT_INTERFACES, LOOPBACK_CIDR, OWNER_GROUPS, OWNER_GROUPS_EXCLUDE, STATUS_PORT,
             Setting, VIRTUAL_INTERFACES,
         },
-        workload::{ADDRESSES_ANNOTATION, PROXY_ANNOTATION, PROXY_CONFIG_ANNOTATION},
+        workload::{
+            ADDRESSES_ANNOTATION, FAILURE_POLICY_ANNOTATION, PROXY_ANNOTATION,
+            PROXY_CONFIG_ANNOTATION,
+        },
     },
 };
 
@@ -128,6 +131,9 @@ pub fn declared(
                 resource: sidecar.reference("Sidecar"),
                 field: "spec.ingress".into(),
             }),
+        Reason::ProxyGone | Reason::MapFull | Reason::NoMemoryOpen | Reason::PlanIncompleteOpen => {
+            by_annotation(FAILURE_POLICY_ANNOTATION)
+        }
         _ => by_listener(),
     }
 }

@@ -8,12 +8,13 @@ use std::{
 };
 
 use crate::model::{
-    Object, ResourceRef, Snapshot,
+    FailurePolicy, Object, ResourceRef, Snapshot, failure,
     mesh::InterceptionMode,
     sidecar::Sidecar,
     workload::{
-        ADDRESSES_ANNOTATION, CAPTURE_ANNOTATION, CGROUP_ANNOTATION, NETNS_ANNOTATION,
-        PROXY_ANNOTATION, PROXY_CGROUP_ANNOTATION, ROOT_ANNOTATION, WorkloadEntry,
+        ADDRESSES_ANNOTATION, CAPTURE_ANNOTATION, CGROUP_ANNOTATION, FAILURE_POLICY_ANNOTATION,
+        NETNS_ANNOTATION, PROXY_ANNOTATION, PROXY_CGROUP_ANNOTATION, ROOT_ANNOTATION,
+        WorkloadEntry,
     },
 };
 
@@ -50,6 +51,8 @@ pub struct ResolvedWorkload {
     pub proxy: Proxy,
     /// Whether its traffic is captured, by its annotation; `None`: by default, it is.
     pub capture: Option<bool>,
+    /// What becomes of its connections when something fails.
+    pub failure: FailurePolicy,
     /// Its addresses, in the order declared; v4-mapped ones are IPv4.
     pub addresses: Vec<IpAddr>,
     /// What is captured and what is exempt.
@@ -215,6 +218,17 @@ fn resolve(
             None
         }
     };
+    let node = snapshot.failure_policy;
+    let said = annotation(FAILURE_POLICY_ANNOTATION).unwrap_or_default();
+    let failure = node.but(said).unwrap_or_else(|_| {
+        findings.push(bad_annotation(
+            resource.clone(),
+            FAILURE_POLICY_ANNOTATION,
+            said,
+            failure::EXPECTED,
+        ));
+        node
+    });
     let root = annotation(ROOT_ANNOTATION).filter(|path| {
         let usable = path.starts_with('/');
         if !usable {
@@ -247,6 +261,7 @@ fn resolve(
         root,
         proxy,
         capture,
+        failure,
         addresses,
         traffic,
         origins,

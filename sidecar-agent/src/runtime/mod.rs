@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     compile::Compiler,
     dataplane::{self, Capacity},
-    model::{Compat, diagnostic::Severity},
+    model::{Compat, FailurePolicy, diagnostic::Severity},
     observe::admin::{self, Answer, Request},
     source::{
         dns::{DnsWatcher, Resolver},
@@ -51,6 +51,8 @@ pub struct Options {
     pub bpffs: PathBuf,
     /// Name servers; empty: the system's.
     pub dns_servers: Vec<SocketAddr>,
+    /// What becomes of connections when something fails, where a workload does not say.
+    pub failure_policy: FailurePolicy,
     /// Whose rules say what is valid.
     pub compat: Compat,
     /// Map capacities.
@@ -91,6 +93,7 @@ pub async fn run(options: Options) -> Result<()> {
     let mut generation = 0_u64;
     loop {
         generation += 1;
+        input.snapshot.failure_policy = options.failure_policy;
         input
             .snapshot
             .dns

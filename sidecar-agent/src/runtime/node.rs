@@ -19,7 +19,11 @@ use crate::{
     cli::render,
     compile::{Plan, WorkloadPlan, in_use},
     dataplane::{self, Binding, Dataplane, Originals, cgroup, netns::Netns},
-    model::{ResourceRef, diagnostic::Diagnostic},
+    model::{
+        ResourceRef,
+        diagnostic::Diagnostic,
+        failure::{Action, Case},
+    },
     observe::status::{
         CaptureStatus, DecisionCount, MapStatus, RelayStatus, State, Status, Unclaimed,
         WorkloadStatus,
@@ -77,7 +81,7 @@ impl Workload {
     fn is_captured(&self, dataplane: &Dataplane) -> bool {
         self.live.as_ref().is_some_and(|live| {
             let word = dataplane.word(live.id);
-            word.plan() != 0 && !word.is_suspended()
+            word.plan() != 0 && !word.is_suspended() && !dataplane.refuses(live.id)
         })
     }
 }
@@ -332,6 +336,7 @@ impl Node {
                 accepted: relay.accepted,
                 refused: relay.refused,
                 failed: relay.failed.total(),
+                fell_back: relay.fell_back,
             },
         }
     }
@@ -454,21 +459,35 @@ impl Node {
             self.dataplane.suspend(live.id, !capture)?;
             return Ok(Vec::new());
         }
-        let problems = self
-            .bring_to(live, &digest, &workload.wanted.plan, capture)
-            .with_context(|| {
-                if live.digest.is_some() || live.adopted {
-                    "the last good plan stays in force"
-                } else {
-                    "nothing is captured"
-                }
-            })?;
+        let has_last_good = live.digest.is_some() || live.adopted;
+        let problems = match self.bring_to(live, &digest, &workload.wanted.plan, capture) {
+            Ok(problems) => problems,
+            Err(error) if has_last_good => {
+                return Err(error.context("the last good plan stays in force"));
+            }
+            Err(error) => {
+                let action = wanted.failure.of(Case::MapFull);
+                return Err(error.context(self.without_plan(live.id, action)));
+            }
+        };
         live.adopted = false;
         if live.digest != Some(digest) {
             tracing::info!(workload = name, plan = %digest, "plan in force");
             live.digest = Some(digest);
         }
         Ok(problems)
+    }
+
+    /// No plan of the workload can be in force: does what its failure policy says, and says so.
+    fn without_plan(&mut self, id: WorkloadId, action: Action) -> String {
+        let (done, outcome) = match action {
+            Action::Closed => (self.dataplane.refuse(id), "everything is refused"),
+            Action::Open => (self.dataplane.release(id), "nothing is captured"),
+        };
+        match done {
+            Ok(()) => format!("{outcome} (failure policy map-full={})", action.name()),
+            Err(error) => format!("nothing is captured: {error:#}"),
+        }
     }
 
     fn bring_to(
@@ -478,6 +497,8 @@ impl Node {
         plan: &Arc<Plan>,
         capture: bool,
     ) -> Result<Vec<String>> {
+        self.dataplane.suspend(live.id, !capture)?;
+        self.dataplane.reserve(live.id, plan)?;
         let id = self.dataplane.install(digest, plan)?;
         if live.relay.is_none() && needs_relay(plan) {
             live.relay = Some(WorkloadRelay::start(
@@ -493,7 +514,6 @@ impl Node {
             Some(relay) => relay.prepare(&self.engine, id, plan),
             None => Vec::new(),
         };
-        self.dataplane.suspend(live.id, !capture)?;
         self.dataplane.switch(live.id, id, plan)?;
         if let Some(relay) = &mut live.relay {
             relay.settle(&self.engine, plan);
@@ -505,7 +525,7 @@ impl Node {
         let place = Place::find(&self.cgroup_root, workload)?;
         let id = self.dataplane.attach(&place.binding())?;
         let digest = self.dataplane.in_force(id);
-        let adopted = self.dataplane.word(id).plan() != 0;
+        let adopted = self.dataplane.word(id).plan() != 0 && !self.dataplane.refuses(id);
         tracing::info!(workload = name, cgroup = %place.cgroup.path.display(), adopted, "attached");
         Ok(Live {
             id,

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use sidecar_common::{
     decide::{self, InboundCall},
     keys::{PlanId, WorkloadId},
+    values::PlanHeader,
 };
 
 use crate::{
@@ -262,13 +263,22 @@ impl TcpRoutes {
 
     /// The kernel published where this connection was going and which listener decided. Somebody
     /// who calls the relay's port directly has no such entry, and is refused.
-    fn outbound(&self, peer: SocketAddr, local: SocketAddr) -> Option<Arc<[Target]>> {
+    fn outbound(&self, peer: SocketAddr, local: SocketAddr) -> Option<Route> {
         let original = self
             .originals
             .take(self.workload, peer.into(), local.into())?;
         self.ask_plans(|id, plan| {
             let listener = plan.listener(original.listener)?;
-            (id == original.plan).then(|| self.targets(listener, original.dst.into()))
+            (id == original.plan).then(|| {
+                let asked_for = original.dst.into();
+                let targets = self.targets(listener, asked_for);
+                if plan.header.flags & PlanHeader::OPEN_RELAY == 0 {
+                    dial(targets)
+                } else {
+                    let last = [Target::Tcp(asked_for)];
+                    Route::DialElse(targets.iter().cloned().chain(last).collect())
+                }
+            })
         })
     }
 
@@ -310,14 +320,13 @@ impl Routes for TcpRoutes {
             return Route::Refuse;
         };
         let (local, peer) = (canonical(local), canonical(peer));
-        let targets = if self.own.contains(&local) {
+        let route = if self.own.contains(&local) {
             self.outbound(peer, local)
         } else {
-            self.inbound(peer, local)
+            // It has come to where it was going: there is no other place for it.
+            self.inbound(peer, local).map(dial)
         };
-        targets
-            .filter(|targets| !targets.is_empty())
-            .map_or(Route::Refuse, Route::Dial)
+        route.unwrap_or(Route::Refuse)
     }
 }
 
@@ -340,11 +349,15 @@ impl Routes for UnixRoutes {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        if targets.is_empty() {
-            Route::Refuse
-        } else {
-            Route::Dial(in_turn(targets.to_vec(), &self.turn))
-        }
+        dial(in_turn(targets.to_vec(), &self.turn))
+    }
+}
+
+fn dial(targets: Arc<[Target]>) -> Route {
+    if targets.is_empty() {
+        Route::Refuse
+    } else {
+        Route::Dial(targets)
     }
 }
 

@@ -97,6 +97,30 @@ fn the_next_target_is_tried() {
     assert_eq!(engine.stats().failed.total(), 0);
 }
 
+/// The last of them is where the client was going: only that is counted as such.
+#[test]
+fn where_the_client_was_going_is_the_last_resort() {
+    let elsewhere = Server::tcp();
+    let (one, original) = (Server::tcp(), elsewhere.name().target());
+    for (first, server, fell_back) in [
+        (one.name().target(), &one, 0),
+        (Target::Tcp(dead_port()), &elsewhere, 1),
+    ] {
+        let engine = engine();
+        let route = Route::DialElse([first, original.clone()].into());
+        let (_, relay) = serve(&engine, loopback(), Arc::new(Always(route)));
+        let (mut client, mut accepted) = connect_through(&relay, server);
+        client.write_all(b"hello").unwrap();
+        assert_eq!(accepted.receive(5), b"hello");
+        assert_eq!(engine.stats().fell_back, fell_back);
+    }
+    let engine = engine();
+    let route = Route::DialElse([(); 2].map(|()| Target::Tcp(dead_port())).into());
+    let (_, relay) = serve(&engine, loopback(), Arc::new(Always(route)));
+    let stats = expect_reset(&engine, &relay);
+    assert_eq!((stats.fell_back, stats.failed.refused), (0, 1));
+}
+
 /// A TCP listener whose backlog is full, so that it answers no further connection; and what fills
 /// it.
 fn silent() -> (SocketAddr, impl Sized) {

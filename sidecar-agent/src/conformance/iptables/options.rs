@@ -8,7 +8,7 @@ use std::{
 use crate::{
     compile::{self, WorkloadPlan},
     model::{
-        ResourceRef, Snapshot,
+        FailurePolicy, ResourceRef, Snapshot,
         mesh::{MeshConfig, ProxyConfig},
         settings::{
             self, DNS_CAPTURE, DNS_CAPTURE_ALL, DNS_SERVERS, DROP_INVALID, DUAL_STACK,
@@ -63,6 +63,7 @@ pub fn workload(options: &OptionSet) -> WorkloadPlan {
         root: None,
         proxy: Proxy::External { cgroup: None },
         capture: None,
+        failure: FailurePolicy::default(),
         addresses,
         traffic,
         origins,

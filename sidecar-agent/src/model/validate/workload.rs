@@ -7,12 +7,14 @@ use super::{
 use crate::model::{
     catalogue as codes,
     diagnostic::Finding,
+    failure::{self, FailurePolicy},
     schema::nearest,
     settings,
     tree::{Node, join},
     workload::{
         ADDRESSES_ANNOTATION, ANNOTATION_PREFIX, CAPTURE_ANNOTATION, CGROUP_ANNOTATION,
-        NETNS_ANNOTATION, PROXY_ANNOTATION, PROXY_CGROUP_ANNOTATION, ROOT_ANNOTATION,
+        FAILURE_POLICY_ANNOTATION, NETNS_ANNOTATION, PROXY_ANNOTATION, PROXY_CGROUP_ANNOTATION,
+        ROOT_ANNOTATION,
     },
 };
 
@@ -131,6 +133,7 @@ fn annotation(key: &str, name: &str, value: &str, findings: &mut Vec<Finding>) {
         PROXY_ANNOTATION,
         PROXY_CGROUP_ANNOTATION,
         CAPTURE_ANNOTATION,
+        FAILURE_POLICY_ANNOTATION,
     ];
     let settings = settings::ALL.iter().map(|setting| setting.annotation);
     if settings.clone().any(|known| known == key) {
@@ -138,6 +141,14 @@ fn annotation(key: &str, name: &str, value: &str, findings: &mut Vec<Finding>) {
         return;
     }
     let wrong = match key {
+        FAILURE_POLICY_ANNOTATION => {
+            if let Err(cause) = value.parse::<FailurePolicy>() {
+                let remedy = format!("write {}", failure::EXPECTED);
+                findings
+                    .push(Finding::new(codes::BAD_CAPTURE_ANNOTATION, path, cause).remedy(remedy));
+            }
+            return;
+        }
         CGROUP_ANNOTATION | PROXY_CGROUP_ANNOTATION => cgroup(value).err(),
         NETNS_ANNOTATION => netns(value).err(),
         ROOT_ANNOTATION => {
