@@ -11,7 +11,9 @@ use sidecar_tests::{
     require_envoy,
 };
 
-use crate::fixture::{app, at, envoy, lab, pod, serve_app, serve_outside, service, visit};
+use crate::fixture::{
+    SIDECAR, app, at, client, envoy, lab, lab_with, pod, serve_app, serve_outside, service, visit,
+};
 
 const OUT: u16 = 9080;
 const IN: u16 = 8080;
@@ -185,4 +187,46 @@ fn started_after_the_agent() -> anyhow::Result<()> {
     refuses(&lab)?;
     let envoy = envoy(&lab).start()?;
     works(&lab, &envoy)
+}
+
+/// With an open policy, connections go on uncaptured while Envoy is not there, and are Envoy's again
+/// as soon as it listens.
+#[test]
+fn killed_and_restarted_with_an_open_policy() -> anyhow::Result<()> {
+    require_envoy!();
+    let open = "capture.sidecar-agent.io/failure-policy: proxy-gone=open";
+    let mut lab = lab_with(&[open], SIDECAR)?;
+    serve_outside(&mut lab, OUT, Mode::Banner)?;
+    serve_app(&mut lab, IN, Mode::Banner)?;
+    lab.start_agent()?;
+    let mut envoy = envoy(&lab).start()?;
+    works(&lab, &envoy)?;
+    for round in 1..=2 {
+        envoy.kill()?;
+        let [client_v4, client_v6] = client(&lab);
+        let [pod_v4, pod_v6] = pod(&lab);
+        for (destination, source) in service(OUT).into_iter().zip([pod_v4, pod_v6]) {
+            let seen = visit(app(&lab), destination)?;
+            ensure!(seen.name == "service", "{seen:?}");
+            // The application's own connection, and not Envoy's.
+            ensure!(seen.peer.map(|peer| peer.ip()) == Some(source), "{seen:?}");
+        }
+        for (destination, source) in at(pod(&lab), IN).into_iter().zip([client_v4, client_v6]) {
+            let seen = visit(lab.outside(), destination)?;
+            ensure!(seen.name == "app", "{seen:?}");
+            ensure!(seen.peer.map(|peer| peer.ip()) == Some(source), "{seen:?}");
+        }
+        for direction in ["outbound", "inbound"] {
+            let decisions = lab.decisions(direction)?;
+            let gone = decisions.iter().find(|(reason, _)| reason == "proxy-gone");
+            assert_eq!(
+                gone.map(|(_, count)| *count),
+                Some(2 * round),
+                "{direction}"
+            );
+        }
+        envoy.start()?;
+        works(&lab, &envoy)?;
+    }
+    Ok(())
 }

@@ -26,7 +26,7 @@ fn captured(nets: &[&str]) -> anyhow::Result<Fixture> {
 }
 
 /// A name server that answers to each question from whom it came.
-fn answering<T>(
+pub fn answering<T>(
     fixture: &Fixture,
     address: &str,
     closure: impl FnOnce() -> anyhow::Result<T>,
@@ -54,14 +54,14 @@ fn answering<T>(
 }
 
 /// Asks on a socket that is not connected.
-fn ask(client: &Probe, kind: Kind, server: SocketAddr) -> anyhow::Result<(String, SocketAddr)> {
+pub fn ask(client: &Probe, kind: Kind, server: SocketAddr) -> anyhow::Result<(String, SocketAddr)> {
     let socket = client.socket(kind)??;
     socket.send_to("who", server)??;
     Ok(socket.receive()??)
 }
 
 /// Asks on a connected socket.
-fn ask_connected(
+pub fn ask_connected(
     client: &Probe,
     kind: Kind,
     server: SocketAddr,

@@ -175,13 +175,13 @@ fn what_a_plan_says_of_interfaces_goes_with_it_and_not_before() -> anyhow::Resul
 }
 
 /// A machine behind an interface of the workload's, which is its router.
-struct Guest {
-    netns: Namespace,
+pub struct Guest {
+    pub netns: Namespace,
     interface: String,
 }
 
 impl Guest {
-    fn behind(fixture: &Fixture, interface: &str, number: u8) -> anyhow::Result<Self> {
+    pub fn behind(fixture: &Fixture, interface: &str, number: u8) -> anyhow::Result<Self> {
         let netns = Namespace::new("guest")?;
         fixture.netns.ip(&format!(
             "link add {interface} type veth peer name eth0 netns {}",
@@ -207,7 +207,7 @@ impl Guest {
     }
 
     /// Calls what nobody has; the proxy answers.
-    fn is_captured(&self) -> anyhow::Result<()> {
+    pub fn is_captured(&self) -> anyhow::Result<()> {
         let probe = Probe::start(Place::here().netns(&self.netns))?;
         for destination in ["93.184.216.34:80", "[2001:db8:ffff::1]:80"] {
             let seen = poll(DEADLINE, "the interface to carry", || {

@@ -9,18 +9,20 @@ use sidecar_agent::{
     model::{
         catalogue::{self, Code},
         diagnostic::Severity,
+        failure::{self, About},
         settings::{self, Setting},
-        workload::PROXY_CONFIG_ANNOTATION,
+        workload::{FAILURE_POLICY_ANNOTATION, PROXY_CONFIG_ANNOTATION},
     },
 };
 use sidecar_common::{Path, Reason};
 
 /// The files, by name below `docs/`, and what is in them.
 #[must_use]
-pub fn files() -> [(&'static str, String); 4] {
+pub fn files() -> [(&'static str, String); 5] {
     [
         ("cli.md", command_line()),
         ("diagnostics.md", diagnostics()),
+        ("failure-policy.md", failure_policy()),
         ("reasons.md", reasons()),
         ("settings.md", settings()),
     ]
@@ -90,6 +92,37 @@ fn reasons() -> String {
     table("Paths", &mut paths.into_iter());
     let reasons = Reason::ALL.iter().map(|r| (r.name(), r.description()));
     table("Reasons", &mut reasons.into_iter());
+    page
+}
+
+fn failure_policy() -> String {
+    let text = format!(
+        "What becomes of a workload's connections when something fails: they are refused (closed), or \
+         pass as if nothing were captured (open). A refusal is prompt: `ECONNREFUSED`, or a reset.\n\n\
+         All cases are closed, unless the node's default (`--failure-policy`, \
+         `SIDECAR_AGENT_FAILURE_POLICY`) or the workload's annotation \
+         `{FAILURE_POLICY_ANNOTATION}` says otherwise; the annotation decides what it names, and the \
+         default the rest. Both are written alike: {}. `explain` and `plan` show what holds, and what \
+         becomes of a connection while what is to take it is gone.\n\n\
+         While capture is off for a workload, everything passes. Established connections are never \
+         touched.",
+        failure::EXPECTED
+    );
+    let mut page = head("Failure policy", &text);
+    for About {
+        case: _,
+        name,
+        when,
+        closed,
+        open,
+        limits,
+    } in failure::CASES
+    {
+        _ = write!(
+            page,
+            "\n## {name}\n\n{when}\n\n- closed: {closed}\n- open: {open}\n\n{limits}\n"
+        );
+    }
     page
 }
 
@@ -185,7 +218,8 @@ mod tests {
     #[test]
     fn what_differs_or_is_missing_is_outdated() {
         let docs = tempfile::tempdir().unwrap();
-        let [cli, diagnostics, reasons, settings] = files();
+        let [cli, diagnostics, policy, reasons, settings] = files();
+        fs::write(docs.path().join(policy.0), policy.1).unwrap();
         fs::write(docs.path().join(cli.0), cli.1).unwrap();
         fs::write(docs.path().join(diagnostics.0), diagnostics.1 + "more").unwrap();
         fs::write(docs.path().join(settings.0), settings.1).unwrap();
