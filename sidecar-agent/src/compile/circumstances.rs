@@ -46,7 +46,7 @@ impl Circumstances {
     pub fn of(workload: &ResolvedWorkload, mesh: &MeshConfig) -> Self {
         let traffic = &workload.traffic;
         let mut circumstances = Self::none();
-        circumstances.header.flags |= failure_flags(&workload.failure);
+        circumstances.header.flags |= failure_flags(workload.failure);
         if !capture::captures(traffic.mode) {
             return circumstances;
         }
@@ -158,7 +158,7 @@ impl Circumstances {
 }
 
 /// What a plan's header has of a failure policy.
-fn failure_flags(policy: &FailurePolicy) -> u32 {
+fn failure_flags(policy: FailurePolicy) -> u32 {
     let flags = [
         (Case::ProxyGone, PlanHeader::OPEN_PROXY_GONE),
         (Case::MapFull, PlanHeader::OPEN_MAP_FULL),

@@ -165,7 +165,7 @@ impl FailurePolicy {
     /// What is wrong with the text.
     pub fn but(self, text: &str) -> Result<Self, String> {
         let mut for_all = None;
-        let mut named: [Option<Action>; CASES.len()] = [None; CASES.len()];
+        let mut single: [Option<Action>; CASES.len()] = [None; CASES.len()];
         for element in super::settings::elements(text) {
             let (place, action) = match element.split_once('=') {
                 None => (&mut for_all, element),
@@ -175,7 +175,7 @@ impl FailurePolicy {
                         let names = CASES.each_ref().map(|about| about.name).join(", ");
                         return Err(format!("`{name}` is none of {names}"));
                     };
-                    (&mut named[about.case as usize], action.trim())
+                    (&mut single[about.case as usize], action.trim())
                 }
             };
             let Some(action) = Action::named(action) else {
@@ -186,8 +186,8 @@ impl FailurePolicy {
             }
         }
         let mut policy = self;
-        for (action, named) in policy.0.iter_mut().zip(named) {
-            *action = named.or(for_all).unwrap_or(*action);
+        for (action, one) in policy.0.iter_mut().zip(single) {
+            *action = one.or(for_all).unwrap_or(*action);
         }
         Ok(policy)
     }

@@ -218,17 +218,6 @@ fn resolve(
             None
         }
     };
-    let node = snapshot.failure_policy;
-    let said = annotation(FAILURE_POLICY_ANNOTATION).unwrap_or_default();
-    let failure = node.but(said).unwrap_or_else(|_| {
-        findings.push(bad_annotation(
-            resource.clone(),
-            FAILURE_POLICY_ANNOTATION,
-            said,
-            failure::EXPECTED,
-        ));
-        node
-    });
     let root = annotation(ROOT_ANNOTATION).filter(|path| {
         let usable = path.starts_with('/');
         if !usable {
@@ -244,6 +233,7 @@ fn resolve(
     });
     let root = root.map(str::to_owned);
     let labels = registry::labels(entry);
+    let failure = failure_policy(entry, &resource, snapshot.failure_policy, findings);
     ResolvedWorkload {
         namespace: meta.namespace.clone(),
         name: meta.name.clone(),
@@ -266,6 +256,27 @@ fn resolve(
         traffic,
         origins,
     }
+}
+
+/// The workload's failure policy; `node` is what holds where it says nothing.
+fn failure_policy(
+    entry: &Object<WorkloadEntry>,
+    resource: &ResourceRef,
+    node: FailurePolicy,
+    findings: &mut Vec<Finding>,
+) -> FailurePolicy {
+    let Some(said) = entry.meta.annotations.get(FAILURE_POLICY_ANNOTATION) else {
+        return node;
+    };
+    node.but(said).unwrap_or_else(|_| {
+        findings.push(bad_annotation(
+            resource.clone(),
+            FAILURE_POLICY_ANNOTATION,
+            said,
+            failure::EXPECTED,
+        ));
+        node
+    })
 }
 
 /// The workload's addresses; the first is that of its spec.
@@ -494,6 +505,28 @@ mod tests {
         assert_eq!(w.traffic.proxy_uids, [1337]);
         assert_eq!(findings.len(), 1);
         assert_eq!(findings[0].kind, FindingKind::BadAnnotation);
+    }
+
+    #[test]
+    fn a_failure_policy_is_the_nodes_as_far_as_the_workload_says_nothing() {
+        let node: FailurePolicy = "proxy-gone=open,map-full=open".parse().unwrap();
+        for (said, expected, findings) in [
+            (None, "proxy-gone=open,map-full=open", 0),
+            (Some("map-full=closed"), "proxy-gone=open", 0),
+            (Some("open"), "open", 0),
+            (Some("ajar"), "proxy-gone=open,map-full=open", 1),
+        ] {
+            let mut entry = entry("a", "a");
+            let said = said.map(|said| (FAILURE_POLICY_ANNOTATION.to_owned(), said.to_owned()));
+            entry.meta.annotations.extend(said);
+            let (workloads, found) = workloads(&Snapshot {
+                workloads: vec![Arc::new(entry)],
+                failure_policy: node,
+                ..Snapshot::default()
+            });
+            assert_eq!(Ok(workloads[0].failure), expected.parse(), "{expected}");
+            assert_eq!(found.len(), findings, "{found:?}");
+        }
     }
 
     #[test]
