@@ -29,8 +29,15 @@ fn promptly<T>(what: &str, call: impl FnOnce() -> anyhow::Result<T>) -> anyhow::
     Ok(outcome)
 }
 
+/// Waits until a client runs: how long that takes is not what is asked.
+fn awake(client: &Probe) -> anyhow::Result<()> {
+    client.socket(Kind::Udp4)??;
+    Ok(())
+}
+
 /// Who answers at each of these addresses.
 fn answered(client: &Probe, addresses: &[&str], name: &str) -> anyhow::Result<()> {
+    awake(client)?;
     for address in addresses {
         let seen = promptly(address, || client.visit(at(address)))??;
         assert_eq!(seen.name, name, "{address}: {seen:?}");
@@ -40,6 +47,7 @@ fn answered(client: &Probe, addresses: &[&str], name: &str) -> anyhow::Result<()
 
 /// Nobody answers at any of these addresses.
 fn refused(client: &Probe, addresses: &[&str]) -> anyhow::Result<()> {
+    awake(client)?;
     for address in addresses {
         let outcome = promptly(address, || client.visit(at(address)))?;
         assert_eq!(outcome, Err(Errno::CONNREFUSED), "{address}");
@@ -53,6 +61,7 @@ fn visit_from(
     source: &str,
     destination: SocketAddr,
 ) -> anyhow::Result<Result<Seen, Errno>> {
+    awake(client)?;
     promptly(&format!("{source} to {destination}"), || {
         let socket = client.socket(Kind::tcp(destination))??;
         socket.bind(at(source))??;

@@ -4,7 +4,7 @@ use rustix::io::Errno;
 use sidecar_common::{Reason, values::PlanHeader};
 use sidecar_tests::{Kind, require_root};
 
-use super::{answered, promptly, refused};
+use super::{answered, awake, promptly, refused};
 use crate::{
     dns::{answering, ask, ask_connected},
     fixture::{Fixture, serve},
@@ -29,6 +29,7 @@ fn open_the_server_is_asked_until_the_proxy_is_there() -> anyhow::Result<()> {
     require_root!();
     let fixture = Fixture::of_pod(plan().flags(PlanHeader::OPEN_PROXY_GONE))?;
     let app = fixture.app()?;
+    awake(&app)?;
     for (kind, server, proxy) in SERVERS {
         // Both answer; the counters tell who did.
         answering(&fixture, server, || {
@@ -62,6 +63,7 @@ fn closed_the_query_is_refused_until_the_proxy_is_there() -> anyhow::Result<()> 
     require_root!();
     let fixture = Fixture::of_pod(plan())?;
     let app = fixture.app()?;
+    awake(&app)?;
     for (kind, server, proxy) in SERVERS {
         answering(&fixture, server, || {
             promptly(server, || {
