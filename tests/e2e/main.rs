@@ -3,6 +3,7 @@
 mod bad_input;
 mod conformance;
 mod fixture;
+mod handover;
 mod in_use;
 mod life;
 mod pinned;

@@ -58,6 +58,31 @@ struct Process {
     _cleanup: Cleanup,
 }
 
+/// An agent from which the next one has taken over. Ended when dropped.
+#[derive(Debug)]
+pub struct Predecessor(Process);
+
+impl Predecessor {
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub fn wait(self) -> anyhow::Result<ExitStatus> {
+        poll_result(DEADLINE, "the agent before to end", || {
+            self.has_ended()?.context("it still runs")
+        })
+    }
+
+    /// How it has ended, if it has.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn has_ended(&self) -> anyhow::Result<Option<ExitStatus>> {
+        let mut child = self.0.child.lock().unwrap_or_else(PoisonError::into_inner);
+        child.try_wait().context("cannot ask for the agent's end")
+    }
+}
+
 impl Agent {
     /// An agent that reads its configuration from a directory.
     #[must_use]
@@ -72,6 +97,28 @@ impl Agent {
         .env("NO_COLOR", "1")
     }
 
+    /// Starts the next agent, with more arguments, which takes over from this one. Waits until it is
+    /// the one that answers. Returns the one before, which ends by itself.
+    ///
+    /// # Errors
+    /// When this one does not run, or the next one does not take over.
+    pub fn succeed<S: AsRef<OsStr>>(&mut self, args: &[S]) -> anyhow::Result<Predecessor> {
+        let before = self.process.take().context("the agent is not running")?;
+        let own = std::mem::take(&mut self.args);
+        self.args = own.clone();
+        self.args.push("--take-over".into());
+        self.args
+            .extend(args.iter().map(|arg| arg.as_ref().to_owned()));
+        let started = self.spawn();
+        self.args = own;
+        started?;
+        let pid = self.pid();
+        self.wait_until("the next agent to take over", |status| {
+            status["pid"].as_u64() == pid.map(u64::from) && status["generation"].as_u64() > Some(0)
+        })?;
+        Ok(Predecessor(before))
+    }
+
     /// Starts it, again after [`stop`](Self::stop) or [`kill`](Self::kill), with the directories
     /// it had. Waits until it answers `status`.
     ///
@@ -81,6 +128,12 @@ impl Agent {
         if self.process.is_some() {
             bail!("the agent is running");
         }
+        self.spawn()?;
+        self.wait_until("the agent to answer", |_| true)?;
+        Ok(())
+    }
+
+    fn spawn(&mut self) -> anyhow::Result<()> {
         let mut command = self.command();
         command.arg("run").args(&self.args);
         let mut child = command
@@ -112,7 +165,6 @@ impl Agent {
             reader,
             _cleanup: cleanup,
         });
-        self.wait_until("the agent to answer", |_| true)?;
         Ok(())
     }
 
@@ -323,6 +375,8 @@ impl AgentBuilder {
         let builder = self
             .env("SIDECAR_AGENT_RUN_DIR", run_dir)
             .env("SIDECAR_AGENT_STATE_DIR", dir.path().join("state"))
+            // Tests that stop it are not to wait for the connections that they hold.
+            .env("SIDECAR_AGENT_DRAIN", "1")
             .env("SIDECAR_AGENT_BPFFS", bpffs.path());
         let mut agent = Agent {
             program,

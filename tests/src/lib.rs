@@ -27,7 +27,7 @@ pub mod scenario;
 pub mod skip;
 pub mod tempdir;
 
-pub use agent::{Agent, AgentBuilder};
+pub use agent::{Agent, AgentBuilder, Predecessor};
 pub use apps::{Client, Kind, Mode, Probe, Server};
 pub use bpffs::Bpffs;
 pub use cgroup::Cgroup;

@@ -1,6 +1,6 @@
 //! `run`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 
@@ -18,6 +18,19 @@ pub struct Args {
     /// Directory of what outlives the agent, and a restart of the machine.
     #[arg(long, env = "SIDECAR_AGENT_STATE_DIR", value_name = "DIR", default_value = STATE_DIR)]
     state_dir: PathBuf,
+    /// Take over from the agent that runs with the same --run-dir, without a connection that is
+    /// refused: it ends when its live relayed connections have. If none runs, just start.
+    #[arg(long, env = "SIDECAR_AGENT_TAKE_OVER")]
+    take_over: bool,
+    /// How long live relayed connections may go on when the agent ends. A second signal ends it at
+    /// once.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_DRAIN",
+        value_name = "SECONDS",
+        default_value_t = 30
+    )]
+    drain: u64,
     /// Where bpffs is mounted, or is to be.
     #[arg(
         long,
@@ -56,6 +69,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         mesh_config,
         run_dir: args.run_dir,
         state_dir: args.state_dir,
+        take_over: args.take_over,
+        drain: Duration::from_secs(args.drain),
         bpffs: args.bpffs,
         dns_servers,
         compat: compat.compat,

@@ -25,7 +25,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match admin::ask(&args.run_dir, &Request::Status)? {
         Answer::Status(status) => print(args.format, &*status, || human(&status))?,
         Answer::Error(message) => bail!(message),
-        Answer::Capture(_) => bail!("the agent has answered something else"),
+        _ => bail!("the agent has answered something else"),
     }
     Ok(ExitCode::SUCCESS)
 }

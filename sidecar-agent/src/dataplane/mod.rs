@@ -44,7 +44,7 @@ use self::{
     found::Found,
     maps::{Digest, Maps},
     object::Objects,
-    pins::{Links, PinDir, Set},
+    pins::{Links, Lock, PinDir, Set},
 };
 use crate::compile::Plan;
 
@@ -98,8 +98,125 @@ pub struct Dataplane {
     retired_links: Vec<(Instant, Links)>,
     plans: BTreeMap<Digest, InstalledPlan>,
     next_plan: PlanId,
-    /// Locked for as long as this lives.
-    _pins: PinDir,
+    /// On the pins, for as long as this lives.
+    _lock: Lock,
+}
+
+/// Loaded programs that nothing runs yet. Another agent may still be at work with these pins.
+pub struct Prepared {
+    pins: PinDir,
+    capacity: Capacity,
+    objects: Objects,
+    /// The other sets that there are.
+    others: Vec<Set>,
+    /// The set was made for these programs.
+    is_new: bool,
+}
+
+impl Prepared {
+    /// Loads the programs, with the maps that an earlier agent has left if they fit, else with new
+    /// ones beside.
+    ///
+    /// # Errors
+    /// If bpffs cannot be used, or the kernel refuses a map or a program (the error carries the
+    /// verifier's log). Everything is as it was then.
+    pub fn load(config: &Config) -> Result<Self> {
+        let pins = PinDir::open(&config.pin_dir)?;
+        for stranger in pins.strangers()? {
+            tracing::warn!(
+                "{} is no pin of this agent; it is left alone",
+                stranger.display()
+            );
+        }
+        pins.check_workloads(&object::workloads()?)?;
+        let expected = object::expected(&config.capacity)?;
+        let mut others = pins.sets()?;
+        let newest_fit = others.iter().rposition(|set| match set.check(&expected) {
+            Ok(()) => true,
+            Err(misfit) => {
+                tracing::info!(set = set.number, "a set of maps cannot be used: {misfit}");
+                false
+            }
+        });
+        let capacity = config.capacity;
+        let (objects, is_new) = match newest_fit {
+            Some(at) => (Objects::load(&pins, others.remove(at), capacity)?, false),
+            None => (load_beside(&pins, capacity)?, true),
+        };
+        Ok(Self {
+            pins,
+            capacity,
+            objects,
+            others,
+            is_new,
+        })
+    }
+
+    /// Whether another set of programs and maps decides now. What it has decided cannot be asked for
+    /// in the maps of this one.
+    #[must_use]
+    pub fn is_beside(&self) -> bool {
+        self.is_new && !self.others.is_empty()
+    }
+
+    /// Takes over what an earlier agent has left in the kernel. What is attached is not touched: see
+    /// [`Dataplane::attach`].
+    ///
+    /// # Errors
+    /// If another agent is at work with these pins. Everything is as it was then.
+    pub fn take(self) -> Result<Dataplane> {
+        let Self {
+            pins,
+            capacity,
+            objects,
+            others,
+            is_new,
+        } = self;
+        let lock = match pins.lock() {
+            Ok(lock) => lock,
+            Err(error) => {
+                if is_new && let Err(error) = objects.set().remove() {
+                    tracing::warn!("{error:#}");
+                }
+                return Err(error);
+            }
+        };
+        let mut maps = Maps::open(&objects, capacity)?;
+        let sets: Vec<Set> = others.iter().chain([objects.set()]).cloned().collect();
+        let found = found::look(&sets, &maps)?;
+        let (plans, next_plan) = find_plans(&mut maps);
+        let mut dataplane = Dataplane {
+            maps,
+            objects,
+            attachments: BTreeMap::new(),
+            found,
+            old_sets: others,
+            retired_links: Vec::new(),
+            plans,
+            next_plan,
+            _lock: lock,
+        };
+        dataplane.forget_unattached();
+        dataplane.let_go(|found| !found.is_alive());
+        dataplane.retire_plans();
+        Ok(dataplane)
+    }
+}
+
+/// Loads the programs with a set of maps of their own.
+fn load_beside(pins: &PinDir, capacity: Capacity) -> Result<Objects> {
+    let set = pins.new_set()?;
+    let loaded = Objects::load(pins, set.clone(), capacity).and_then(|objects| {
+        set.create_map(object::DIGESTS, &object::digests(&capacity))?;
+        set.complete()?;
+        Ok(objects)
+    });
+    if loaded.is_err()
+        && let Err(error) = set.remove()
+    {
+        tracing::warn!("{error:#}");
+    }
+    loaded
 }
 
 struct InstalledPlan {
@@ -127,40 +244,12 @@ impl InstalledPlan {
 }
 
 impl Dataplane {
-    /// Loads the programs, with the maps that an earlier agent has left if they fit, else with new
-    /// ones beside. What is attached is not touched: see [`attach`](Self::attach).
+    /// Loads the programs, and takes over what an earlier agent has left: see [`Prepared`].
     ///
     /// # Errors
-    /// If bpffs cannot be used, or the kernel refuses a map or a program (the error carries the
-    /// verifier's log). Everything is as it was then.
+    /// As [`Prepared::load`] and [`Prepared::take`].
     pub fn load(config: &Config) -> Result<Self> {
-        let pins = PinDir::open(&config.pin_dir)?;
-        for stranger in pins.strangers()? {
-            tracing::warn!(
-                "{} is no pin of this agent; it is left alone",
-                stranger.display()
-            );
-        }
-        let (objects, old_sets) = load_objects(&pins, config.capacity)?;
-        let mut maps = Maps::open(&objects, config.capacity)?;
-        let sets: Vec<Set> = old_sets.iter().chain([objects.set()]).cloned().collect();
-        let found = found::look(&sets, &maps)?;
-        let (plans, next_plan) = find_plans(&mut maps);
-        let mut dataplane = Self {
-            maps,
-            objects,
-            attachments: BTreeMap::new(),
-            found,
-            old_sets,
-            retired_links: Vec::new(),
-            plans,
-            next_plan,
-            _pins: pins,
-        };
-        dataplane.forget_unattached();
-        dataplane.let_go(|found| !found.is_alive());
-        dataplane.retire_plans();
-        Ok(dataplane)
+        Prepared::load(config)?.take()
     }
 
     /// Attaches to a workload. If it is attached already, from an earlier agent, it goes on with
@@ -488,40 +577,6 @@ impl Dataplane {
             if let Err(error) = set.remove() {
                 tracing::warn!("{error:#}");
             }
-        }
-    }
-}
-
-/// Loads the programs with the newest set that fits, or with a new one. Returns the other sets as
-/// well.
-fn load_objects(pins: &PinDir, capacity: Capacity) -> Result<(Objects, Vec<Set>)> {
-    pins.check_workloads(&object::workloads()?)?;
-    let expected = object::expected(&capacity)?;
-    let mut others = pins.sets()?;
-    let newest_fit = others.iter().rposition(|set| match set.check(&expected) {
-        Ok(()) => true,
-        Err(misfit) => {
-            tracing::info!(set = set.number, "a set of maps cannot be used: {misfit}");
-            false
-        }
-    });
-    if let Some(at) = newest_fit {
-        let set = others.remove(at);
-        return Ok((Objects::load(pins, set, capacity)?, others));
-    }
-    let set = pins.new_set()?;
-    let loaded = Objects::load(pins, set.clone(), capacity).and_then(|objects| {
-        set.create_map(object::DIGESTS, &object::digests(&capacity))?;
-        set.complete()?;
-        Ok(objects)
-    });
-    match loaded {
-        Ok(objects) => Ok((objects, others)),
-        Err(error) => {
-            if let Err(error) = set.remove() {
-                tracing::warn!("{error:#}");
-            }
-            Err(error)
         }
     }
 }

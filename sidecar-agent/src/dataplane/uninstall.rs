@@ -105,6 +105,7 @@ pub fn uninstall(pin_dir: &Path) -> Result<Inventory> {
     let Some(pins) = PinDir::existing(pin_dir)? else {
         return Ok(found);
     };
+    let _lock = pins.lock()?;
     // Both directions of every workload at once, whatever comes next.
     if let Some(slots) = open_slots(&pins.workloads()) {
         for (slot, _) in slots.in_use().collect::<Vec<_>>() {

@@ -2,7 +2,10 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,10 +17,18 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
     net::UnixListener,
     sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::timeout,
 };
 
 use super::status::{CaptureStatus, Status};
-use crate::{compile::UnixAddr, relay::listen};
+use crate::{
+    compile::UnixAddr,
+    relay::{
+        Role,
+        listen::{self, Listening},
+    },
+};
 
 /// Longest request.
 const REQUEST_BYTES: u64 = 64 * 1024;
@@ -25,6 +36,8 @@ const REQUEST_BYTES: u64 = 64 * 1024;
 const RETRY: Duration = Duration::from_millis(100);
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the next agent may take to take over.
+const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What can be asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,6 +52,14 @@ pub enum Request {
         /// `None`: as its configuration says.
         on: Option<bool>,
     },
+    /// To hand everything over to the process that asks, which is the next agent.
+    TakeOver,
+    /// By the next agent, on the same connection: it has taken over.
+    Taken {
+        /// With the relay's TCP listeners. If not, this agent serves them until the last connection
+        /// that is led to them has arrived.
+        tcp: bool,
+    },
 }
 
 /// The answer to [`Request::Status`], or to any request that failed.
@@ -49,12 +70,49 @@ pub enum Answer {
     Status(Box<Status>),
     /// What [`Request::Capture`] has come to.
     Capture(CaptureStatus),
+    /// What can be taken over, see [`Request::TakeOver`].
+    Offer(Offer),
     /// Why the request was not served.
     Error(String),
 }
 
+/// What an agent hands over. Descriptors are numbers in its process: see pidfd_getfd(2).
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Offer {
+    /// Its process. (`SO_PEERCRED` tells who opened the admin socket first.)
+    pub pid: i32,
+    /// The listening admin socket.
+    pub admin: i32,
+    /// The relay's listening sockets, by workload.
+    pub sockets: Vec<OfferedSocket>,
+}
+
+/// One of the relay's listening sockets.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct OfferedSocket {
+    /// `namespace/name`.
+    pub workload: String,
+    /// Which it is.
+    pub role: Role,
+    /// Its descriptor.
+    pub descriptor: i32,
+}
+
 /// A request on its way to the agent's main loop.
-pub type Call = (Request, oneshot::Sender<Answer>);
+pub enum Call {
+    /// To be answered.
+    Ask(Request, oneshot::Sender<Answer>),
+    /// The next agent wants to take over: to be answered with an [`Offer`]; whether it has taken it
+    /// comes later, or never.
+    TakeOver(oneshot::Sender<Answer>, oneshot::Receiver<Taken>),
+}
+
+/// The next agent has taken over; with the relay's TCP listeners or without.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    /// With them.
+    pub tcp: bool,
+}
 
 /// Where the socket of the agent with this run directory is.
 #[must_use]
@@ -62,27 +120,92 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
     run_dir.join("admin.sock")
 }
 
-/// Opens the socket and serves it; calls arrive at the receiver.
-///
-/// # Errors
-/// If another agent serves the same run directory, or the socket cannot be made.
-pub fn serve(run_dir: &Path) -> Result<mpsc::Receiver<Call>> {
-    std::fs::create_dir_all(run_dir).with_context(|| format!("creating {}", run_dir.display()))?;
+/// The admin socket, served.
+pub struct Admin {
+    /// What is asked.
+    pub calls: mpsc::Receiver<Call>,
+    sender: mpsc::Sender<Call>,
+    /// Kept here for its file, which goes when the agent ends.
+    listening: Listening,
+    task: JoinHandle<()>,
+}
+
+impl Admin {
+    /// Opens the socket and serves it.
+    ///
+    /// # Errors
+    /// If another agent serves the same run directory, or the socket cannot be made.
+    pub fn open(run_dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(run_dir)
+            .with_context(|| format!("creating {}", run_dir.display()))?;
+        let address = address(run_dir)?;
+        let listening = listen::unix(None, &address, Mode::RUSR | Mode::WUSR)
+            .context("opening the admin socket: is another agent running?")?;
+        Self::serve(listening)
+    }
+
+    /// Serves a socket that the agent before has opened.
+    ///
+    /// # Errors
+    /// If it is not the socket of this run directory any more.
+    pub fn adopt(run_dir: &Path, socket: OwnedFd) -> Result<Self> {
+        let listening = Listening::adopt_unix(None, &address(run_dir)?, socket)
+            .context("taking over the admin socket")?;
+        Self::serve(listening)
+    }
+
+    fn serve(listening: Listening) -> Result<Self> {
+        let (sender, calls) = mpsc::channel(16);
+        Ok(Self {
+            task: accept(&listening, sender.clone())?,
+            calls,
+            sender,
+            listening,
+        })
+    }
+
+    /// The descriptor of the listening socket.
+    #[must_use]
+    pub fn descriptor(&self) -> i32 {
+        self.listening.as_fd().as_raw_fd()
+    }
+
+    /// Accepts no one any more. Who connects waits.
+    pub async fn pause(&mut self) {
+        self.task.abort();
+        // That it was aborted is known.
+        let _ = (&mut self.task).await;
+    }
+
+    /// Accepts again.
+    ///
+    /// # Errors
+    /// For want of descriptors.
+    pub fn resume(&mut self) -> Result<()> {
+        self.task = accept(&self.listening, self.sender.clone())?;
+        Ok(())
+    }
+
+    /// Leaves the socket, and its file, to the next agent.
+    pub fn give_up(self) {
+        drop(self.listening.release());
+    }
+}
+
+fn address(run_dir: &Path) -> Result<UnixAddr> {
     let path = socket_path(run_dir);
     let name = path
         .to_str()
-        .context("the run directory's path is not UTF-8")?
-        .to_owned();
-    let socket = listen::unix(None, &UnixAddr::Path(name), Mode::RUSR | Mode::WUSR)
-        .context("opening the admin socket: is another agent running?")?;
-    let (calls, receiver) = mpsc::channel(16);
-    let clone = std::os::fd::AsFd::as_fd(&socket).try_clone_to_owned()?;
+        .context("the run directory's path is not UTF-8")?;
+    Ok(UnixAddr::Path(name.to_owned()))
+}
+
+fn accept(listening: &Listening, calls: mpsc::Sender<Call>) -> Result<JoinHandle<()>> {
+    let clone = listening.as_fd().try_clone_to_owned()?;
     let std_listener = std::os::unix::net::UnixListener::from(clone);
     std_listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(std_listener)?;
-    tokio::spawn(async move {
-        // Kept here for its file, which goes when the agent ends.
-        let _socket = socket;
+    Ok(tokio::spawn(async move {
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -95,34 +218,44 @@ pub fn serve(run_dir: &Path) -> Result<mpsc::Receiver<Call>> {
             };
             let calls = calls.clone();
             tokio::spawn(async move {
-                match tokio::time::timeout(PATIENCE, answer(stream, calls)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::debug!("admin request: {error:#}"),
-                    Err(error) => tracing::debug!("admin request: {error}"),
+                if let Err(error) = answer(stream, calls).await {
+                    tracing::debug!("admin request: {error:#}");
                 }
             });
         }
-    });
-    Ok(receiver)
+    }))
 }
 
 async fn answer(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) -> Result<()> {
     let (reader, mut writer) = stream.split();
-    let mut line = String::new();
-    tokio::io::BufReader::new(reader.take(REQUEST_BYTES))
-        .read_line(&mut line)
-        .await?;
-    let answer = match serde_json::from_str(&line) {
-        Ok(request) => {
-            let (reply, answer) = oneshot::channel();
-            calls.send((request, reply)).await?;
-            answer.await?
+    let mut lines = tokio::io::BufReader::new(reader.take(REQUEST_BYTES)).lines();
+    let line = timeout(PATIENCE, lines.next_line()).await??;
+    let (reply, answer) = oneshot::channel();
+    let mut confirm = None;
+    match serde_json::from_str(&line.unwrap_or_default()) {
+        Ok(Request::TakeOver) => {
+            let (sender, confirmed) = oneshot::channel();
+            confirm = Some(sender);
+            calls.send(Call::TakeOver(reply, confirmed)).await?;
         }
-        Err(error) => Answer::Error(format!("the request is not understood: {error}")),
-    };
+        Ok(request) => calls.send(Call::Ask(request, reply)).await?,
+        Err(error) => {
+            let text = format!("the request is not understood: {error}");
+            // The receiver is right here.
+            let _ = reply.send(Answer::Error(text));
+        }
+    }
+    let answer = timeout(PATIENCE, answer).await??;
     let mut text = serde_json::to_vec(&answer)?;
     text.push(b'\n');
-    writer.write_all(&text).await?;
+    timeout(PATIENCE, writer.write_all(&text)).await??;
+    if let Some(confirm) = confirm {
+        let line = timeout(TAKE_OVER_PATIENCE, lines.next_line()).await??;
+        if let Request::Taken { tcp } = serde_json::from_str(&line.unwrap_or_default())? {
+            // The main loop waits as long as this task.
+            let _ = confirm.send(Taken { tcp });
+        }
+    }
     Ok(())
 }
 
@@ -132,24 +265,29 @@ async fn answer(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) -
 /// If no agent answers there.
 pub fn ask(run_dir: &Path, request: &Request) -> Result<Answer> {
     let path = socket_path(run_dir);
-    let mut stream = UnixStream::connect(&path).with_context(|| {
+    let stream = UnixStream::connect(&path).with_context(|| {
         format!(
             "asking the agent at {}: is it running, are you root, is --run-dir the agent's?",
             path.display()
         )
     })?;
+    ask_on(&stream, request).with_context(|| format!("asking the agent at {}", path.display()))
+}
+
+/// Asks on a connection.
+///
+/// # Errors
+/// If there is no answer, or one that is not understood.
+pub fn ask_on(mut stream: &UnixStream, request: &Request) -> Result<Answer> {
     stream.set_read_timeout(Some(PATIENCE))?;
-    serde_json::to_writer(&stream, request)?;
+    serde_json::to_writer(stream, request)?;
     stream.write_all(b"\n")?;
     let mut line = String::new();
     BufReader::new(stream)
         .read_line(&mut line)
         .context("reading the agent's answer")?;
     if line.is_empty() {
-        bail!(
-            "the agent at {} closed the connection without an answer",
-            path.display()
-        );
+        bail!("it closed the connection without an answer");
     }
     serde_json::from_str(&line)
         .context("the agent's answer is not understood: is it of another version?")

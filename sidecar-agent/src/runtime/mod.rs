@@ -1,10 +1,12 @@
 //! The running agent: takes in what changed, works out what is wanted, brings the kernel to it.
 
+mod handover;
 mod node;
 mod relays;
 mod toggles;
 
 use std::{
+    collections::BTreeMap,
     io::ErrorKind,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -13,21 +15,25 @@ use std::{
 
 use anyhow::{Context, Result};
 use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::{MissedTickBehavior, interval},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use crate::{
     compile::Compiler,
-    dataplane::{self, Capacity},
+    dataplane::{self, Capacity, Prepared},
     model::{Compat, diagnostic::Severity},
-    observe::admin::{self, Answer, Request},
+    observe::admin::{self, Admin, Answer, Call, Request, Taken},
+    relay::{Engine, EngineConfig},
     source::{
         dns::{DnsWatcher, Resolver},
         files,
     },
 };
+use handover::Predecessor;
 use node::Node;
+use relays::Paused;
 use toggles::Toggles;
 
 /// How often a workload that could not be captured is tried again, and namespaces are looked at.
@@ -35,6 +41,10 @@ const REFRESH: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether applications listen where a Sidecar declares a listener.
 const LOOK_FOR_COLLISIONS: Duration = Duration::from_secs(10);
+
+/// How long TCP listeners that the next agent has not taken are served still: for what was led to
+/// them, and has not arrived yet.
+const STRAGGLERS: Duration = Duration::from_secs(2);
 
 /// Settings of a running agent.
 #[derive(Clone, Debug)]
@@ -55,32 +65,34 @@ pub struct Options {
     pub compat: Compat,
     /// Map capacities.
     pub capacity: Capacity,
+    /// Take over from the agent that runs with this run directory, if one does.
+    pub take_over: bool,
+    /// How long live relayed connections may go on when the agent ends.
+    pub drain: Duration,
 }
 
-/// Runs until SIGTERM or SIGINT. What is captured stays so: see `uninstall`.
+/// Runs until SIGTERM or SIGINT, or until the next agent has taken over. What is captured stays so:
+/// see `uninstall`.
 ///
 /// # Errors
 /// If the agent cannot start. Once it runs, nothing that is wrong with an input ends it.
 pub async fn run(options: Options) -> Result<()> {
-    // First of all: whoever asks for the status is to find one agent.
-    let mut calls = admin::serve(&options.run_dir)?;
-    let toggles = Toggles::load(&options.state_dir)?;
-    let config = dataplane::Config {
-        pin_dir: dataplane::default_pin_dir(&options.bpffs),
-        capacity: options.capacity,
-    };
-    let mut node = Node::start(&config, toggles)?;
-    let paths: Vec<PathBuf> = [options.config]
+    let mut signals = Signals::new()?;
+    let Started {
+        mut admin,
+        mut node,
+        mut predecessor,
+    } = start(&options)?;
+    let paths: Vec<PathBuf> = [&options.config]
         .into_iter()
-        .chain(options.mesh_config)
+        .chain(&options.mesh_config)
+        .cloned()
         .collect();
     let mut watch = files::watch(&paths);
     let mut store = files::Store::new(options.compat);
     let resolver = Resolver::new(&options.dns_servers).context("starting the resolver")?;
     let dns = DnsWatcher::spawn(resolver);
     let mut names = dns.state();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let mut ticks = interval(REFRESH);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut collisions = interval(LOOK_FOR_COLLISIONS);
@@ -96,10 +108,11 @@ pub async fn run(options: Options) -> Result<()> {
             .dns
             .clone_from(&names.borrow_and_update().addresses);
         apply(&mut node, &mut compiler, &input, &dns, generation);
-        // As long as a file cannot be understood, what nobody claims may be what it declares.
-        if !has_errors(&input) {
-            node.let_go_unclaimed();
+        if let Some((predecessor, tcp)) = predecessor.take() {
+            predecessor.confirm(tcp)?;
+            tracing::info!("taken over from the agent before");
         }
+        node.close_unclaimed();
         // What follows changes nothing that is wanted; `break` leads to the next application.
         loop {
             tokio::select! {
@@ -113,26 +126,174 @@ pub async fn run(options: Options) -> Result<()> {
                 }
                 _ = ticks.tick() => node.refresh(),
                 _ = collisions.tick() => node.look_for_collisions(),
-                Some((request, reply)) = calls.recv() => {
-                    let answer = match request {
-                        Request::Status => Answer::Status(Box::new(node.status(generation))),
-                        Request::Capture { workload, on } => node
-                            .capture(&workload, on)
-                            .map_or_else(|error| Answer::Error(format!("{error:#}")), Answer::Capture),
-                    };
-                    // The client may have gone away.
-                    let _ = reply.send(answer);
+                Some(call) = admin.calls.recv() => match call {
+                    Call::Ask(request, reply) => {
+                        // The client may have gone away.
+                        let _ = reply.send(answer(&mut node, request, generation));
+                    }
+                    Call::TakeOver(reply, taken) => {
+                        let left = node.give_up();
+                        admin.pause().await;
+                        match hand_over(&admin, &left, reply, taken).await {
+                            Some(Taken { tcp }) => {
+                                admin.give_up();
+                                return left.end(tcp, options.drain, &mut signals).await;
+                            }
+                            None => {
+                                tracing::warn!("the next agent has not taken over; going on");
+                                node = left.go_on(&options)?;
+                                admin.resume()?;
+                                break;
+                            }
+                        }
+                    }
+                },
+                () = signals.any() => {
+                    drop(admin);
+                    return node.end().end(true, options.drain, &mut signals).await;
                 }
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
             }
         }
     }
 }
 
-fn has_errors(input: &files::Update) -> bool {
-    let mut diagnostics = input.diagnostics.iter();
-    diagnostics.any(|diagnostic| diagnostic.severity == Severity::Error)
+struct Started {
+    admin: Admin,
+    node: Node,
+    /// The agent before, and whether the relay's TCP listeners are taken from it.
+    predecessor: Option<(Predecessor, bool)>,
+}
+
+fn start(options: &Options) -> Result<Started> {
+    let load = || {
+        Prepared::load(&dataplane::Config {
+            pin_dir: dataplane::default_pin_dir(&options.bpffs),
+            capacity: options.capacity,
+        })
+    };
+    let run_dir = &options.run_dir;
+    let (prepared, admin, predecessor) = if options.take_over {
+        // First of all: what does not load relieves nobody.
+        let prepared = load()?;
+        let predecessor = handover::ask(run_dir)?;
+        let admin = match &predecessor {
+            Some(predecessor) => Admin::adopt(run_dir, predecessor.admin()?)?,
+            None => Admin::open(run_dir)?,
+        };
+        (prepared, admin, predecessor)
+    } else {
+        // First of all: whoever asks for the status is to find one agent.
+        let admin = Admin::open(run_dir)?;
+        (load()?, admin, None)
+    };
+    // What programs of another set have led to a listener, only they can tell where it was going.
+    let tcp = !prepared.is_beside();
+    let sockets = match &predecessor {
+        Some(predecessor) => predecessor.sockets(tcp)?,
+        None => BTreeMap::new(),
+    };
+    let engine = Engine::start(&EngineConfig::default()).context("starting the relay")?;
+    let toggles = Toggles::load(&options.state_dir)?;
+    Ok(Started {
+        admin,
+        node: Node::start(prepared.take()?, engine, toggles, sockets)?,
+        predecessor: predecessor.map(|predecessor| (predecessor, tcp)),
+    })
+}
+
+/// Offers the next agent what it needs, and waits until it has taken it. `None`: it has not.
+async fn hand_over(
+    admin: &Admin,
+    left: &Left,
+    reply: oneshot::Sender<Answer>,
+    taken: oneshot::Receiver<Taken>,
+) -> Option<Taken> {
+    let offer = handover::offer(admin.descriptor(), &left.paused);
+    // Whether it is there is told by its confirmation.
+    let _ = reply.send(Answer::Offer(offer));
+    taken.await.ok()
+}
+
+/// What is left of an agent that follows no configuration any more.
+pub struct Left {
+    /// It still moves the bytes of live connections.
+    pub engine: Engine,
+    /// What operators have said.
+    pub toggles: Toggles,
+    /// The relay's listeners, by workload.
+    pub paused: BTreeMap<String, Paused>,
+}
+
+impl Left {
+    /// Goes on as before.
+    fn go_on(self, options: &Options) -> Result<Node> {
+        let dataplane = dataplane::Dataplane::load(&dataplane::Config {
+            pin_dir: dataplane::default_pin_dir(&options.bpffs),
+            capacity: options.capacity,
+        })?;
+        let paused = self.paused.into_iter();
+        let sockets = paused.map(|(workload, paused)| (workload, paused.sockets));
+        Node::start(dataplane, self.engine, self.toggles, sockets.collect())
+    }
+
+    /// Ends with the last live connection, after `drain`, or with another signal.
+    async fn end(self, tcp: bool, drain: Duration, signals: &mut Signals) -> Result<()> {
+        if !tcp {
+            for (_, paused) in self.paused {
+                paused.serve_tcp(&self.engine);
+            }
+            let _ = timeout(STRAGGLERS, signals.any()).await;
+        }
+        let active = self.engine.stats().active;
+        if active > 0 {
+            tracing::info!(active, "waiting for relayed connections to end");
+        }
+        let engine = self.engine;
+        let drained = tokio::task::spawn_blocking(move || engine.shutdown(drain));
+        tokio::select! {
+            cut = drained => match cut.context("the relay ended badly")? {
+                0 => tracing::info!("ended"),
+                cut => tracing::warn!(cut, "ended; relayed connections were reset"),
+            },
+            // The process ends, and with it everything.
+            () = signals.any() => tracing::warn!("ended at once; relayed connections are reset"),
+        }
+        Ok(())
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("waiting for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("waiting for SIGINT")?,
+        })
+    }
+
+    /// Waits for one.
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn answer(node: &mut Node, request: Request, generation: u64) -> Answer {
+    match request {
+        Request::Status => Answer::Status(Box::new(node.status(generation))),
+        Request::Capture { workload, on } => node
+            .capture(&workload, on)
+            .map_or_else(|error| Answer::Error(format!("{error:#}")), Answer::Capture),
+        Request::TakeOver | Request::Taken { .. } => {
+            Answer::Error("nothing is being taken over".to_owned())
+        }
+    }
 }
 
 fn apply(
@@ -149,7 +310,16 @@ fn apply(
     diagnostics.extend(dns.state().borrow().diagnostics());
     diagnostics.extend(input.places.diagnostics(&wanted.findings));
     node.apply(wanted.workloads, diagnostics, input.places.clone());
+    // As long as a file cannot be understood, what nobody claims may be what it declares.
+    if !has_errors(input) {
+        node.let_go_unclaimed();
+    }
     tracing::info!(generation, elapsed = ?started.elapsed(), "applied the configuration");
+}
+
+fn has_errors(input: &files::Update) -> bool {
+    let mut diagnostics = input.diagnostics.iter();
+    diagnostics.any(|diagnostic| diagnostic.severity == Severity::Error)
 }
 
 /// Removes the files of an agent that does not run: its socket and what operators have said. What

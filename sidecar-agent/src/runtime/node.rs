@@ -12,19 +12,20 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use sidecar_common::keys::WorkloadId;
 
 use super::{
-    relays::{WorkloadRelay, needs_relay},
+    Left,
+    relays::{Sockets, WorkloadRelay, needs_relay},
     toggles::Toggles,
 };
 use crate::{
     cli::render,
     compile::{Plan, WorkloadPlan, in_use},
-    dataplane::{self, Binding, Dataplane, Originals, cgroup, netns::Netns},
+    dataplane::{Binding, Dataplane, Originals, cgroup, netns::Netns},
     model::{ResourceRef, diagnostic::Diagnostic},
     observe::status::{
         CaptureStatus, DecisionCount, MapStatus, RelayStatus, State, Status, Unclaimed,
         WorkloadStatus,
     },
-    relay::{Engine, EngineConfig},
+    relay::Engine,
     resolve::workload::{Proxy, ResolvedWorkload},
     source::files::Places,
 };
@@ -37,6 +38,8 @@ pub struct Node {
     cgroup_root: std::path::PathBuf,
     workloads: BTreeMap<String, Workload>,
     toggles: Toggles,
+    /// The relay's listening sockets that the agent before has left, by workload.
+    inherited: BTreeMap<String, Sockets>,
     diagnostics: Vec<Diagnostic>,
     places: Arc<Places>,
 }
@@ -166,19 +169,59 @@ fn open_root(path: &str) -> Result<OwnedFd> {
 }
 
 impl Node {
-    /// Loads the dataplane and starts the relay.
-    pub fn start(config: &dataplane::Config, toggles: Toggles) -> Result<Self> {
-        let dataplane = Dataplane::load(config)?;
+    /// Takes over what is in the kernel, with a relay and the sockets that are to be served by it.
+    pub fn start(
+        dataplane: Dataplane,
+        engine: Engine,
+        toggles: Toggles,
+        inherited: BTreeMap<String, Sockets>,
+    ) -> Result<Self> {
         Ok(Self {
             originals: Arc::new(dataplane.originals()?),
             dataplane,
-            engine: Engine::start(&EngineConfig::default()).context("starting the relay")?,
+            engine,
             cgroup_root: cgroup::root()?,
             workloads: BTreeMap::new(),
             toggles,
+            inherited,
             diagnostics: Vec::new(),
             places: Arc::default(),
         })
+    }
+
+    /// Lets go of everything but live relayed connections: the pins are unlocked, and the relay's
+    /// listeners not served. What is attached stays so.
+    pub fn give_up(self) -> Left {
+        let mut paused = BTreeMap::new();
+        for (name, workload) in self.workloads {
+            if let Some(relay) = workload.live.and_then(|live| live.relay) {
+                paused.insert(name, relay.pause(&self.engine));
+            }
+        }
+        Left {
+            engine: self.engine,
+            toggles: self.toggles,
+            paused,
+        }
+    }
+
+    /// Ends: as [`give_up`](Self::give_up), but the relay's listeners are closed.
+    pub fn end(self) -> Left {
+        for workload in self.workloads.into_values() {
+            if let Some(relay) = workload.live.and_then(|live| live.relay) {
+                relay.stop(&self.engine);
+            }
+        }
+        Left {
+            engine: self.engine,
+            toggles: self.toggles,
+            paused: BTreeMap::new(),
+        }
+    }
+
+    /// Closes the inherited sockets that no workload has claimed.
+    pub fn close_unclaimed(&mut self) {
+        self.inherited.clear();
     }
 
     /// Brings the node to what is wanted.
@@ -455,7 +498,7 @@ impl Node {
             return Ok(Vec::new());
         }
         let problems = self
-            .bring_to(live, &digest, &workload.wanted.plan, capture)
+            .bring_to(name, live, &digest, &workload.wanted.plan, capture)
             .with_context(|| {
                 if live.digest.is_some() || live.adopted {
                     "the last good plan stays in force"
@@ -473,6 +516,7 @@ impl Node {
 
     fn bring_to(
         &mut self,
+        name: &str,
         live: &mut Live,
         digest: &blake3::Hash,
         plan: &Arc<Plan>,
@@ -481,12 +525,12 @@ impl Node {
         let id = self.dataplane.install(digest, plan)?;
         if live.relay.is_none() && needs_relay(plan) {
             live.relay = Some(WorkloadRelay::start(
-                &self.engine,
                 &mut self.dataplane,
                 &self.originals,
                 live.id,
                 &live.place.netns,
                 live.place.root.clone(),
+                self.inherited.remove(name).unwrap_or_default(),
             )?);
         }
         let problems = match &mut live.relay {
