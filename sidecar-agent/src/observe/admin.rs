@@ -37,7 +37,7 @@ const RETRY: Duration = Duration::from_millis(100);
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the next agent may take to take over.
-const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(60);
+const TAKE_OVER_PATIENCE: Duration = Duration::from_mins(1);
 
 /// What can be asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -76,7 +76,7 @@ pub enum Answer {
     Error(String),
 }
 
-/// What an agent hands over. Descriptors are numbers in its process: see pidfd_getfd(2).
+/// What an agent hands over. Descriptors are numbers in its process: see `pidfd_getfd(2)`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Offer {
     /// Its process. (`SO_PEERCRED` tells who opened the admin socket first.)

@@ -134,18 +134,14 @@ pub async fn run(options: Options) -> Result<()> {
                     Call::TakeOver(reply, taken) => {
                         let left = node.give_up();
                         admin.pause().await;
-                        match hand_over(&admin, &left, reply, taken).await {
-                            Some(Taken { tcp }) => {
-                                admin.give_up();
-                                return left.end(tcp, options.drain, &mut signals).await;
-                            }
-                            None => {
-                                tracing::warn!("the next agent has not taken over; going on");
-                                node = left.go_on(&options)?;
-                                admin.resume()?;
-                                break;
-                            }
+                        if let Some(Taken { tcp }) = hand_over(&admin, &left, reply, taken).await {
+                            admin.give_up();
+                            return left.end(tcp, options.drain, &mut signals).await;
                         }
+                        tracing::warn!("the next agent has not taken over; going on");
+                        node = left.go_on(&options)?;
+                        admin.resume()?;
+                        break;
                     }
                 },
                 () = signals.any() => {
