@@ -189,6 +189,14 @@ impl Agent {
         Ok(())
     }
 
+    /// Gives the next starts of `run` these arguments, and no others.
+    pub fn set_args<S: AsRef<OsStr>>(&mut self, args: impl IntoIterator<Item = S>) {
+        self.args = args
+            .into_iter()
+            .map(|arg| arg.as_ref().to_owned())
+            .collect();
+    }
+
     /// Its process id, while it runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {

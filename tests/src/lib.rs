@@ -25,6 +25,7 @@ pub mod poll;
 pub mod programs;
 pub mod scenario;
 pub mod skip;
+pub mod soak;
 pub mod tempdir;
 
 pub use agent::{Agent, AgentBuilder, Predecessor};
