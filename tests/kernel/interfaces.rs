@@ -228,8 +228,8 @@ fn steered(fixture: &Fixture) -> anyhow::Result<BTreeSet<String>> {
         let rules = fixture.netns.ip(&format!("{family} rule show"))?;
         let rules = rules.lines().filter(|line| line.contains("lookup 133"));
         let of_family = rules.map(|line| {
-            let name = line.split_whitespace().skip_while(|word| *word != "iif");
-            name.skip(1).next().unwrap_or("any").to_owned()
+            let mut name = line.split_whitespace().skip_while(|word| *word != "iif");
+            name.nth(1).unwrap_or("any").to_owned()
         });
         names.push(of_family.collect::<BTreeSet<_>>());
     }
