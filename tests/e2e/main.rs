@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod conformance;
+mod doctor;
 mod fixture;
 mod in_use;
 mod life;

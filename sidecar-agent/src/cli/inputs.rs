@@ -22,6 +22,9 @@ use crate::{
 /// Default directory of the admin socket.
 pub const RUN_DIR: &str = "/run/sidecar-agent";
 
+/// Where bpffs is usually mounted.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
 /// The `--compat` option.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct CompatArg {

@@ -1,9 +1,11 @@
 //! The command line: one file per verb, output on stdout, logs on stderr.
 //!
-//! Exit codes: 0 done, 1 failed or errors found, 2 wrong usage, 3 `check` found only warnings.
+//! Exit codes: 0 done, 1 failed or errors found, 2 wrong usage, 3 `check` or `doctor` found only
+//! warnings.
 
 mod callers;
 pub mod check;
+mod doctor;
 mod explain;
 mod inputs;
 mod output;
@@ -46,6 +48,9 @@ enum Verb {
     Explain(explain::Args),
     /// Show what the running agent does.
     Status(status::Args),
+    /// Look for what this node lacks, by trying it, and for what is in the way. Exit codes: 0 all
+    /// well, 1 something needed is missing, 3 only warnings.
+    Doctor(doctor::Args),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -73,6 +78,7 @@ pub fn main() -> ExitCode {
         Verb::Plan(args) => plan::run(&args),
         Verb::Explain(args) => explain::run(&args),
         Verb::Status(args) => status::run(&args),
+        Verb::Doctor(args) => doctor::run(args),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut command(), "sidecar-agent", &mut io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -5,11 +5,13 @@
 
 mod attach;
 pub mod cgroup;
+pub mod hooks;
 mod listeners;
 mod maps;
 pub mod netns;
 mod network;
 mod object;
+pub mod probe;
 #[allow(
     unsafe_code,
     reason = "the one module with system calls that rustix does not have"
@@ -36,7 +38,10 @@ use sidecar_common::{
 use self::{attach::Attachment, maps::Maps, object::Objects};
 use crate::compile::Plan;
 
-pub use self::maps::{Capacity, Originals};
+pub use self::{
+    maps::{Capacity, Originals},
+    object::is_bpffs,
+};
 
 /// How long a plan that no workload uses any more is kept: programs that read its id just before
 /// the switch are done by then (they run for microseconds), and the relay may still ask for it.

@@ -28,11 +28,11 @@ use super::{
     sys::AttachType,
 };
 
-static CGROUP_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SIDECAR_EBPF_CGROUP"));
-static NETNS_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SIDECAR_EBPF_NETNS"));
+pub(super) static CGROUP_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SIDECAR_EBPF_CGROUP"));
+pub(super) static NETNS_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SIDECAR_EBPF_NETNS"));
 
 /// The programs for cgroups, by the name of their entry point.
-const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
+pub(super) const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
     ("connect4", AttachType::Connect4),
     ("connect6", AttachType::Connect6),
     ("getpeername4", AttachType::Getpeername4),
@@ -64,8 +64,6 @@ const SHARED_MAPS: [&str; 16] = [
     "ASKED_FOR",
     "IDENTITIES",
 ];
-
-const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
 /// The loaded programs, and where their maps are pinned.
 pub struct Objects {
@@ -137,15 +135,20 @@ impl Objects {
     }
 
     fn loader(&self) -> EbpfLoader<'static> {
-        let mut loader = EbpfLoader::new();
-        for name in SHARED_MAPS {
-            loader.map_pin_path(name, self.pin_dir.join(name));
-        }
-        for (name, entries) in self.capacity.entries() {
-            loader.map_max_entries(name, entries);
-        }
-        loader
+        loader(&self.pin_dir, self.capacity)
     }
+}
+
+/// Loads objects whose maps are pinned in `pin_dir`.
+pub(super) fn loader(pin_dir: &Path, capacity: Capacity) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    for name in SHARED_MAPS {
+        loader.map_pin_path(name, pin_dir.join(name));
+    }
+    for (name, entries) in capacity.entries() {
+        loader.map_max_entries(name, entries);
+    }
+    loader
 }
 
 impl Drop for Objects {
@@ -166,7 +169,7 @@ fn map_id(object: &Ebpf) -> Result<u32> {
     Ok(map.info().context("asking for the id of a map")?.id())
 }
 
-fn load_program(object: &mut Ebpf, name: &str) -> Result<OwnedFd> {
+pub(super) fn load_program(object: &mut Ebpf, name: &str) -> Result<OwnedFd> {
     let program = object
         .program_mut(name)
         .with_context(|| format!("no BPF program `{name}`"))?;
@@ -203,7 +206,7 @@ fn explain_load_error(name: &str, error: &ProgramError) -> anyhow::Error {
     };
     anyhow::anyhow!(
         "loading BPF program `{name}` on kernel {release}: {detail}\n\
-         The agent needs root (or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN) and kernel 5.18 or newer."
+         `sidecar-agent doctor` tells what is missing here."
     )
 }
 
@@ -253,16 +256,20 @@ fn prepare_pin_dir(dir: &Path) -> Result<OwnedFd> {
     Ok(lock)
 }
 
+/// Whether a path is in a BPF file system.
+#[must_use]
+pub fn is_bpffs(path: &Path) -> bool {
+    const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+    rustix::fs::statfs(path).is_ok_and(|found| u64::try_from(found.f_type) == Ok(BPF_FS_MAGIC))
+}
+
 fn mount_bpffs(at: &Path) -> Result<()> {
-    let is_bpffs = || {
-        rustix::fs::statfs(at).is_ok_and(|found| u64::try_from(found.f_type) == Ok(BPF_FS_MAGIC))
-    };
     // A directory within a bpffs mount is as good as the mount itself.
-    if is_bpffs() {
+    if is_bpffs(at) {
         return Ok(());
     }
     fs::create_dir_all(at).with_context(|| format!("creating {}", at.display()))?;
-    if is_bpffs() {
+    if is_bpffs(at) {
         return Ok(());
     }
     rustix::mount::mount(
