@@ -1,10 +1,12 @@
 //! The agent as users run it: the real binary, real files, real connections.
 
+mod admin;
 mod bad_input;
 mod conformance;
 mod doctor;
 mod fixture;
 mod in_use;
 mod life;
+mod privileges;
 mod scenarios;
 mod verbs;

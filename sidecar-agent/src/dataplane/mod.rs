@@ -266,6 +266,22 @@ impl Dataplane {
             .unwrap_or_default()
     }
 
+    /// What keeps listening sockets of the workload that were open before from being found, if its
+    /// plan needs any.
+    #[must_use]
+    pub fn blind_to(&self, workload: WorkloadId) -> Option<String> {
+        let attachment = self.attachments.get(&workload)?;
+        if attachment.listen_ports.is_empty() {
+            return None;
+        }
+        let pid = listeners::unreadable(attachment)?;
+        Some(format!(
+            "looking for listening sockets of process {pid}: permission denied; what listened \
+             before it was captured is not called until it listens anew; let the agent have \
+             CAP_SYS_PTRACE and CAP_DAC_OVERRIDE"
+        ))
+    }
+
     /// The plan id that the kernel follows for this workload right now; 0: none.
     #[must_use]
     pub fn current_plan(&self, workload: WorkloadId) -> PlanId {

@@ -1,14 +1,15 @@
-//! The admin socket: one request, one answer, both a line of JSON. Root only.
+//! The admin socket: one request, one answer, both a line of JSON. Root only: by the permissions of
+//! its file and directory, and by who the kernel says has connected.
 
 use std::{
     io::{BufRead, BufReader, Write},
-    os::unix::net::UnixStream,
+    os::unix::{fs::MetadataExt as _, net::UnixStream},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::Mode;
+use rustix::{fs::Mode, process::geteuid};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
@@ -56,9 +57,11 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
 /// Opens the socket and serves it; calls arrive at the receiver.
 ///
 /// # Errors
-/// If another agent serves the same run directory, or the socket cannot be made.
+/// If another agent serves the same run directory, if others may write to that, or the socket
+/// cannot be made.
 pub fn serve(run_dir: &Path) -> Result<mpsc::Receiver<Call>> {
     std::fs::create_dir_all(run_dir).with_context(|| format!("creating {}", run_dir.display()))?;
+    refuse_if_others_write(run_dir)?;
     let path = socket_path(run_dir);
     let name = path
         .to_str()
@@ -97,13 +100,42 @@ pub fn serve(run_dir: &Path) -> Result<mpsc::Receiver<Call>> {
     Ok(receiver)
 }
 
+/// Whoever may write to the directory can put a socket of their own there, and answer for us.
+fn refuse_if_others_write(run_dir: &Path) -> Result<()> {
+    let found =
+        std::fs::metadata(run_dir).with_context(|| format!("reading {}", run_dir.display()))?;
+    if !may_ask(found.uid()) || found.mode() & 0o022 != 0 {
+        bail!(
+            "{} belongs to user {} and has mode {:04o}: others may write to it; make it root's, \
+             with mode 0755 or less, or give another --run-dir",
+            run_dir.display(),
+            found.uid(),
+            found.mode() & 0o7777
+        );
+    }
+    Ok(())
+}
+
+/// Root, and the user that the agent runs as.
+fn may_ask(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw()
+}
+
 async fn answer(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) -> Result<()> {
+    let peer = stream.peer_cred().context("asking who has connected")?;
     let (reader, mut writer) = stream.split();
     let mut line = String::new();
     tokio::io::BufReader::new(reader.take(REQUEST_BYTES))
         .read_line(&mut line)
         .await?;
     let answer = match serde_json::from_str(&line) {
+        _ if !may_ask(peer.uid()) => {
+            let uid = peer.uid();
+            tracing::warn!(uid, pid = peer.pid(), "admin socket: refused");
+            Answer::Error(format!(
+                "user {uid} may not ask this agent anything: only root and the agent's own user may"
+            ))
+        }
         Ok(request) => {
             let (reply, answer) = oneshot::channel();
             calls.send((request, reply)).await?;

@@ -234,6 +234,16 @@ impl Node {
         }
     }
 
+    /// How many workloads are captured as wanted, and how many there are.
+    pub fn captured(&self) -> (usize, usize) {
+        let is_captured = |workload: &&Workload| {
+            let live = workload.live.as_ref();
+            live.and_then(|live| live.digest.as_ref()) == Some(&workload.digest)
+        };
+        let captured = self.workloads.values().filter(is_captured).count();
+        (captured, self.workloads.len())
+    }
+
     /// The whole state.
     pub fn status(&self, generation: u64) -> Status {
         let relay = self.engine.stats();
@@ -413,11 +423,12 @@ impl Node {
                 live.place.root.clone(),
             )?);
         }
-        let problems = match &mut live.relay {
+        let mut problems = match &mut live.relay {
             Some(relay) => relay.prepare(&self.engine, id, plan),
             None => Vec::new(),
         };
         self.dataplane.switch(live.id, id, plan)?;
+        problems.extend(self.dataplane.blind_to(live.id));
         if let Some(relay) = &mut live.relay {
             relay.settle(&self.engine, plan);
         }
