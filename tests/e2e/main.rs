@@ -9,4 +9,6 @@ mod in_use;
 mod life;
 mod privileges;
 mod scenarios;
+mod seccomp;
+mod service;
 mod verbs;

@@ -2,6 +2,7 @@
 
 mod node;
 mod relays;
+mod service;
 
 use std::{
     net::SocketAddr,
@@ -26,6 +27,7 @@ use crate::{
     },
 };
 use node::Node;
+use service::Service;
 
 /// How often a workload that could not be captured is tried again, and namespaces are looked at.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -82,6 +84,7 @@ pub async fn run(options: Options) -> Result<()> {
     let mut compiler = Compiler::default();
     let mut input = store.update(files::read(&paths));
     let mut generation = 0_u64;
+    let mut service = Service::new();
     loop {
         generation += 1;
         input
@@ -89,6 +92,7 @@ pub async fn run(options: Options) -> Result<()> {
             .dns
             .clone_from(&names.borrow_and_update().addresses);
         apply(&mut node, &mut compiler, &input, &dns, generation);
+        service.applied(generation, node.captured());
         // What follows changes nothing that is wanted; `break` leads to the next application.
         loop {
             tokio::select! {
@@ -100,7 +104,12 @@ pub async fn run(options: Options) -> Result<()> {
                     changed.context("the resolver ended")?;
                     break;
                 }
-                _ = ticks.tick() => node.refresh(),
+                _ = ticks.tick() => {
+                    node.refresh();
+                    service.applied(generation, node.captured());
+                }
+                // From here, so that a loop that hangs is noticed.
+                () = service.due() => service::alive(),
                 _ = collisions.tick() => node.look_for_collisions(),
                 Some((request, reply)) = calls.recv() => {
                     let answer = match request {

@@ -14,7 +14,7 @@ struct Program {
 }
 
 /// What the tests really run. A test that needs another program adds a line here.
-const PROGRAMS: [Program; 9] = [
+const PROGRAMS: [Program; 10] = [
     Program {
         name: "ip",
         package: "iproute2",
@@ -54,6 +54,11 @@ const PROGRAMS: [Program; 9] = [
         name: "nft",
         package: "nftables",
         reason: "makes and tells rules that `doctor` is to find",
+    },
+    Program {
+        name: "strace",
+        package: "strace",
+        reason: "tells which system calls the agent makes, to compare with the systemd unit",
     },
     Program {
         name: "conntrack",
