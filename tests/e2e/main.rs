@@ -1,6 +1,7 @@
 //! The agent as users run it: the real binary, real files, real connections.
 
 mod admin;
+mod attacks;
 mod bad_input;
 mod conformance;
 mod doctor;

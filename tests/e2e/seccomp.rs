@@ -63,9 +63,9 @@ fn called(
     lab.announce("10.96.0.0/16")?;
     lab.write_mesh("{}\n")?;
     prepare(&mut lab)?;
-    let words = ["strace", "-D", "-f", "-c", "-U", "name", "-o"].map(std::ffi::OsStr::new);
-    let words = words.into_iter().chain([file.as_os_str()]);
-    lab.start_agent_with(|agent| agent.under(words))?;
+    let tracer = ["strace", "-D", "-f", "-c", "-U", "name", "-o"].map(std::ffi::OsStr::new);
+    let tracer = tracer.into_iter().chain([file.as_os_str()]);
+    lab.start_agent_with(|agent| agent.under(tracer))?;
     lab.wait_captured()?;
     ensure!(works(&lab)?, "it does not work under strace");
     lab.agent_mut()?.stop()?;

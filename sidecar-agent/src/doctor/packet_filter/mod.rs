@@ -10,6 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use self::rules::Redirecting;
 use super::{Check, catalogue, workloads::Found};
 use crate::dataplane::netns::Netns;
 
@@ -67,9 +68,11 @@ pub fn look(workloads: &[Found]) -> Vec<Check> {
     let host = Netns::open(None).ok();
     let others = workloads.iter().filter_map(|of| of.netns.as_ref().ok());
     let mut seen = BTreeSet::new();
-    for netns in host.iter().chain(others) {
+    let on_host = host.iter().map(|netns| (netns, Redirecting::OnHost));
+    for (netns, redirecting) in on_host.chain(others.map(|netns| (netns, Redirecting::InWorkload)))
+    {
         if seen.insert(netns.id) {
-            checks.push(look_in(netns, &programs));
+            checks.push(look_in(netns, redirecting, &programs));
         }
     }
     checks
@@ -118,7 +121,7 @@ fn installed() -> Vec<Program> {
         .collect()
 }
 
-fn look_in(netns: &Netns, programs: &[Program]) -> Check {
+fn look_in(netns: &Netns, counts: Redirecting, programs: &[Program]) -> Check {
     let what = format!("rules in netns {}", netns.path.display());
     let mut redirecting = Vec::new();
     let mut asked = Vec::new();
@@ -128,9 +131,9 @@ fn look_in(netns: &Netns, programs: &[Program]) -> Check {
             Ok(text) => {
                 asked.push(program.name);
                 let found = if program.name == "nft" {
-                    rules::redirecting_in_json(&text)
+                    rules::in_json(&text, counts)
                 } else {
-                    rules::redirecting_in_save(&text)
+                    rules::in_save(&text, counts)
                 };
                 let named = |rule| format!("{}: {rule}", program.name);
                 redirecting.extend(found.into_iter().map(named));

@@ -2,17 +2,37 @@
 
 use serde_json::Value;
 
+/// What counts as redirecting, by the names of the targets. To rewrite the destination is a host's
+/// daily work (service addresses, published ports), and odd in a workload's namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redirecting {
+    /// In the host's network namespace.
+    OnHost,
+    /// In the network namespace of a workload.
+    InWorkload,
+}
+
+impl Redirecting {
+    /// As iptables names it.
+    fn counts(self, target: &str) -> bool {
+        match target {
+            "REDIRECT" | "TPROXY" => true,
+            "DNAT" => self == Self::InWorkload,
+            _ => false,
+        }
+    }
+}
+
 /// Rules that redirect, and Istio's chains, in what `iptables-save` prints.
-pub fn redirecting_in_save(text: &str) -> Vec<String> {
+pub fn in_save(text: &str, redirecting: Redirecting) -> Vec<String> {
     let is_redirecting = |line: &&str| {
         let target = line
             .split_whitespace()
             .skip_while(|word| *word != "-j" && *word != "-g")
             .nth(1);
         line.starts_with("-A")
-            && target.is_some_and(|target| {
-                matches!(target, "REDIRECT" | "TPROXY") || target.starts_with("ISTIO_")
-            })
+            && target
+                .is_some_and(|target| redirecting.counts(target) || target.starts_with("ISTIO_"))
     };
     text.lines()
         .filter(|line| is_redirecting(line) || line.starts_with(":ISTIO_"))
@@ -21,29 +41,31 @@ pub fn redirecting_in_save(text: &str) -> Vec<String> {
 }
 
 /// The same in what `nft -j list ruleset` prints; Istio's tables there begin with `istio-`.
-pub fn redirecting_in_json(text: &str) -> Vec<String> {
+pub fn in_json(text: &str, redirecting: Redirecting) -> Vec<String> {
     let Ok(ruleset) = serde_json::from_str::<Value>(text) else {
         return Vec::new();
     };
     let objects = ruleset["nftables"].as_array().into_iter().flatten();
     let rules = objects.filter_map(|object| object.get("rule"));
-    rules.filter_map(redirecting_rule).collect()
+    rules
+        .filter_map(|rule| redirecting_rule(rule, redirecting))
+        .collect()
 }
 
-fn redirecting_rule(rule: &Value) -> Option<String> {
+fn redirecting_rule(rule: &Value, redirecting: Redirecting) -> Option<String> {
     let name = |field: &str| rule[field].as_str().unwrap_or_default();
     let place = format!("{} {} {}", name("family"), name("table"), name("chain"));
     let is_istios = name("table").starts_with("istio-") || name("chain").starts_with("ISTIO_");
     let mut statements = rule["expr"].as_array().into_iter().flatten();
     let target = statements.find_map(|statement| {
-        let named = ["redirect", "tproxy"]
+        let named = ["redirect", "tproxy", "dnat"]
             .into_iter()
             .find(|target| statement.get(target).is_some());
         // What iptables-nft has made.
-        let compat = statement["xt"]["name"]
-            .as_str()
-            .filter(|target| matches!(*target, "REDIRECT" | "TPROXY"));
-        named.or(compat)
+        let target = named.or(statement["xt"]["name"].as_str())?;
+        redirecting
+            .counts(&target.to_ascii_uppercase())
+            .then_some(target)
     });
     match (target, is_istios) {
         (Some(target), _) => Some(format!("{place}: {target}")),
@@ -72,7 +94,7 @@ COMMIT
 -A PREROUTING -j DNAT --to-destination 10.0.0.1
 COMMIT
 ";
-        let found = redirecting_in_save(save);
+        let found = in_save(save, Redirecting::OnHost);
         assert_eq!(
             found
                 .iter()
@@ -81,6 +103,8 @@ COMMIT
             ["[0:0]", "ISTIO_INBOUND", "15006", "0.0.0.0"],
             "{found:?}"
         );
+        let in_workload = in_save(save, Redirecting::InWorkload);
+        assert_eq!(in_workload.len(), found.len() + 1, "{in_workload:?}");
     }
 
     #[test]
@@ -94,10 +118,11 @@ COMMIT
             {"rule": {"family": "ip", "table": "a", "chain": "c", "expr": [{"tproxy": {"port": 1}}]}},
             {"rule": {"family": "ip", "table": "nat", "chain": "c", "expr": [{"xt": {"type": "target", "name": "REDIRECT"}}]}},
             {"rule": {"family": "ip", "table": "istio-proxy-nat", "chain": "output", "expr": [{"jump": {"target": "x"}}]}},
-            {"rule": {"family": "ip", "table": "nat", "chain": "c", "expr": [{"accept": null}]}}
+            {"rule": {"family": "ip", "table": "nat", "chain": "c", "expr": [{"accept": null}]}},
+            {"rule": {"family": "ip", "table": "nat", "chain": "c", "expr": [{"dnat": {"addr": "10.0.0.1"}}]}}
         ]}"#;
         assert_eq!(
-            redirecting_in_json(json),
+            in_json(json, Redirecting::OnHost),
             [
                 "inet a c: redirect",
                 "ip a c: tproxy",
@@ -105,6 +130,8 @@ COMMIT
                 "ip istio-proxy-nat output"
             ]
         );
-        assert!(redirecting_in_json("no JSON").is_empty());
+        let in_workload = in_json(json, Redirecting::InWorkload);
+        assert_eq!(in_workload.last().unwrap(), "ip nat c: dnat");
+        assert!(in_json("no JSON", Redirecting::OnHost).is_empty());
     }
 }
