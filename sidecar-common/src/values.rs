@@ -74,9 +74,10 @@ pub struct PlanHeader {
     pub tunnel_port: u16,
     /// The port (15053) on which DNS is answered; 0: DNS is not captured.
     pub dns_port: u16,
-    /// The proxy's first uid, in the workload's own user namespace.
+    /// The proxy's first uid, in the workload's own user namespace; [`PlanHeader::NOBODY`]: it has
+    /// none.
     pub proxy_uid: u32,
-    /// The proxy's first gid, in the workload's own user namespace.
+    /// The proxy's first gid, likewise.
     pub proxy_gid: u32,
     /// What is not captured as loopback: an IPv4 network, in network order.
     pub loopback: u32,
@@ -91,6 +92,8 @@ pub struct PlanHeader {
 const _: () = assert!(size_of::<PlanHeader>() == 104);
 
 impl PlanHeader {
+    /// No id: the number of no user and no group.
+    pub const NOBODY: u32 = u32::MAX;
     /// There are exact outbound rules.
     pub const HAS_OUTBOUND_EXACT: u32 = 1;
     /// There are prefix rules for single ports.

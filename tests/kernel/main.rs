@@ -19,6 +19,7 @@ mod owners;
 mod parity;
 mod plan;
 mod plans;
+mod preflight;
 mod sk_lookup;
 mod sock_ops;
 mod source;

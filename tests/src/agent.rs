@@ -32,6 +32,7 @@ const LAST_LOGS: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct AgentBuilder {
     program: Option<PathBuf>,
+    under: Vec<OsString>,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
 }
@@ -41,6 +42,8 @@ pub struct AgentBuilder {
 #[derive(Debug)]
 pub struct Agent {
     program: PathBuf,
+    /// A command that `run` is given to as arguments.
+    under: Vec<OsString>,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     process: Option<Process>,
@@ -89,6 +92,7 @@ impl Agent {
     pub fn with_config(dir: &Path) -> AgentBuilder {
         AgentBuilder {
             program: None,
+            under: Vec::new(),
             args: Vec::new(),
             env: Vec::new(),
         }
@@ -134,8 +138,10 @@ impl Agent {
     }
 
     fn spawn(&mut self) -> anyhow::Result<()> {
-        let mut command = self.command();
-        command.arg("run").args(&self.args);
+        let words = [self.program.as_os_str(), "run".as_ref()];
+        let mut words = self.under.iter().map(OsString::as_os_str).chain(words);
+        let mut command = Command::new(words.next().context("no program")?);
+        command.args(words).args(&self.args).envs(self.env());
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -309,8 +315,13 @@ impl Agent {
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.envs(self.env());
         command
+    }
+
+    fn env(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        let env = self.env.iter();
+        env.map(|(name, value)| (name.as_os_str(), value.as_os_str()))
     }
 
     /// How it ended, if it has; all its logs are there then.
@@ -360,6 +371,16 @@ impl AgentBuilder {
         self
     }
 
+    /// Has another program start `run`, which ends in `exec`: `["setpriv", "--no-new-privs"]`.
+    #[must_use]
+    pub fn under<S: AsRef<OsStr>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
+        self.under = words
+            .into_iter()
+            .map(|word| word.as_ref().to_owned())
+            .collect();
+        self
+    }
+
     /// Sets an environment variable, for `run` and for [`Agent::cli`].
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
@@ -388,6 +409,7 @@ impl AgentBuilder {
             .env("SIDECAR_AGENT_BPFFS", bpffs.path());
         let mut agent = Agent {
             program,
+            under: builder.under,
             args: builder.args,
             env: builder.env,
             process: None,

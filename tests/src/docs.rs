@@ -6,21 +6,28 @@ use anyhow::{Context as _, Result};
 use clap::Command;
 use sidecar_agent::{
     cli,
+    doctor::{
+        catalogue::{self as findings, Code as Finding, Severity as FindingSeverity},
+        report,
+    },
     model::{
         catalogue::{self, Code},
         diagnostic::Severity,
         settings::{self, Setting},
         workload::PROXY_CONFIG_ANNOTATION,
     },
+    privileges::{NEEDS, Need},
 };
 use sidecar_common::{Path, Reason};
 
 /// The files, by name below `docs/`, and what is in them.
 #[must_use]
-pub fn files() -> [(&'static str, String); 4] {
+pub fn files() -> [(&'static str, String); 6] {
     [
+        ("capabilities.md", capabilities()),
         ("cli.md", command_line()),
         ("diagnostics.md", diagnostics()),
+        ("doctor.md", doctor()),
         ("reasons.md", reasons()),
         ("settings.md", settings()),
     ]
@@ -70,6 +77,61 @@ fn diagnostics() -> String {
             page,
             "\n## {id}: {title}\n\n{severity}. {explanation}\n\nRemedy: {remedy}.\n"
         );
+    }
+    page
+}
+
+fn doctor() -> String {
+    let text = format!(
+        "What `sidecar-agent doctor` can find wrong with a node. It tries everything on things of \
+         its own (a new cgroup, new namespaces, a BPF file system that nobody else sees), and \
+         leaves nothing. With `--config` it also looks at the cgroups and network namespaces of \
+         the workloads, and at all cgroups above them.\n\n\
+         Exit codes: {} all well, {} something is missing that the agent cannot do without, {} \
+         only warnings, 2 wrong usage.\n\n\
+         `run` begins with those checks that take no time (cgroups, bpffs, capabilities, network \
+         namespace cookies, foreign programs at the root cgroup). It refuses to start where \
+         something is missing, and logs warnings.",
+        report::WELL,
+        report::MISSING,
+        report::WARNINGS
+    );
+    let mut page = head("What doctor finds", &text);
+    for finding in findings::ALL {
+        let Finding {
+            id,
+            severity,
+            name,
+            lost,
+            remedy,
+        } = finding;
+        let severity = match severity {
+            FindingSeverity::Missing => "Missing",
+            FindingSeverity::Warning => "Warning",
+        };
+        _ = write!(
+            page,
+            "\n## {id}: {name}\n\n{severity}. {lost}.\n\nRemedy: {remedy}.\n"
+        );
+    }
+    page
+}
+
+fn capabilities() -> String {
+    let text = "What the agent may do, and why. `run` gives up every other capability when it \
+                starts (effective, permitted, inheritable, ambient, and bounding where it has \
+                `CAP_SETPCAP`), and sets `no_new_privs`. A test runs it with exactly these, and \
+                shows for each what fails without it. Workloads and proxies need none.\n\n\
+                `CAP_SYS_ADMIN` cannot be replaced by `CAP_BPF` and `CAP_PERFMON`: the kernel asks \
+                for it where a network namespace is entered, and then needs the other two no more. \
+                The agent runs as root (uid 0): files that only root may use are its own.";
+    let mut page = head("Capabilities", text);
+    page.push_str("\n| capability | what it is needed for | without it |\n|---|---|---|\n");
+    for Need {
+        name, reason, lost, ..
+    } in NEEDS
+    {
+        _ = writeln!(page, "| `{name}` | {reason} | {lost} |");
     }
     page
 }
@@ -140,7 +202,7 @@ fn command_line() -> String {
     let mut command = fixed(cli::command());
     command.build();
     let text = "What `--help` prints. Exit codes: 0 done, 1 failed or errors found, 2 wrong usage, \
-                3 `check` found only warnings.";
+                3 `check` or `doctor` found only warnings.";
     let mut page = head("Command line", text);
     help(&mut page, &mut command);
     for verb in command.get_subcommands_mut() {
@@ -185,10 +247,11 @@ mod tests {
     #[test]
     fn what_differs_or_is_missing_is_outdated() {
         let docs = tempfile::tempdir().unwrap();
-        let [cli, diagnostics, reasons, settings] = files();
-        fs::write(docs.path().join(cli.0), cli.1).unwrap();
-        fs::write(docs.path().join(diagnostics.0), diagnostics.1 + "more").unwrap();
-        fs::write(docs.path().join(settings.0), settings.1).unwrap();
-        assert_eq!(outdated(docs.path()).unwrap(), [diagnostics.0, reasons.0]);
+        let [changed, missing, others @ ..] = files();
+        fs::write(docs.path().join(changed.0), changed.1 + "more").unwrap();
+        for (name, text) in others {
+            fs::write(docs.path().join(name), text).unwrap();
+        }
+        assert_eq!(outdated(docs.path()).unwrap(), [changed.0, missing.0]);
     }
 }

@@ -15,6 +15,7 @@ pub mod command;
 pub mod dns;
 pub mod docs;
 pub mod envoy;
+pub mod foreign;
 pub mod interception;
 pub mod lab;
 pub mod names;

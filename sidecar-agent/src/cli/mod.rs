@@ -1,10 +1,12 @@
 //! The command line: one file per verb, output on stdout, logs on stderr.
 //!
-//! Exit codes: 0 done, 1 failed or errors found, 2 wrong usage, 3 `check` found only warnings.
+//! Exit codes: 0 done, 1 failed or errors found, 2 wrong usage, 3 `check` or `doctor` found only
+//! warnings.
 
 mod callers;
 mod capture;
 pub mod check;
+mod doctor;
 mod explain;
 mod inputs;
 mod output;
@@ -52,6 +54,9 @@ enum Verb {
     Capture(capture::Args),
     /// Remove what the agent has in the kernel, and nothing else; stopping it removes nothing.
     Uninstall(uninstall::Args),
+    /// Look for what this node lacks, by trying it, and for what is in the way. Exit codes: 0 all
+    /// well, 1 something needed is missing, 3 only warnings.
+    Doctor(doctor::Args),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -81,6 +86,7 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => status::run(&args),
         Verb::Capture(args) => capture::run(&args),
         Verb::Uninstall(args) => uninstall::run(&args),
+        Verb::Doctor(args) => doctor::run(args),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut command(), "sidecar-agent", &mut io::stdout());
             Ok(ExitCode::SUCCESS)

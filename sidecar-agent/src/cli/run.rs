@@ -4,8 +4,8 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 
-use super::inputs::{Inputs, RUN_DIR, STATE_DIR};
-use crate::{dataplane::Capacity, runtime};
+use super::inputs::{BPFFS, Inputs, RUN_DIR, STATE_DIR};
+use crate::{dataplane::Capacity, doctor, privileges, runtime};
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
@@ -36,7 +36,7 @@ pub struct Args {
         long,
         env = "SIDECAR_AGENT_BPFFS",
         value_name = "DIR",
-        default_value = "/sys/fs/bpf"
+        default_value = BPFFS
     )]
     bpffs: PathBuf,
     /// Most workloads on this node.
@@ -64,6 +64,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
         dns_servers,
         compat,
     } = args.inputs;
+    doctor::preflight(&args.bpffs)?;
+    // As long as there is one thread only, whose heirs the others are.
+    privileges::drop_others()?;
     let options = runtime::Options {
         config,
         mesh_config,

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs, io,
     net::IpAddr,
     os::{
         fd::{AsFd as _, OwnedFd},
@@ -129,6 +130,18 @@ pub fn listening(attachment: &Attachment, ports: &BTreeSet<u16>) -> BTreeSet<End
         .collect()
 }
 
+/// A process of the workload whose listening sockets we may not look for, if there is one.
+pub fn unreadable(attachment: &Attachment) -> Option<i32> {
+    let is_denied = |error: &io::Error| matches!(error.kind(), io::ErrorKind::PermissionDenied);
+    let cgroups = attachment.cgroups.iter().map(|(_, path)| path.as_path());
+    cgroups.flat_map(cgroup::processes).find(|pid| {
+        let netns = fs::metadata(format!("/proc/{pid}/ns/net"));
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"));
+        netns.is_err_and(|error| is_denied(&error))
+            || descriptors.is_err_and(|error| is_denied(&error))
+    })
+}
+
 /// A listening socket of a process.
 struct ListeningSocket {
     endpoint: Endpoint,
@@ -217,6 +230,6 @@ impl ListeningSocket {
 }
 
 fn netns_of(pid: i32) -> Option<(u64, u64)> {
-    let found = std::fs::metadata(format!("/proc/{pid}/ns/net")).ok()?;
+    let found = fs::metadata(format!("/proc/{pid}/ns/net")).ok()?;
     Some((found.dev(), found.ino()))
 }

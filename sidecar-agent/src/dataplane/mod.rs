@@ -7,6 +7,7 @@ mod attach;
 pub mod cgroup;
 mod contents;
 mod found;
+pub mod hooks;
 mod interfaces;
 mod listeners;
 mod maps;
@@ -14,6 +15,7 @@ pub mod netns;
 mod network;
 mod object;
 mod pins;
+pub mod probe;
 #[allow(
     unsafe_code,
     reason = "the one module with system calls that rustix does not have"
@@ -48,7 +50,10 @@ use self::{
 };
 use crate::compile::Plan;
 
-pub use self::maps::{Capacity, Originals};
+pub use self::{
+    maps::{Capacity, Originals},
+    pins::is_bpffs,
+};
 pub use sidecar_common::values::Word;
 
 /// How long a plan that no workload uses any more is kept: programs that read its id just before
@@ -461,6 +466,22 @@ impl Dataplane {
             .get(&workload)
             .map(|attachment| listeners::listening(attachment, ports))
             .unwrap_or_default()
+    }
+
+    /// What keeps listening sockets of the workload that were open before from being found, if its
+    /// plan needs any.
+    #[must_use]
+    pub fn blind_to(&self, workload: WorkloadId) -> Option<String> {
+        let attachment = self.attachments.get(&workload)?;
+        if attachment.listen_ports.is_empty() {
+            return None;
+        }
+        let pid = listeners::unreadable(attachment)?;
+        Some(format!(
+            "looking for listening sockets of process {pid}: permission denied; what listened \
+             before it was captured is not called until it listens anew; let the agent have \
+             CAP_SYS_PTRACE and CAP_DAC_OVERRIDE"
+        ))
     }
 
     /// What the kernel follows for this workload right now.

@@ -519,3 +519,76 @@ impl Drop for WorkloadSlots {
             unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), Self::LEN * size_of::<u64>()) };
     }
 }
+
+const BPF_PROG_QUERY: u32 = 16;
+
+/// Most programs that are asked for at one hook; the kernel allows 64 at a cgroup.
+const MOST_ATTACHED: usize = 64;
+
+/// `union bpf_attr` of `BPF_PROG_QUERY`, as far as kernel 5.18 has it.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct ProgQuery {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    /// Written by the kernel.
+    attach_flags: u32,
+    prog_ids: u64,
+    /// Room in `prog_ids`; the kernel writes how many there are.
+    prog_cnt: u32,
+    pad: u32,
+    prog_attach_flags: u64,
+}
+
+/// What is attached at one hook of a cgroup or a network namespace, not counting what cgroups above
+/// it have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// How: `BPF_F_ALLOW_OVERRIDE` (1), `BPF_F_ALLOW_MULTI` (2).
+    pub flags: u32,
+    /// Ids of the programs.
+    pub programs: Vec<u32>,
+}
+
+/// Asks what is attached. Needs `CAP_NET_ADMIN` or `CAP_SYS_ADMIN`.
+pub fn prog_query(target: BorrowedFd<'_>, attach_type: AttachType) -> io::Result<Attached> {
+    let mut ids = vec![0_u32; MOST_ATTACHED];
+    let mut attr = ProgQuery {
+        target_fd: raw(target),
+        attach_type: attach_type as u32,
+        prog_ids: ids.as_mut_ptr() as u64,
+        prog_cnt: u32::try_from(MOST_ATTACHED).map_err(io::Error::other)?,
+        ..ProgQuery::default()
+    };
+    // SAFETY: `attr` is the attribute structure of this command, with its size; `prog_ids` has room
+    // for `prog_cnt` ids and lives until the call returns; the kernel writes to both.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            &raw mut attr,
+            size_of::<ProgQuery>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    ids.truncate(attr.prog_cnt as usize);
+    Ok(Attached {
+        flags: attr.attach_flags,
+        programs: ids,
+    })
+}
+
+/// Moves the calling thread into network and mount namespaces of its own, which end with it. Its
+/// mounts are copies of those it had, and still connected to them. Needs `CAP_SYS_ADMIN`.
+pub fn leave_namespaces() -> io::Result<()> {
+    // SAFETY: no pointers; descriptors and memory stay shared with the other threads.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

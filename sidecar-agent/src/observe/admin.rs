@@ -1,17 +1,18 @@
-//! The admin socket: one request, one answer, both a line of JSON. Root only.
+//! The admin socket: one request, one answer, both a line of JSON. Root only: by the permissions of
+//! its file and directory, and by who the kernel says has connected.
 
 use std::{
     io::{BufRead, BufReader, Write},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::net::UnixStream,
+        unix::{fs::MetadataExt as _, net::UnixStream},
     },
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::Mode;
+use rustix::{fs::Mode, process::geteuid};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
@@ -134,10 +135,12 @@ impl Admin {
     /// Opens the socket and serves it.
     ///
     /// # Errors
-    /// If another agent serves the same run directory, or the socket cannot be made.
+    /// If another agent serves the same run directory, if others may write to that, or the socket
+    /// cannot be made.
     pub fn open(run_dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(run_dir)
             .with_context(|| format!("creating {}", run_dir.display()))?;
+        refuse_if_others_write(run_dir)?;
         let address = address(run_dir)?;
         let listening = listen::unix(None, &address, Mode::RUSR | Mode::WUSR)
             .context("opening the admin socket: is another agent running?")?;
@@ -226,13 +229,44 @@ fn accept(listening: &Listening, calls: mpsc::Sender<Call>) -> Result<JoinHandle
     }))
 }
 
+/// Whoever may write to the directory can put a socket of their own there, and answer for us.
+fn refuse_if_others_write(run_dir: &Path) -> Result<()> {
+    let found =
+        std::fs::metadata(run_dir).with_context(|| format!("reading {}", run_dir.display()))?;
+    if !may_ask(found.uid()) || found.mode() & 0o022 != 0 {
+        bail!(
+            "{} belongs to user {} and has mode {:04o}: others may write to it; make it root's, \
+             with mode 0755 or less, or give another --run-dir",
+            run_dir.display(),
+            found.uid(),
+            found.mode() & 0o7777
+        );
+    }
+    Ok(())
+}
+
+/// Root, and the user that the agent runs as.
+fn may_ask(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw()
+}
+
 async fn answer(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) -> Result<()> {
+    let peer = stream.peer_cred().context("asking who has connected")?;
     let (reader, mut writer) = stream.split();
     let mut lines = tokio::io::BufReader::new(reader.take(REQUEST_BYTES)).lines();
     let line = timeout(PATIENCE, lines.next_line()).await??;
     let (reply, answer) = oneshot::channel();
     let mut confirm = None;
     match serde_json::from_str(&line.unwrap_or_default()) {
+        _ if !may_ask(peer.uid()) => {
+            let uid = peer.uid();
+            tracing::warn!(uid, pid = peer.pid(), "admin socket: refused");
+            let text = format!(
+                "user {uid} may not ask this agent anything: only root and the agent's own user may"
+            );
+            // The receiver is right here.
+            let _ = reply.send(Answer::Error(text));
+        }
         Ok(Request::TakeOver) => {
             let (sender, confirmed) = oneshot::channel();
             confirm = Some(sender);

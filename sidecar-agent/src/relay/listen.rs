@@ -254,7 +254,9 @@ fn path_remedy(errno: Errno) -> &'static str {
     match errno {
         Errno::NOENT => "create its directory, or mount the volume that holds it",
         Errno::NOTDIR => "a component of the path is no directory; declare another path",
-        Errno::ACCESS | Errno::PERM => "let the agent write to its directory",
+        Errno::ACCESS | Errno::PERM => {
+            "let the agent have CAP_DAC_OVERRIDE, or write to its directory"
+        }
         Errno::ROFS => "its directory is read-only; mount a writable volume there",
         Errno::INVAL => "declare a path that ends in a file name",
         Errno::LOOP => "its symbolic links lead in a circle; declare another path",

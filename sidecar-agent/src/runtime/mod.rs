@@ -3,6 +3,7 @@
 mod handover;
 mod node;
 mod relays;
+mod service;
 mod toggles;
 
 use std::{
@@ -34,6 +35,7 @@ use crate::{
 use handover::Predecessor;
 use node::Node;
 use relays::Paused;
+use service::Service;
 use toggles::Toggles;
 
 /// How often a workload that could not be captured is tried again, and namespaces are looked at.
@@ -101,6 +103,7 @@ pub async fn run(options: Options) -> Result<()> {
     let mut compiler = Compiler::default();
     let mut input = store.update(files::read(&paths));
     let mut generation = 0_u64;
+    let mut service = Service::new();
     loop {
         generation += 1;
         input
@@ -108,6 +111,7 @@ pub async fn run(options: Options) -> Result<()> {
             .dns
             .clone_from(&names.borrow_and_update().addresses);
         apply(&mut node, &mut compiler, &input, &dns, generation);
+        service.applied(generation, node.captured());
         if let Some((predecessor, tcp)) = predecessor.take() {
             predecessor.confirm(tcp)?;
             tracing::info!("taken over from the agent before");
@@ -124,7 +128,12 @@ pub async fn run(options: Options) -> Result<()> {
                     changed.context("the resolver ended")?;
                     break;
                 }
-                _ = ticks.tick() => node.refresh(),
+                _ = ticks.tick() => {
+                    node.refresh();
+                    service.applied(generation, node.captured());
+                }
+                // From here, so that a loop that hangs is noticed.
+                () = service.due() => service::alive(),
                 _ = collisions.tick() => node.look_for_collisions(),
                 Some(call) = admin.calls.recv() => match call {
                     Call::Ask(request, reply) => {
@@ -136,6 +145,7 @@ pub async fn run(options: Options) -> Result<()> {
                         admin.pause().await;
                         if let Some(Taken { tcp }) = hand_over(&admin, &left, reply, taken).await {
                             admin.give_up();
+                            drop(service);
                             return left.end(tcp, options.drain, &mut signals).await;
                         }
                         tracing::warn!("the next agent has not taken over; going on");
@@ -145,7 +155,7 @@ pub async fn run(options: Options) -> Result<()> {
                     }
                 },
                 () = signals.any() => {
-                    drop(admin);
+                    drop((admin, service));
                     return node.end().end(true, options.drain, &mut signals).await;
                 }
             }

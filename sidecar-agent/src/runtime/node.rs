@@ -328,6 +328,16 @@ impl Node {
         }
     }
 
+    /// How many workloads are captured as wanted, and how many there are.
+    pub fn captured(&self) -> (usize, usize) {
+        let is_captured = |workload: &&Workload| {
+            let live = workload.live.as_ref();
+            live.and_then(|live| live.digest) == Some(workload.wanted.digest)
+        };
+        let captured = self.workloads.values().filter(is_captured).count();
+        (captured, self.workloads.len())
+    }
+
     /// The whole state.
     pub fn status(&self, generation: u64) -> Status {
         let relay = self.engine.stats();
@@ -533,12 +543,13 @@ impl Node {
                 self.inherited.remove(name).unwrap_or_default(),
             )?);
         }
-        let problems = match &mut live.relay {
+        let mut problems = match &mut live.relay {
             Some(relay) => relay.prepare(&self.engine, id, plan),
             None => Vec::new(),
         };
         self.dataplane.suspend(live.id, !capture)?;
         self.dataplane.switch(live.id, id, plan)?;
+        problems.extend(self.dataplane.blind_to(live.id));
         if let Some(relay) = &mut live.relay {
             relay.settle(&self.engine, plan);
         }

@@ -34,8 +34,6 @@ pub use set::{Expected, Set};
 /// The map that all sets share.
 pub const WORKLOADS: &str = "WORKLOADS";
 
-const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
-
 /// The directory of this agent's pins.
 pub struct PinDir {
     path: PathBuf,
@@ -218,16 +216,20 @@ fn remove_pin(path: &Path) -> Result<()> {
     }
 }
 
+/// Whether a path is in a BPF file system.
+#[must_use]
+pub fn is_bpffs(path: &Path) -> bool {
+    const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+    rustix::fs::statfs(path).is_ok_and(|found| u64::try_from(found.f_type) == Ok(BPF_FS_MAGIC))
+}
+
 fn mount_bpffs(at: &Path) -> Result<()> {
-    let is_bpffs = || {
-        rustix::fs::statfs(at).is_ok_and(|found| u64::try_from(found.f_type) == Ok(BPF_FS_MAGIC))
-    };
     // A directory within a bpffs mount is as good as the mount itself.
-    if is_bpffs() {
+    if is_bpffs(at) {
         return Ok(());
     }
     fs::create_dir_all(at).with_context(|| format!("creating {}", at.display()))?;
-    if is_bpffs() {
+    if is_bpffs(at) {
         return Ok(());
     }
     rustix::mount::mount(
