@@ -200,7 +200,7 @@ fn visit_all(
         let result = results.entry(kind.path).or_default();
         result.made += 1;
         let problem = match probe.visit(kind.address) {
-            Ok(seen) => problem(kind, seen),
+            Ok(seen) => problem(kind, &seen),
             Err(error) => Some(format!("the client has ended: {error:#}")),
         };
         if let Some(problem) = problem {
@@ -216,8 +216,8 @@ fn visit_all(
 }
 
 /// What is wrong with a connection.
-fn problem(kind: &Kind, seen: std::result::Result<Seen, Errno>) -> Option<String> {
-    let is_right = match (kind.wanted, &seen) {
+fn problem(kind: &Kind, seen: &std::result::Result<Seen, Errno>) -> Option<String> {
+    let is_right = match (kind.wanted, seen) {
         (Wanted::Reaches(name) | Wanted::Either(name), Ok(seen)) => seen.name == name,
         (Wanted::Proxied, Ok(seen)) => {
             seen.name == "proxy" && seen.original_dst == Some(kind.address)

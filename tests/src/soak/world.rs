@@ -97,7 +97,7 @@ impl World {
     /// # Errors
     /// When it cannot be written.
     pub fn edit(&self, number: u32) -> anyhow::Result<()> {
-        let also = if number % 2 == 0 {
+        let also = if number.is_multiple_of(2) {
             "\n    - sometimes/*"
         } else {
             ""
