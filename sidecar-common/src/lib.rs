@@ -28,7 +28,7 @@ pub use addr::{Addr, Endpoint};
 pub use reason::{Path, Reason};
 
 /// Changes whenever a map layout, or the meaning of a value in a map, changes.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// IANA number of TCP, as the `protocol` field of a socket.
 pub const IPPROTO_TCP: u32 = 6;

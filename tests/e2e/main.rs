@@ -5,5 +5,6 @@ mod conformance;
 mod fixture;
 mod in_use;
 mod life;
+mod observe;
 mod scenarios;
 mod verbs;

@@ -22,3 +22,5 @@ mod sock_ops;
 mod source;
 mod tproxy;
 mod tuples;
+mod usage;
+mod verifier;

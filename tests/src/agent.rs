@@ -68,6 +68,8 @@ impl Agent {
             env: Vec::new(),
         }
         .env("SIDECAR_AGENT_CONFIG", dir)
+        // Its default is one port, and many agents run at a time.
+        .env("SIDECAR_AGENT_METRICS_ADDRESS", "127.0.0.1:0")
         // Tests look for plain text in its logs.
         .env("NO_COLOR", "1")
     }

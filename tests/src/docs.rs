@@ -12,15 +12,17 @@ use sidecar_agent::{
         settings::{self, Setting},
         workload::PROXY_CONFIG_ANNOTATION,
     },
+    observe::metrics::catalogue as metrics,
 };
 use sidecar_common::{Path, Reason};
 
 /// The files, by name below `docs/`, and what is in them.
 #[must_use]
-pub fn files() -> [(&'static str, String); 4] {
+pub fn files() -> [(&'static str, String); 5] {
     [
         ("cli.md", command_line()),
         ("diagnostics.md", diagnostics()),
+        ("metrics.md", metrics()),
         ("reasons.md", reasons()),
         ("settings.md", settings()),
     ]
@@ -90,6 +92,28 @@ fn reasons() -> String {
     table("Paths", &mut paths.into_iter());
     let reasons = Reason::ALL.iter().map(|r| (r.name(), r.description()));
     table("Reasons", &mut reasons.into_iter());
+    page
+}
+
+fn metrics() -> String {
+    let text = "What `run` serves at `/metrics` of `--metrics-address`, in the text format of \
+                OpenMetrics. Names are those to ask Prometheus for; a histogram has `_bucket`, \
+                `_sum` and `_count`.";
+    let mut page = head("Metrics", text);
+    page.push_str("\n| name | type | unit | labels | meaning |\n|---|---|---|---|---|\n");
+    for metric in metrics::ALL {
+        let labels: Vec<String> = metric.labels.iter().map(|of| format!("`{of}`")).collect();
+        let unit = metric.unit.map(metrics::UnitName::name);
+        _ = writeln!(
+            page,
+            "| `{}` | {} | {} | {} | {} |",
+            metric.sample(),
+            metric.kind.as_str(),
+            unit.unwrap_or_default(),
+            labels.join(", "),
+            metric.help
+        );
+    }
     page
 }
 
@@ -185,9 +209,10 @@ mod tests {
     #[test]
     fn what_differs_or_is_missing_is_outdated() {
         let docs = tempfile::tempdir().unwrap();
-        let [cli, diagnostics, reasons, settings] = files();
+        let [cli, diagnostics, metrics, reasons, settings] = files();
         fs::write(docs.path().join(cli.0), cli.1).unwrap();
         fs::write(docs.path().join(diagnostics.0), diagnostics.1 + "more").unwrap();
+        fs::write(docs.path().join(metrics.0), metrics.1).unwrap();
         fs::write(docs.path().join(settings.0), settings.1).unwrap();
         assert_eq!(outdated(docs.path()).unwrap(), [diagnostics.0, reasons.0]);
     }

@@ -24,6 +24,7 @@ pub mod place;
 pub mod poll;
 pub mod programs;
 pub mod scenario;
+pub mod scrape;
 pub mod skip;
 pub mod tempdir;
 

@@ -3,26 +3,26 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, atomic::Ordering},
 };
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{HashMap, LpmTrie, Map, MapData, PerCpuArray, SockHash, lpm_trie::Key};
+use aya::maps::{HashMap, LpmTrie, Map, MapData, SockHash, lpm_trie::Key};
 use ipnet::IpNet;
 use sidecar_common::{
     Addr, Endpoint, Path, Reason,
-    decide::Direction,
     keys::{
         BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
         WorkloadId, WorkloadInterface, WorkloadPort,
     },
-    values::{Identity, Original, PlanHeader, REASON_SLOTS, Route, Rule},
+    values::{DECISION_SLOTS, Identity, Original, PlanHeader, Route, Rule},
 };
 
-use super::{network::RouteTo, object::Objects, sys};
+use super::{network::RouteTo, object::Objects, sys, usage::Failures};
 use crate::compile::Plan;
 
-/// Capacities, in entries. Memory is taken only for entries in use, except `original_dst`.
+/// Capacities, in entries. Memory is taken only for entries in use, except `original_dst` and the
+/// counters (4 KiB for each of `workloads`).
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
     /// Workloads on this node.
@@ -50,6 +50,11 @@ impl Default for Capacity {
 }
 
 impl Capacity {
+    /// Words of counters.
+    pub(super) fn counters(&self) -> u32 {
+        self.workloads.saturating_mul(DECISION_SLOTS)
+    }
+
     /// Every map whose size is configured, by name.
     #[must_use]
     pub fn entries(&self) -> [(&'static str, u32); 14] {
@@ -67,7 +72,7 @@ impl Capacity {
             ("LISTEN_INTEREST", self.sockets),
             ("SOCKETS", self.sockets),
             ("ORIGINAL_DST", self.original_dst),
-            ("COUNTERS", self.workloads.saturating_mul(REASON_SLOTS)),
+            ("COUNTERS", self.counters()),
         ]
     }
 }
@@ -123,7 +128,7 @@ impl Size {
 pub struct Maps {
     capacity: Capacity,
     used: Size,
-    slots: sys::WorkloadSlots,
+    slots: sys::MappedWords,
     identities: MapData,
     plans: HashMap<MapData, PlanId, PlanHeader>,
     outbound: HashMap<MapData, RuleKey, Rule>,
@@ -137,7 +142,7 @@ pub struct Maps {
     listen_interest: HashMap<MapData, WorkloadPort, u8>,
     sockets: SockHash<MapData, WorkloadEndpoint>,
     original_dst: HashMap<MapData, Tuple, Original>,
-    counters: PerCpuArray<MapData, u64>,
+    failures: Failures,
 }
 
 impl Maps {
@@ -148,7 +153,7 @@ impl Maps {
         Ok(Self {
             capacity,
             used: Size::default(),
-            slots: sys::WorkloadSlots::map(workloads.fd().as_fd(), capacity.workloads)
+            slots: sys::MappedWords::map(workloads.fd().as_fd(), capacity.workloads)
                 .context("mapping the WORKLOADS array")?,
             identities: objects.open_map("IDENTITIES")?,
             plans: hash("PLANS")?.try_into()?,
@@ -163,13 +168,18 @@ impl Maps {
             listen_interest: hash("LISTEN_INTEREST")?.try_into()?,
             sockets: Map::SockHash(objects.open_map("SOCKETS")?).try_into()?,
             original_dst: Map::LruHashMap(objects.open_map("ORIGINAL_DST")?).try_into()?,
-            counters: Map::PerCpuArray(objects.open_map("COUNTERS")?).try_into()?,
+            failures: Failures::default(),
         })
     }
 
     /// The configured capacities.
     pub fn capacity(&self) -> &Capacity {
         &self.capacity
+    }
+
+    /// Updates that the kernel refused, by map.
+    pub fn failures(&self) -> &Failures {
+        &self.failures
     }
 
     /// Name, entries and capacity of the tables that plans fill.
@@ -179,17 +189,29 @@ impl Maps {
 
     /// Makes `plan` the workload's: one store.
     pub fn switch(&self, workload: WorkloadId, plan: PlanId) {
-        self.slots.store(workload, plan);
+        if let Some(slot) = self.slots.get(workload) {
+            slot.store(u64::from(plan), Ordering::Release);
+        }
     }
 
     /// The workload's plan as the kernel sees it.
     pub fn current_plan(&self, workload: WorkloadId) -> PlanId {
-        PlanId::try_from(self.slots.load(workload)).unwrap_or(0)
+        let slot = self.slots.get(workload);
+        slot.and_then(|slot| PlanId::try_from(slot.load(Ordering::Acquire)).ok())
+            .unwrap_or(0)
     }
 
     /// Writes a cgroup's identity.
     pub fn set_identity(&self, cgroup: u64, identity: &Identity) -> std::io::Result<()> {
-        sys::set_identity(self.identities.fd().as_fd(), cgroup, identity)
+        let written = sys::set_identity(self.identities.fd().as_fd(), cgroup, identity);
+        // Of a cgroup that is gone there is nothing to be told.
+        if written
+            .as_ref()
+            .is_err_and(|error| error.kind() != std::io::ErrorKind::NotFound)
+        {
+            self.failures.count("IDENTITIES");
+        }
+        written
     }
 
     /// Writes all entries of a plan under a new id. On failure none of them stays.
@@ -197,6 +219,7 @@ impl Maps {
         let after = self.used.combine(Size::of(plan), |used, more| used + more);
         for (map, entries, capacity) in after.tables(&self.capacity) {
             if entries > capacity as usize {
+                self.failures.count(map);
                 bail!(
                     "map {map} is full: {entries} entries wanted, capacity {capacity}; raise \
                      --max-rules (or --max-plans), or narrow the egress hosts"
@@ -212,49 +235,30 @@ impl Maps {
     }
 
     fn write_plan(&mut self, id: PlanId, plan: &Plan) -> Result<()> {
+        let failures = &self.failures;
+        let rule_key = |dst: &Endpoint| RuleKey {
+            plan: id,
+            dst: *dst,
+        };
         for (dst, rule) in &plan.outbound.exact {
-            self.outbound
-                .insert(
-                    RuleKey {
-                        plan: id,
-                        dst: *dst,
-                    },
-                    rule,
-                    0,
-                )
-                .context("writing map OUTBOUND")?;
+            let written = self.outbound.insert(rule_key(dst), rule, 0);
+            failures.note("OUTBOUND", written)?;
         }
         for (key, rule) in prefixes(id, plan) {
-            self.prefixes
-                .insert(&key, rule, 0)
-                .context("writing map PREFIXES")?;
+            failures.note("PREFIXES", self.prefixes.insert(&key, rule, 0))?;
         }
         for key in owners(id, plan) {
-            self.owners
-                .insert(key, 1, 0)
-                .context("writing map OWNERS")?;
+            failures.note("OWNERS", self.owners.insert(key, 1, 0))?;
         }
         for (dst, rule) in &plan.inbound {
-            self.inbound
-                .insert(
-                    RuleKey {
-                        plan: id,
-                        dst: *dst,
-                    },
-                    rule,
-                    0,
-                )
-                .context("writing map INBOUND")?;
+            let written = self.inbound.insert(rule_key(dst), rule, 0);
+            failures.note("INBOUND", written)?;
         }
         for (key, backend) in backends(id, plan) {
-            self.backends
-                .insert(key, backend, 0)
-                .context("writing map BACKENDS")?;
+            failures.note("BACKENDS", self.backends.insert(key, backend, 0))?;
         }
         // Last: a plan with a header is complete.
-        self.plans
-            .insert(id, plan.header, 0)
-            .context("writing map PLANS")
+        failures.note("PLANS", self.plans.insert(id, plan.header, 0))
     }
 
     /// Removes all entries of a plan. Entries that are not there do not matter.
@@ -292,9 +296,10 @@ impl Maps {
         now: &BTreeSet<Addr>,
     ) -> Result<()> {
         for addr in now.difference(before) {
-            self.local_addrs
-                .insert(local_addr_key(workload, *addr), 1, 0)
-                .context("writing map LOCAL_ADDRS; raise --max-workloads")?;
+            let key = local_addr_key(workload, *addr);
+            self.failures
+                .note("LOCAL_ADDRS", self.local_addrs.insert(key, 1, 0))
+                .context("raise --max-workloads")?;
         }
         for addr in before.difference(now) {
             let _ = self.local_addrs.remove(&local_addr_key(workload, *addr));
@@ -311,9 +316,10 @@ impl Maps {
     ) -> Result<()> {
         let key = |index| WorkloadInterface { workload, index };
         for (&index, flags) in now {
-            self.interfaces
-                .insert(key(index), flags, 0)
-                .context("writing map INTERFACES; raise --max-workloads")?;
+            let written = self.interfaces.insert(key(index), flags, 0);
+            self.failures
+                .note("INTERFACES", written)
+                .context("raise --max-workloads")?;
         }
         for &index in before.keys().filter(|index| !now.contains_key(index)) {
             let _ = self.interfaces.remove(&key(index));
@@ -340,9 +346,10 @@ impl Maps {
                 interface: route.interface,
                 source: route.source.map_or(Addr::ANY, Addr::from),
             };
-            self.routes
-                .insert(&key(route), value, 0)
-                .context("writing map ROUTES; raise --max-workloads")?;
+            let written = self.routes.insert(&key(route), value, 0);
+            self.failures
+                .note("ROUTES", written)
+                .context("raise --max-workloads")?;
         }
         let is_gone = |route: &&RouteTo| !now.iter().any(|other| other.net == route.net);
         for route in before.iter().filter(is_gone) {
@@ -360,9 +367,10 @@ impl Maps {
         new: &BTreeSet<u16>,
     ) -> Result<()> {
         let added = new.difference(old).try_for_each(|&port| {
-            self.listen_interest
-                .insert(workload_port(workload, port), 1, 0)
-                .context("map LISTEN_INTEREST is full; raise --max-sockets")
+            let key = workload_port(workload, port);
+            self.failures
+                .note("LISTEN_INTEREST", self.listen_interest.insert(key, 1, 0))
+                .context("raise --max-sockets")
         });
         if added.is_err() {
             self.drop_listen_interest(workload, new, old);
@@ -400,15 +408,11 @@ impl Maps {
         endpoint: Endpoint,
         socket: &OwnedFd,
     ) -> Result<()> {
-        self.sockets
-            .insert(
-                WorkloadEndpoint { workload, endpoint },
-                socket.as_raw_fd(),
-                0,
-            )
-            .with_context(|| {
-                format!("entering the socket on {endpoint} into map SOCKETS; raise --max-sockets")
-            })
+        let key = WorkloadEndpoint { workload, endpoint };
+        let written = self.sockets.insert(key, socket.as_raw_fd(), 0);
+        self.failures
+            .note("SOCKETS", written)
+            .with_context(|| format!("entering the socket on {endpoint}; raise --max-sockets"))
     }
 
     /// Enters the relay's listener for one address family (given by its wildcard address).
@@ -419,13 +423,11 @@ impl Maps {
         socket: BorrowedFd<'_>,
     ) -> Result<()> {
         let endpoint = Endpoint::new(family, 0);
-        self.sockets
-            .insert(
-                WorkloadEndpoint { workload, endpoint },
-                socket.as_raw_fd(),
-                0,
-            )
-            .context("entering the relay's listener into map SOCKETS; raise --max-sockets")
+        let key = WorkloadEndpoint { workload, endpoint };
+        let written = self.sockets.insert(key, socket.as_raw_fd(), 0);
+        self.failures
+            .note("SOCKETS", written)
+            .context("entering the relay's listener; raise --max-sockets")
     }
 
     /// Removes what is left of a workload that was detached.
@@ -444,12 +446,6 @@ impl Maps {
         for key in keys {
             let _ = self.original_dst.remove(&key);
         }
-        let zeros = vec![0; aya::util::nr_cpus().unwrap_or(1)];
-        for index in counter_slots(workload) {
-            if let Ok(values) = aya::maps::PerCpuValues::try_from(zeros.clone()) {
-                let _ = self.counters.set(index, values, 0);
-            }
-        }
     }
 
     fn remove_sockets(&mut self, which: impl Fn(&WorkloadEndpoint) -> bool) {
@@ -457,35 +453,6 @@ impl Maps {
         for key in keys {
             let _ = self.sockets.remove(&key);
         }
-    }
-
-    /// How many inbound connections of a workload found their socket not listening.
-    pub fn missed(&self, workload: WorkloadId) -> u64 {
-        self.counter(workload, Reason::TargetNotListening, Direction::Inbound)
-            .unwrap_or_default()
-    }
-
-    fn counter(&self, workload: WorkloadId, reason: Reason, direction: Direction) -> Result<u64> {
-        let index = counter_index(workload, reason, direction);
-        let values = self
-            .counters
-            .get(&index, 0)
-            .context("reading map COUNTERS")?;
-        Ok(values.iter().sum())
-    }
-
-    /// A workload's decisions, without zeros.
-    pub fn counters(&self, workload: WorkloadId) -> Result<Vec<(Direction, Reason, u64)>> {
-        let mut found = Vec::new();
-        for &reason in Reason::ALL {
-            for direction in [Direction::Outbound, Direction::Inbound] {
-                let count = self.counter(workload, reason, direction)?;
-                if count != 0 {
-                    found.push((direction, reason, count));
-                }
-            }
-        }
-        Ok(found)
     }
 }
 
@@ -576,12 +543,4 @@ fn local_addr_key(workload: WorkloadId, addr: Addr) -> WorkloadEndpoint {
         workload,
         endpoint: Endpoint::new(addr, 0),
     }
-}
-
-fn counter_index(workload: WorkloadId, reason: Reason, direction: Direction) -> u32 {
-    workload * REASON_SLOTS + u32::from(reason as u8) * 2 + direction as u32
-}
-
-fn counter_slots(workload: WorkloadId) -> std::ops::Range<u32> {
-    workload * REASON_SLOTS..(workload + 1) * REASON_SLOTS
 }

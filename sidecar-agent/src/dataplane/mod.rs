@@ -5,6 +5,7 @@
 
 mod attach;
 pub mod cgroup;
+mod counters;
 mod listeners;
 mod maps;
 pub mod netns;
@@ -15,6 +16,7 @@ mod object;
     reason = "the one module with system calls that rustix does not have"
 )]
 mod sys;
+mod usage;
 mod userns;
 
 use std::{
@@ -33,10 +35,20 @@ use sidecar_common::{
     values::Identity,
 };
 
-use self::{attach::Attachment, maps::Maps, object::Objects};
+use self::{
+    attach::Attachment,
+    counters::Counters,
+    maps::Maps,
+    object::{NETNS_PROGRAM, Objects},
+    usage::Counted,
+};
 use crate::compile::Plan;
 
-pub use self::maps::{Capacity, Originals};
+pub use self::{
+    counters::Count,
+    maps::{Capacity, Originals},
+    usage::Usage,
+};
 
 /// How long a plan that no workload uses any more is kept: programs that read its id just before
 /// the switch are done by then (they run for microseconds), and the relay may still ask for it.
@@ -74,6 +86,8 @@ pub struct RelaySockets<'a> {
 /// The loaded programs and maps, and what is attached.
 pub struct Dataplane {
     maps: Maps,
+    counters: Counters,
+    counted: Counted,
     objects: Objects,
     attachments: BTreeMap<WorkloadId, Attachment>,
     plans: BTreeMap<String, InstalledPlan>,
@@ -97,6 +111,8 @@ impl Dataplane {
         let objects = Objects::load(config)?;
         Ok(Self {
             maps: Maps::open(&objects, config.capacity)?,
+            counters: Counters::open(&objects, &config.capacity)?,
+            counted: Counted::open(&objects)?,
             objects,
             attachments: BTreeMap::new(),
             plans: BTreeMap::new(),
@@ -218,6 +234,7 @@ impl Dataplane {
             self.maps
                 .drop_listen_interest(workload, &attachment.listen_ports, &BTreeSet::new());
             self.maps.forget_workload(workload);
+            self.counters.retire(workload);
         }
         self.retire_plans();
     }
@@ -226,6 +243,7 @@ impl Dataplane {
     /// sockets that a full map or a race has missed; and deletes plans that nobody uses.
     pub fn refresh(&mut self) {
         let mut sockets = self.maps.sockets();
+        self.counted.sockets = sockets.values().map(BTreeSet::len).sum();
         for (&workload, attachment) in &mut self.attachments {
             if let Err(error) = attachment.refresh(&mut self.maps) {
                 tracing::debug!(workload, "{error:#}");
@@ -234,7 +252,12 @@ impl Dataplane {
             // /proc is slow to read: only where a socket may be missing in the map.
             let known = sockets.remove(&workload).unwrap_or_default();
             let is_known = |port: &u16| known.iter().any(|endpoint| endpoint.port == *port);
-            let missed = self.maps.missed(workload);
+            let missed = self.counters.one(
+                workload,
+                Direction::Inbound,
+                sidecar_common::Path::Deny,
+                Reason::TargetNotListening,
+            );
             if missed != attachment.missed || !attachment.listen_ports.iter().all(is_known) {
                 attachment.missed = missed;
                 let ports = attachment.listen_ports.clone();
@@ -268,11 +291,25 @@ impl Dataplane {
     }
 
     /// Decisions counted for a workload since it was attached, without zeros.
-    ///
-    /// # Errors
-    /// If the map cannot be read.
-    pub fn counters(&self, workload: WorkloadId) -> Result<Vec<(Direction, Reason, u64)>> {
-        self.maps.counters(workload)
+    #[must_use]
+    pub fn counters(&self, workload: WorkloadId) -> Vec<Count> {
+        self.counters.of(workload)
+    }
+
+    /// Decisions of all workloads that were detached, without zeros.
+    #[must_use]
+    pub fn counters_of_gone(&self) -> Vec<Count> {
+        self.counters.of_gone()
+    }
+
+    /// How often each program is attached.
+    #[must_use]
+    pub fn attached(&self) -> BTreeMap<&'static str, usize> {
+        let cgroups = self.attachments.values().map(|of| of.cgroups.len()).sum();
+        Objects::cgroup_program_names()
+            .map(|name| (name, cgroups))
+            .chain([(NETNS_PROGRAM, self.attachments.len())])
+            .collect()
     }
 
     /// Entries and capacity of every table whose size follows the plans.

@@ -45,8 +45,11 @@ const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
     ("getsockopt", AttachType::Getsockopt),
 ];
 
+/// The program for a network namespace, by the name of its entry point.
+pub const NETNS_PROGRAM: &str = "inbound";
+
 /// Maps that are shared by pins, by name.
-const SHARED_MAPS: [&str; 16] = [
+const SHARED_MAPS: [&str; 17] = [
     "WORKLOADS",
     "PLANS",
     "OUTBOUND",
@@ -61,6 +64,7 @@ const SHARED_MAPS: [&str; 16] = [
     "SOCKETS",
     "ORIGINAL_DST",
     "COUNTERS",
+    "LOST",
     "ASKED_FOR",
     "IDENTITIES",
 ];
@@ -108,6 +112,11 @@ impl Objects {
             .map(|(attach_type, program)| (*attach_type, program.as_fd()))
     }
 
+    /// Names of the programs for cgroups.
+    pub fn cgroup_program_names() -> impl Iterator<Item = &'static str> {
+        CGROUP_PROGRAMS.iter().map(|(name, _)| *name)
+    }
+
     /// Loads the copy of the `sk_lookup` program that serves `workload`.
     pub fn load_sk_lookup(&self, workload: WorkloadId) -> Result<OwnedFd> {
         let mut object = self
@@ -122,7 +131,7 @@ impl Objects {
                 self.pin_dir.display()
             );
         }
-        load_program(&mut object, "inbound")
+        load_program(&mut object, NETNS_PROGRAM)
     }
 
     /// Opens one of the shared maps.

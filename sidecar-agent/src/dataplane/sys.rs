@@ -1,17 +1,18 @@
 //! The system calls that neither aya 0.14 nor rustix offers: BPF links for every attach type,
-//! maps whose key aya has no type for, and the memory-mapped `WORKLOADS` array.
+//! maps whose key aya has no type for, batches, and memory-mapped arrays.
 
 use std::{
     ffi::c_long,
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::AtomicU64,
 };
 
 use sidecar_common::values::Identity;
 
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
+const BPF_MAP_LOOKUP_BATCH: u32 = 24;
 const BPF_LINK_CREATE: u32 = 28;
 
 /// `enum bpf_attach_type`, the ones used here.
@@ -63,6 +64,20 @@ struct MapUpdate {
     flags: u64,
 }
 
+/// `union bpf_attr` of `BPF_MAP_LOOKUP_BATCH`.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct MapBatch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
 /// Attaches a program to a cgroup or a network namespace. The link lives as long as its
 /// descriptor (or a pin).
 pub fn link_create(
@@ -76,7 +91,7 @@ pub fn link_create(
         attach_type: attach_type as u32,
         flags: 0,
     };
-    let fd = bpf(BPF_LINK_CREATE, &attr)?;
+    let fd = bpf(BPF_LINK_CREATE, attr)?;
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: BPF_LINK_CREATE has just returned this descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -91,7 +106,7 @@ pub fn set_identity(map: BorrowedFd<'_>, cgroup: u64, identity: &Identity) -> io
         value: (&raw const *identity) as u64,
         ..MapUpdate::default()
     };
-    bpf(BPF_MAP_UPDATE_ELEM, &attr).map(drop)
+    bpf(BPF_MAP_UPDATE_ELEM, attr).map(drop)
 }
 
 /// The cookie of the network namespace that a socket is in, as `bpf_get_netns_cookie` tells it
@@ -155,10 +170,15 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-fn bpf<T>(command: u32, attr: &T) -> io::Result<c_long> {
+fn bpf<T>(command: u32, mut attr: T) -> io::Result<c_long> {
+    bpf_mut(command, &mut attr)
+}
+
+/// Of a command that answers in its attribute structure.
+fn bpf_mut<T>(command: u32, attr: &mut T) -> io::Result<c_long> {
     // SAFETY: `attr` is the attribute structure of `command`, zero beyond what is set, and its
     // size is given; pointers inside it are valid for the duration of the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -166,19 +186,63 @@ fn bpf<T>(command: u32, attr: &T) -> io::Result<c_long> {
     }
 }
 
-/// The `WORKLOADS` array, mapped: a switch of plan is one aligned store that programs see whole.
-pub struct WorkloadSlots {
+/// How many entries a hash map has, counted in batches (`BPF_MAP_LOOKUP_BATCH`, kernel 5.6): a call
+/// for each thousand of them, and no entry is taken for recently used. `entry`: sizes of key and
+/// value. Entries that come and go meanwhile may be missed, or counted twice.
+pub fn count_entries(
+    map: BorrowedFd<'_>,
+    entry: (usize, usize),
+    capacity: u32,
+) -> io::Result<usize> {
+    /// Entries in a call. More than any bucket holds.
+    const BATCH: usize = 1024;
+    let (mut keys, mut values) = (vec![0_u8; BATCH * entry.0], vec![0_u8; BATCH * entry.1]);
+    // Where the next batch begins: the number of a bucket.
+    let mut position = 0_u32;
+    let mut is_first = true;
+    let mut entries = 0;
+    // Bounded, should the map grow while it is counted.
+    while entries <= capacity as usize {
+        let mut attr = MapBatch {
+            in_batch: if is_first {
+                0
+            } else {
+                (&raw const position) as u64
+            },
+            out_batch: (&raw mut position) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: u32::try_from(BATCH).unwrap_or(u32::MAX),
+            map_fd: raw(map),
+            ..MapBatch::default()
+        };
+        let result = bpf_mut(BPF_MAP_LOOKUP_BATCH, &mut attr);
+        match result {
+            Ok(_) => entries += attr.count as usize,
+            // The end; what was found before it counts.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                return Ok(entries + attr.count as usize);
+            }
+            Err(error) => return Err(error),
+        }
+        is_first = false;
+    }
+    Ok(entries)
+}
+
+/// An array map of `u64`, mapped: each word is stored and read whole, here and by programs.
+pub struct MappedWords {
     base: NonNull<AtomicU64>,
     len: usize,
 }
 
 // SAFETY: shared memory reached through atomics only.
-unsafe impl Send for WorkloadSlots {}
+unsafe impl Send for MappedWords {}
 // SAFETY: as above.
-unsafe impl Sync for WorkloadSlots {}
+unsafe impl Sync for MappedWords {}
 
-impl WorkloadSlots {
-    /// Maps `len` slots of the array map `map` (created with `BPF_F_MMAPABLE`).
+impl MappedWords {
+    /// Maps `len` elements of the array map `map` (created with `BPF_F_MMAPABLE`).
     pub fn map(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
         let len = len as usize;
         // SAFETY: a new mapping at an address of the kernel's choice.
@@ -196,27 +260,15 @@ impl WorkloadSlots {
         Ok(Self { base, len })
     }
 
-    /// Stores the plan of a workload. A slot out of range is ignored.
-    pub fn store(&self, slot: u32, plan: u32) {
-        if let Some(word) = self.word(slot) {
-            word.store(u64::from(plan), Ordering::Release);
-        }
-    }
-
-    /// The plan of a workload; 0 for a slot out of range.
-    pub fn load(&self, slot: u32) -> u64 {
-        self.word(slot)
-            .map_or(0, |word| word.load(Ordering::Acquire))
-    }
-
-    fn word(&self, slot: u32) -> Option<&AtomicU64> {
-        let slot = slot as usize;
+    /// The element with this index; `None`: out of range.
+    pub fn get(&self, index: u32) -> Option<&AtomicU64> {
+        let index = index as usize;
         // SAFETY: within the mapping, which lives as long as self; page-aligned base.
-        (slot < self.len).then(|| unsafe { self.base.add(slot).as_ref() })
+        (index < self.len).then(|| unsafe { self.base.add(index).as_ref() })
     }
 }
 
-impl Drop for WorkloadSlots {
+impl Drop for MappedWords {
     fn drop(&mut self) {
         // SAFETY: the mapping made in `map`; no reference into it outlives self.
         let _ =

@@ -6,12 +6,14 @@ mod relays;
 use std::{
     net::SocketAddr,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use tokio::{
     signal::unix::{SignalKind, signal},
+    sync::mpsc::Receiver,
     time::{MissedTickBehavior, interval},
 };
 
@@ -19,7 +21,13 @@ use crate::{
     compile::Compiler,
     dataplane::{self, Capacity},
     model::Compat,
-    observe::admin::{self, Answer, Request},
+    observe::{
+        admin::{self, Answer, Request},
+        health::{Health, Pending},
+        http::{self, Scrape},
+        metrics::Metrics,
+        status::Status,
+    },
     source::{
         dns::{DnsWatcher, Resolver},
         files,
@@ -50,6 +58,12 @@ pub struct Options {
     pub compat: Compat,
     /// Map capacities.
     pub capacity: Capacity,
+    /// Where metrics and health are served; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// Decisions are told by workload in metrics.
+    pub metrics_per_workload: bool,
+    /// Longest time in which the main loop must turn once.
+    pub stall_limit: Duration,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -59,10 +73,21 @@ pub struct Options {
 pub async fn run(options: Options) -> Result<()> {
     // First of all: whoever asks for the status is to find one agent.
     let mut calls = admin::serve(&options.run_dir)?;
+    let health = Arc::new(Health::new(options.stall_limit));
+    let metrics = Arc::new(Metrics::new(options.metrics_per_workload));
+    let (metrics_address, mut scrapes) = match options.metrics {
+        Some(address) => {
+            let (address, scrapes) = http::serve(address, health.clone(), metrics.clone()).await?;
+            tracing::info!("metrics and health at http://{address}");
+            (Some(address), Some(scrapes))
+        }
+        None => (None, None),
+    };
     let mut node = Node::start(&dataplane::Config {
         pin_dir: dataplane::default_pin_dir(&options.bpffs),
         capacity: options.capacity,
     })?;
+    health.update(|readiness| readiness.loaded = true);
     let paths: Vec<PathBuf> = [options.config]
         .into_iter()
         .chain(options.mesh_config)
@@ -88,9 +113,14 @@ pub async fn run(options: Options) -> Result<()> {
             .snapshot
             .dns
             .clone_from(&names.borrow_and_update().addresses);
-        apply(&mut node, &mut compiler, &input, &dns, generation);
+        let started = Instant::now();
+        apply(&mut node, &mut compiler, &input, &dns);
+        let elapsed = started.elapsed();
+        metrics.applied(elapsed);
+        tracing::info!(generation, ?elapsed, "applied the configuration");
         // What follows changes nothing that is wanted; `break` leads to the next application.
         loop {
+            turn(&health, &node);
             tokio::select! {
                 () = watch.changed() => {
                     input = store.update(files::read(&paths));
@@ -104,10 +134,16 @@ pub async fn run(options: Options) -> Result<()> {
                 _ = collisions.tick() => node.look_for_collisions(),
                 Some((request, reply)) = calls.recv() => {
                     let answer = match request {
-                        Request::Status => Answer::Status(Box::new(node.status(generation))),
+                        Request::Status => Answer::Status(Box::new(Status {
+                            metrics: metrics_address,
+                            ..node.status(generation)
+                        })),
                     };
                     // The client may have gone away.
                     let _ = reply.send(answer);
+                }
+                Some(reply) = next(&mut scrapes) => {
+                    let _ = reply.send(node.summary(generation));
                 }
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
@@ -116,19 +152,34 @@ pub async fn run(options: Options) -> Result<()> {
     }
 }
 
-fn apply(
-    node: &mut Node,
-    compiler: &mut Compiler,
-    input: &files::Update,
-    dns: &DnsWatcher,
-    generation: u64,
-) {
-    let started = Instant::now();
+/// The main loop turns: tells so, and whether anything is pending.
+fn turn(health: &Health, node: &Node) {
+    health.beat();
+    health.update(|readiness| {
+        readiness.applied = true;
+        readiness.workloads = node
+            .pending()
+            .map(|(name, why)| Pending {
+                what: format!("workload {name}"),
+                why: why.to_owned(),
+            })
+            .collect();
+    });
+}
+
+/// The next scrape; never, where nothing is served.
+async fn next(scrapes: &mut Option<Receiver<Scrape>>) -> Option<Scrape> {
+    match scrapes {
+        Some(scrapes) => scrapes.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn apply(node: &mut Node, compiler: &mut Compiler, input: &files::Update, dns: &DnsWatcher) {
     let wanted = compiler.plans(&input.snapshot);
     dns.want(wanted.dns);
     let mut diagnostics = input.diagnostics.clone();
     diagnostics.extend(dns.state().borrow().diagnostics());
     diagnostics.extend(input.places.diagnostics(&wanted.findings));
     node.apply(wanted.workloads, diagnostics, input.places.clone());
-    tracing::info!(generation, elapsed = ?started.elapsed(), "applied the configuration");
 }

@@ -17,7 +17,7 @@ use crate::{
     compile::{Plan, WorkloadPlan, in_use},
     dataplane::{self, Binding, Dataplane, Originals, cgroup, netns::Netns},
     model::{ResourceRef, diagnostic::Diagnostic},
-    observe::status::{DecisionCount, MapStatus, RelayStatus, State, Status, WorkloadStatus},
+    observe::status::{self, State, Status, WorkloadStatus},
     relay::{Engine, EngineConfig},
     resolve::workload::{Proxy, ResolvedWorkload},
     source::files::Places,
@@ -236,7 +236,16 @@ impl Node {
 
     /// The whole state.
     pub fn status(&self, generation: u64) -> Status {
-        let relay = self.engine.stats();
+        Status {
+            diagnostics: self.diagnostics().filter_map(diagnostic_status).collect(),
+            ..self.summary(generation)
+        }
+    }
+
+    /// The state without the text of what is wrong with the configuration, which takes its time.
+    pub fn summary(&self, generation: u64) -> Status {
+        let refused = self.dataplane.refused_updates().unwrap_or_default();
+        let attached = self.dataplane.attached().into_iter();
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -250,33 +259,31 @@ impl Node {
                 .iter()
                 .map(|(name, workload)| self.workload_status(name, workload))
                 .collect(),
-            diagnostics: self
-                .diagnostics
-                .iter()
-                .chain(
-                    self.workloads
-                        .values()
-                        .flat_map(|workload| &workload.in_use),
-                )
-                .filter_map(diagnostic_status)
+            diagnostics: Vec::new(),
+            findings: status::findings(self.diagnostics()),
+            maps: status::maps(self.dataplane.maps(), refused),
+            programs: attached
+                .map(|(name, count)| (name.to_owned(), count))
                 .collect(),
-            maps: self
-                .dataplane
-                .usage()
-                .into_iter()
-                .map(|(map, entries, capacity)| MapStatus {
-                    map: map.into(),
-                    entries,
-                    capacity,
-                })
-                .collect(),
-            relay: RelayStatus {
-                active: relay.active,
-                accepted: relay.accepted,
-                refused: relay.refused,
-                failed: relay.failed.total(),
-            },
+            gone: status::decisions(self.dataplane.counters_of_gone()),
+            relay: self.engine.stats().into(),
+            metrics: None,
         }
+    }
+
+    /// Workloads for which nothing is in force, and why.
+    pub fn pending(&self) -> impl Iterator<Item = (&str, &str)> {
+        let is_pending = |of: &Workload| of.live.as_ref().is_none_or(|live| live.digest.is_none());
+        self.workloads
+            .iter()
+            .filter(move |(_, workload)| is_pending(workload))
+            .map(|(name, workload)| (&**name, workload.problem.as_deref().unwrap_or_default()))
+    }
+
+    /// What is wrong with the configuration, and with its listeners.
+    fn diagnostics(&self) -> impl Iterator<Item = &Diagnostic> {
+        let in_use = self.workloads.values().flat_map(|of| &of.in_use);
+        self.diagnostics.iter().chain(in_use)
     }
 
     fn workload_status(&self, name: &str, workload: &Workload) -> WorkloadStatus {
@@ -298,18 +305,9 @@ impl Node {
                 .map(|sidecar| sidecar.reference("Sidecar").to_string()),
             wanted: workload.digest.clone(),
             actual,
-            decisions: workload
-                .live
-                .as_ref()
-                .and_then(|live| self.dataplane.counters(live.id).ok())
-                .unwrap_or_default()
-                .into_iter()
-                .map(|(direction, reason, count)| DecisionCount {
-                    direction: direction.name().into(),
-                    reason: reason.name().into(),
-                    count,
-                })
-                .collect(),
+            decisions: workload.live.as_ref().map_or_else(Vec::new, |live| {
+                status::decisions(self.dataplane.counters(live.id))
+            }),
         }
     }
 

@@ -1,0 +1,5 @@
+//! What the agent tells about itself.
+
+mod health;
+mod logs;
+mod metrics;
