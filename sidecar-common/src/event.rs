@@ -25,11 +25,11 @@ pub struct Event {
     pub path: u8,
     /// A [`Reason`](crate::Reason) as its number.
     pub reason: u8,
-    /// Where it comes from; outbound: what the socket was bound to, if to anything.
+    /// Where it comes from; outbound: what the socket is bound to, if to anything.
     pub source: Endpoint,
     /// Where it was going.
     pub destination: Endpoint,
-    /// Where it was led to; port 0: where it was going, or nowhere.
+    /// Where it was led to; equal to `destination`, or port 0: where it was going, or nowhere.
     pub target: Endpoint,
     /// Always zero.
     pub pad: u32,

@@ -50,22 +50,22 @@ pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         return ALLOW;
     }
     let sk = socket(ctx);
-    let bound = bound_to(sk, hook);
     let outcome = match header {
         Ok(header) => {
+            let bound = bound_to(sk, hook);
             let call = call(identity, sk, &asked_for, &bound.addr, transport);
             lead(ctx, hook, identity, plan, header, &call, bound.port)
         }
         Err(reason) => Outcome::refused(reason),
     };
-    outcome.report(&Connection {
+    let connection = Connection {
         workload: identity.workload,
         plan,
         direction: Direction::Outbound,
         transport,
-        source: &bound,
         destination: &asked_for,
-    });
+    };
+    outcome.report(&connection, || bound_to(sk, hook), || address(ctx, hook));
     verdict(&outcome)
 }
 
@@ -100,7 +100,7 @@ fn lead(
             Endpoint::new(asked_for.addr.loopback(), port)
         }
         Path::Proxy => proxy_listener(header, &decision, &asked_for.addr),
-        Path::Deny => return Outcome::of(&decision, Endpoint::default()),
+        Path::Deny => return Outcome::from(&decision),
     };
     // A v4 socket cannot reach a v6 target; the compiler sends those through the relay.
     if target.port != 0 && matches!(hook, Hook::V4) && !target.addr.is_v4() {
@@ -123,7 +123,7 @@ fn lead(
             source::bind(ctx, hook, &from);
         }
     }
-    Outcome::of(&decision, target)
+    Outcome::from(&decision)
 }
 
 /// The getpeername hook: a redirected socket answers with what it asked for.

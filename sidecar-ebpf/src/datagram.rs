@@ -47,25 +47,26 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
                 let over_lo = may_be_own(header, &decision);
                 send_from(ctx, hook, identity, &tables, &asked_for.addr, over_lo);
             }
-            Outcome::of(&decision, proxy)
+            Outcome::from(&decision)
         }
         Path::Proxy => Outcome::refused(Reason::NoMemory).by(&decision),
-        Path::Deny => Outcome::of(&decision, Endpoint::default()),
+        Path::Deny => Outcome::from(&decision),
         _ => {
             // What another query of this socket has left must not change this one's answer.
             // SAFETY: the context's own socket.
             unsafe { maps::cgroup::forget(sk) };
-            Outcome::of(&decision, Endpoint::default())
+            Outcome::from(&decision)
         }
     };
-    outcome.report(&Connection {
+    let connection = Connection {
         workload: identity.workload,
         plan,
         direction: Direction::Outbound,
         transport: Transport::Udp,
-        source: &Endpoint::new(src, read!(sk, src_port) as u16),
         destination: &asked_for,
-    });
+    };
+    let source = || Endpoint::new(from(ctx, hook), read!(sk, src_port) as u16);
+    outcome.report(&connection, source, || address(ctx, hook));
     verdict(&outcome)
 }
 

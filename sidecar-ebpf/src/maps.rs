@@ -9,10 +9,13 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::bpf_get_local_storage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash, lpm_trie::Key},
+    maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash, lpm_trie::Key,
+        ring_buf::RingBufEntry,
+    },
 };
 use sidecar_common::{
-    Addr, Endpoint, Path, Reason,
+    Addr, Endpoint, Event, Path, Reason,
     decide::{Arrival, Direction, Tables},
     keys::{
         BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
@@ -63,6 +66,12 @@ static COUNTERS: Array<u64> = Array::pinned(64, BPF_F_MMAPABLE);
 /// See `sidecar_common::values::Lost`.
 #[map]
 static LOST: PerCpuArray<u64> = PerCpuArray::pinned(Lost::COUNT, 0);
+/// Not zero while somebody traces: one word, so that a decision that nobody traces costs one look.
+#[map]
+static TRACE: Array<u64> = Array::pinned(1, 0);
+/// Decisions, while somebody traces (`sidecar_common::Event`): some ten thousand.
+#[map]
+static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);
 /// What a redirected socket asked for: the answer of getpeername, freed with the socket.
 #[btf_map]
 static ASKED_FOR: SkStorage<Original> = SkStorage::new();
@@ -240,6 +249,22 @@ pub fn count(workload: WorkloadId, direction: Direction, path: Path, reason: u8)
             );
         }
     }
+}
+
+/// Whether somebody traces.
+#[inline(always)]
+pub fn is_traced() -> bool {
+    let Some(word) = TRACE.get_ptr(0) else {
+        return false;
+    };
+    // SAFETY: an aligned word of the map; volatile, since the agent changes it at any time.
+    unsafe { word.read_volatile() != 0 }
+}
+
+/// Room for an event; `None`: the ring is full.
+#[inline(always)]
+pub fn event() -> Option<RingBufEntry<Event>> {
+    EVENTS.reserve(0)
 }
 
 /// Counts what is lost: one of `Lost`.

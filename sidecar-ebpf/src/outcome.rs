@@ -1,10 +1,11 @@
-//! What has become of a connection: counted, in one place for every hook that decides.
+//! What has become of a connection: counted and told, in one place for every hook that decides.
 
+use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use sidecar_common::{
-    Endpoint, Path, Reason,
+    Endpoint, Event, Path, Reason,
     decide::{Decision, Direction, Transport},
     keys::{PlanId, WorkloadId},
-    values::NO_LISTENER,
+    values::{Lost, NO_LISTENER},
 };
 
 use crate::maps;
@@ -17,8 +18,6 @@ pub struct Outcome {
     pub reason: u8,
     /// The listener in the plan, or `NO_LISTENER`.
     pub listener: u32,
-    /// Where it was led to; port 0: where it was going anyway, or nowhere.
-    pub target: Endpoint,
 }
 
 /// A connection that was decided.
@@ -31,24 +30,23 @@ pub struct Connection<'a> {
     pub direction: Direction,
     /// Its transport.
     pub transport: Transport,
-    /// Where it comes from; outbound: what the socket was bound to.
-    pub source: &'a Endpoint,
     /// Where it was going.
     pub destination: &'a Endpoint,
 }
 
-impl Outcome {
+impl From<&Decision> for Outcome {
     /// As it was decided.
     #[inline(always)]
-    pub fn of(decision: &Decision, target: Endpoint) -> Self {
+    fn from(decision: &Decision) -> Self {
         Self {
             path: decision.path,
             reason: decision.reason,
             listener: decision.listener,
-            target,
         }
     }
+}
 
+impl Outcome {
     /// Refused, for a reason that no plan gives.
     #[inline(always)]
     pub fn refused(reason: Reason) -> Self {
@@ -56,7 +54,6 @@ impl Outcome {
             path: Path::Deny,
             reason: reason as u8,
             listener: NO_LISTENER,
-            target: Endpoint::default(),
         }
     }
 
@@ -69,9 +66,44 @@ impl Outcome {
         }
     }
 
-    /// Counts it.
+    /// Counts it, and tells whoever traces: also where the connection comes from, and where it was
+    /// led to. These are looked up then only, as there is no room on the stack to remember them; the
+    /// record is written where it stays for the same reason.
     #[inline(always)]
-    pub fn report(&self, of: &Connection<'_>) {
+    pub fn report(
+        &self,
+        of: &Connection<'_>,
+        source: impl FnOnce() -> Endpoint,
+        target: impl FnOnce() -> Endpoint,
+    ) {
         maps::count(of.workload, of.direction, self.path, self.reason);
+        if !maps::is_traced() {
+            return;
+        }
+        let Some(mut entry) = maps::event() else {
+            maps::lost(Lost::EVENTS);
+            return;
+        };
+        let event: *mut Event = entry.as_mut_ptr();
+        // SAFETY: the record is ours until it is submitted, and has the size of an event; every
+        // field is written.
+        unsafe {
+            (*event).time = bpf_ktime_get_boot_ns();
+            (*event).workload = of.workload;
+            (*event).plan = of.plan;
+            (*event).listener = self.listener;
+            (*event).direction = of.direction as u8;
+            (*event).transport = of.transport as u8;
+            (*event).path = self.path as u8;
+            (*event).reason = self.reason;
+            (*event).source = source();
+            (*event).destination = *of.destination;
+            (*event).target = match self.path {
+                Path::Deny => Endpoint::default(),
+                _ => target(),
+            };
+            (*event).pad = 0;
+        }
+        entry.submit(0);
     }
 }

@@ -34,6 +34,7 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
         Err((plan, reason)) => (plan, Err(reason)),
     };
     let call = call(ctx.lookup);
+    let mut target = Endpoint::default();
     let outcome = match header {
         Err(reason) => Outcome::refused(reason),
         Ok(header) => {
@@ -44,24 +45,24 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
             {
                 return spread(ctx, workload, dst);
             }
-            lead(ctx, workload, plan, header, &call)
+            lead(ctx, workload, plan, header, &call, &mut target)
         }
     };
-    outcome.report(&Connection {
+    let connection = Connection {
         workload,
         plan,
         direction: Direction::Inbound,
         transport: Transport::Tcp,
-        source: &call.src,
         destination: &call.dst,
-    });
+    };
+    outcome.report(&connection, || call.src, || target);
     match outcome.path {
         Path::Deny => SK_DROP,
         _ => SK_PASS,
     }
 }
 
-/// Decides, and gives the connection to its socket.
+/// Decides, and gives the connection to its socket; `target`: which one, unless it is the relay's.
 #[inline(always)]
 fn lead(
     ctx: &SkLookupContext,
@@ -69,17 +70,18 @@ fn lead(
     plan: PlanId,
     header: &PlanHeader,
     call: &InboundCall,
+    target: &mut Endpoint,
 ) -> Outcome {
     let dst = &call.dst;
     let decision = decide::inbound(&KernelTables { workload }, plan, header, call);
     let socket = match decision.path {
-        Path::Pass | Path::Deny => return Outcome::of(&decision, Endpoint::default()),
+        Path::Pass | Path::Deny => return Outcome::from(&decision),
         Path::Direct => decision.target,
         // The relay's listeners are entered under port 0 of their family's wildcard.
         Path::Relay => {
             let relay = Endpoint::new(dst.addr.wildcard(), 0);
             return if maps::netns::assign(ctx, workload, &relay) {
-                Outcome::of(&decision, Endpoint::default())
+                Outcome::from(&decision)
             } else {
                 Outcome::refused(Reason::TargetNotListening).by(&decision)
             };
@@ -89,7 +91,8 @@ fn lead(
     if socket.port != 0 && !maps::netns::assign(ctx, workload, &socket) {
         return Outcome::refused(Reason::TargetNotListening).by(&decision);
     }
-    Outcome::of(&decision, socket)
+    *target = socket;
+    Outcome::from(&decision)
 }
 
 /// Outbound connections are led to several loopback addresses; a proxy that listens on the first

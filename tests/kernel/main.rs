@@ -9,6 +9,7 @@ mod connect4;
 mod connect6;
 mod counters;
 mod dns;
+mod events;
 mod fixture;
 mod getpeername;
 mod getsockopt;

@@ -243,7 +243,8 @@ impl Agent {
         self.bpffs.path().to_owned()
     }
 
-    fn command(&self) -> Command {
+    /// Its program, with the settings it has.
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command

@@ -27,6 +27,7 @@ pub mod scenario;
 pub mod scrape;
 pub mod skip;
 pub mod tempdir;
+pub mod tracer;
 
 pub use agent::{Agent, AgentBuilder};
 pub use apps::{Client, Kind, Mode, Probe, Server};

@@ -16,6 +16,7 @@ mod object;
     reason = "the one module with system calls that rustix does not have"
 )]
 mod sys;
+mod tap;
 mod usage;
 mod userns;
 
@@ -32,7 +33,7 @@ use sidecar_common::{
     Addr, Endpoint, Reason,
     decide::Direction,
     keys::{PlanId, WorkloadId},
-    values::Identity,
+    values::{Identity, Lost},
 };
 
 use self::{
@@ -47,6 +48,7 @@ use crate::compile::Plan;
 pub use self::{
     counters::Count,
     maps::{Capacity, Originals},
+    tap::Tap,
     usage::Usage,
 };
 
@@ -324,6 +326,22 @@ impl Dataplane {
     /// If the map cannot be opened again.
     pub fn originals(&self) -> Result<Originals> {
         self.objects.originals()
+    }
+
+    /// The reader's end of what programs tell while somebody traces; there must be one only.
+    ///
+    /// # Errors
+    /// If its maps cannot be opened.
+    pub fn tap(&self) -> Result<Tap> {
+        Tap::open(&self.objects)
+    }
+
+    /// Decisions that could not be told, as the ring was full.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn events_lost(&self) -> Result<u64> {
+        self.counters.lost(Lost::EVENTS)
     }
 
     fn free_slot(&self) -> Result<WorkloadId> {

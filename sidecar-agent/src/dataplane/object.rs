@@ -49,7 +49,7 @@ const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
 pub const NETNS_PROGRAM: &str = "inbound";
 
 /// Maps that are shared by pins, by name.
-const SHARED_MAPS: [&str; 17] = [
+const SHARED_MAPS: [&str; 19] = [
     "WORKLOADS",
     "PLANS",
     "OUTBOUND",
@@ -65,6 +65,8 @@ const SHARED_MAPS: [&str; 17] = [
     "ORIGINAL_DST",
     "COUNTERS",
     "LOST",
+    "TRACE",
+    "EVENTS",
     "ASKED_FOR",
     "IDENTITIES",
 ];

@@ -10,6 +10,9 @@ use std::{
 };
 
 use sidecar_common::values::Identity;
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::Tap;
 
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
 const BPF_MAP_LOOKUP_BATCH: u32 = 24;
@@ -164,6 +167,18 @@ pub fn owning_userns(netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     }
     // SAFETY: the call has just returned this descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Has the runtime watch the ring for events.
+pub fn watch(tap: Tap) -> io::Result<AsyncFd<Tap>> {
+    // SAFETY: a tap's descriptor is the one of the map that it owns for as long as it lives.
+    Ok(unsafe { AsyncFd::register_with_interest(tap, Interest::READABLE) }?)
+}
+
+/// A value as its bytes are in memory; `None`: they are not as many.
+pub fn read_pod<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: as many bytes as the type has, every pattern of which is valid; aligned or not.
+    (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 fn raw(fd: BorrowedFd<'_>) -> u32 {

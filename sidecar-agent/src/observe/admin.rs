@@ -1,6 +1,7 @@
 //! The admin socket: one request, one answer, both a line of JSON. Root only.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -12,11 +13,15 @@ use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
-    net::UnixListener,
+    net::{UnixListener, unix::WriteHalf},
     sync::{mpsc, oneshot},
+    time::timeout,
 };
 
-use super::status::Status;
+use super::{
+    status::Status,
+    trace::{self, Filter, Hub},
+};
 use crate::{compile::UnixAddr, relay::listen};
 
 /// Longest request.
@@ -57,7 +62,7 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
 ///
 /// # Errors
 /// If another agent serves the same run directory, or the socket cannot be made.
-pub fn serve(run_dir: &Path) -> Result<mpsc::Receiver<Call>> {
+pub fn serve(run_dir: &Path, traces: Hub) -> Result<mpsc::Receiver<Call>> {
     std::fs::create_dir_all(run_dir).with_context(|| format!("creating {}", run_dir.display()))?;
     let path = socket_path(run_dir);
     let name = path
@@ -84,12 +89,10 @@ pub fn serve(run_dir: &Path) -> Result<mpsc::Receiver<Call>> {
                     continue;
                 }
             };
-            let calls = calls.clone();
+            let (calls, traces) = (calls.clone(), traces.clone());
             tokio::spawn(async move {
-                match tokio::time::timeout(PATIENCE, answer(stream, calls)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::debug!("admin request: {error:#}"),
-                    Err(error) => tracing::debug!("admin request: {error}"),
+                if let Err(error) = talk(stream, calls, &traces).await {
+                    tracing::debug!("admin request: {error:#}");
                 }
             });
         }
@@ -97,13 +100,30 @@ pub fn serve(run_dir: &Path) -> Result<mpsc::Receiver<Call>> {
     Ok(receiver)
 }
 
-async fn answer(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) -> Result<()> {
-    let (reader, mut writer) = stream.split();
+/// Serves one connection. Nobody is waited for but whoever traces.
+async fn talk(
+    mut stream: tokio::net::UnixStream,
+    calls: mpsc::Sender<Call>,
+    traces: &Hub,
+) -> Result<()> {
+    let (mut reader, writer) = stream.split();
     let mut line = String::new();
-    tokio::io::BufReader::new(reader.take(REQUEST_BYTES))
-        .read_line(&mut line)
-        .await?;
-    let answer = match serde_json::from_str(&line) {
+    let mut request = tokio::io::BufReader::new((&mut reader).take(REQUEST_BYTES));
+    timeout(PATIENCE, request.read_line(&mut line)).await??;
+    if let Some(filter) = filter(&line) {
+        return trace::serve(traces, filter, reader, writer).await;
+    }
+    timeout(PATIENCE, answer(&line, writer, calls)).await?
+}
+
+/// What is to be traced, if this is such a request.
+fn filter(line: &str) -> Option<Filter> {
+    let mut request: BTreeMap<String, Filter> = serde_json::from_str(line).ok()?;
+    request.remove(trace::REQUEST)
+}
+
+async fn answer(line: &str, mut writer: WriteHalf<'_>, calls: mpsc::Sender<Call>) -> Result<()> {
+    let answer = match serde_json::from_str(line) {
         Ok(request) => {
             let (reply, answer) = oneshot::channel();
             calls.send((request, reply)).await?;
@@ -117,18 +137,22 @@ async fn answer(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) -
     Ok(())
 }
 
+/// What to say when nobody answers at a socket.
+#[must_use]
+pub fn no_agent(path: &Path) -> String {
+    format!(
+        "asking the agent at {}: is it running, are you root, is --run-dir the agent's?",
+        path.display()
+    )
+}
+
 /// Asks the agent with this run directory.
 ///
 /// # Errors
 /// If no agent answers there.
 pub fn ask(run_dir: &Path, request: &Request) -> Result<Answer> {
     let path = socket_path(run_dir);
-    let mut stream = UnixStream::connect(&path).with_context(|| {
-        format!(
-            "asking the agent at {}: is it running, are you root, is --run-dir the agent's?",
-            path.display()
-        )
-    })?;
+    let mut stream = UnixStream::connect(&path).with_context(|| no_agent(&path))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     serde_json::to_writer(&stream, request)?;
     stream.write_all(b"\n")?;

@@ -41,6 +41,20 @@ pub struct Status {
     /// Where metrics and health are served; absent: nowhere.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub metrics: Option<SocketAddr>,
+    /// Who traces.
+    #[serde(default)]
+    pub trace: TraceStatus,
+}
+
+/// Who traces, and what they did not get.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct TraceStatus {
+    /// How many clients there are.
+    pub clients: usize,
+    /// Decisions that found the kernel's ring full.
+    pub lost_in_kernel: u64,
+    /// Decisions that found a client's queue full, over all clients.
+    pub lost_in_agent: u64,
 }
 
 /// Findings of one code.

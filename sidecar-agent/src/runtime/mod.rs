@@ -26,7 +26,8 @@ use crate::{
         health::{Health, Pending},
         http::{self, Scrape},
         metrics::Metrics,
-        status::Status,
+        status::{Status, TraceStatus},
+        trace::Hub,
     },
     source::{
         dns::{DnsWatcher, Resolver},
@@ -72,7 +73,8 @@ pub struct Options {
 /// If the agent cannot start. Once it runs, nothing that is wrong with an input ends it.
 pub async fn run(options: Options) -> Result<()> {
     // First of all: whoever asks for the status is to find one agent.
-    let mut calls = admin::serve(&options.run_dir)?;
+    let traces = Hub::default();
+    let mut calls = admin::serve(&options.run_dir, traces.clone())?;
     let health = Arc::new(Health::new(options.stall_limit));
     let metrics = Arc::new(Metrics::new(options.metrics_per_workload));
     let (metrics_address, mut scrapes) = match options.metrics {
@@ -88,6 +90,7 @@ pub async fn run(options: Options) -> Result<()> {
         capacity: options.capacity,
     })?;
     health.update(|readiness| readiness.loaded = true);
+    traces.open(node.tap()?, node.directory.clone())?;
     let paths: Vec<PathBuf> = [options.config]
         .into_iter()
         .chain(options.mesh_config)
@@ -136,6 +139,7 @@ pub async fn run(options: Options) -> Result<()> {
                     let answer = match request {
                         Request::Status => Answer::Status(Box::new(Status {
                             metrics: metrics_address,
+                            trace: trace(&node, &traces),
                             ..node.status(generation)
                         })),
                     };
@@ -143,7 +147,10 @@ pub async fn run(options: Options) -> Result<()> {
                     let _ = reply.send(answer);
                 }
                 Some(reply) = next(&mut scrapes) => {
-                    let _ = reply.send(node.summary(generation));
+                    let _ = reply.send(Status {
+                        trace: trace(&node, &traces),
+                        ..node.summary(generation)
+                    });
                 }
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
@@ -167,6 +174,14 @@ fn turn(health: &Health, node: &Node) {
     });
 }
 
+fn trace(node: &Node, traces: &Hub) -> TraceStatus {
+    TraceStatus {
+        clients: traces.clients(),
+        lost_in_kernel: node.events_lost(),
+        lost_in_agent: traces.lost(),
+    }
+}
+
 /// The next scrape; never, where nothing is served.
 async fn next(scrapes: &mut Option<Receiver<Scrape>>) -> Option<Scrape> {
     match scrapes {
@@ -178,6 +193,7 @@ async fn next(scrapes: &mut Option<Receiver<Scrape>>) -> Option<Scrape> {
 fn apply(node: &mut Node, compiler: &mut Compiler, input: &files::Update, dns: &DnsWatcher) {
     let wanted = compiler.plans(&input.snapshot);
     dns.want(wanted.dns);
+    node.directory.set_mesh(wanted.mesh);
     let mut diagnostics = input.diagnostics.clone();
     diagnostics.extend(dns.state().borrow().diagnostics());
     diagnostics.extend(input.places.diagnostics(&wanted.findings));

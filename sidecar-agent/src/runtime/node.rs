@@ -14,10 +14,13 @@ use sidecar_common::keys::WorkloadId;
 use super::relays::{WorkloadRelay, needs_relay};
 use crate::{
     cli::render,
-    compile::{Plan, WorkloadPlan, in_use},
-    dataplane::{self, Binding, Dataplane, Originals, cgroup, netns::Netns},
+    compile::{WorkloadPlan, in_use},
+    dataplane::{self, Binding, Dataplane, Originals, Tap, cgroup, netns::Netns},
     model::{ResourceRef, diagnostic::Diagnostic},
-    observe::status::{self, State, Status, WorkloadStatus},
+    observe::{
+        status::{self, State, Status, TraceStatus, WorkloadStatus},
+        trace::Directory,
+    },
     relay::{Engine, EngineConfig},
     resolve::workload::{Proxy, ResolvedWorkload},
     source::files::Places,
@@ -32,6 +35,8 @@ pub struct Node {
     workloads: BTreeMap<String, Workload>,
     diagnostics: Vec<Diagnostic>,
     places: Arc<Places>,
+    /// Who is who, for those who trace.
+    pub directory: Directory,
 }
 
 struct Workload {
@@ -159,7 +164,18 @@ impl Node {
             workloads: BTreeMap::new(),
             diagnostics: Vec::new(),
             places: Arc::default(),
+            directory: Directory::default(),
         })
+    }
+
+    /// The reader's end of what programs tell while somebody traces.
+    pub fn tap(&self) -> Result<Tap> {
+        self.dataplane.tap()
+    }
+
+    /// Decisions that could not be told in the kernel.
+    pub fn events_lost(&self) -> u64 {
+        self.dataplane.events_lost().unwrap_or_default()
     }
 
     /// Brings the node to what is wanted.
@@ -204,6 +220,15 @@ impl Node {
             }
         }
         self.reconcile();
+        // A plan that is the same may come from resources that are not, or that were moved.
+        for workload in self.workloads.values() {
+            if let Some(live) = &workload.live
+                && live.digest.as_ref() == Some(&workload.digest)
+            {
+                let plan = self.dataplane.current_plan(live.id);
+                self.directory.announce(live.id, plan, &workload.wanted);
+            }
+        }
     }
 
     /// Looks after what changes without a change of configuration.
@@ -268,6 +293,7 @@ impl Node {
             gone: status::decisions(self.dataplane.counters_of_gone()),
             relay: self.engine.stats().into(),
             metrics: None,
+            trace: TraceStatus::default(),
         }
     }
 
@@ -387,7 +413,7 @@ impl Node {
             return Ok(Vec::new());
         }
         let problems = self
-            .bring_to(live, &workload.digest, &workload.wanted.plan)
+            .bring_to(live, &workload.digest, &workload.wanted)
             .with_context(|| match &live.digest {
                 Some(_) => "the last good plan stays in force".to_owned(),
                 None => "nothing is captured".to_owned(),
@@ -399,8 +425,15 @@ impl Node {
         Ok(problems)
     }
 
-    fn bring_to(&mut self, live: &mut Live, digest: &str, plan: &Arc<Plan>) -> Result<Vec<String>> {
+    fn bring_to(
+        &mut self,
+        live: &mut Live,
+        digest: &str,
+        wanted: &WorkloadPlan,
+    ) -> Result<Vec<String>> {
+        let plan = &wanted.plan;
         let id = self.dataplane.install(digest, plan)?;
+        self.directory.announce(live.id, id, wanted);
         if live.relay.is_none() && needs_relay(plan) {
             live.relay = Some(WorkloadRelay::start(
                 &self.engine,

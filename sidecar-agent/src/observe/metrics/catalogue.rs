@@ -160,6 +160,11 @@ metrics! {
     RELAY_RESET = Metric::new(MetricType::Counter, "relay_connections_reset");
     /// Times the relay could not accept a connection, mostly for want of descriptors
     RELAY_ACCEPT_ERRORS = Metric::new(MetricType::Counter, "relay_accept_errors");
+    /// Clients that trace
+    TRACE_CLIENTS = Metric::new(MetricType::Gauge, "trace_clients");
+    /// Decisions that were to be traced and were lost: in the kernel, as the ring was full, or in
+    /// the agent, as a client did not read
+    TRACE_LOST = Metric::new(MetricType::Counter, "trace_events_lost").by(&["side"]);
     /// CPU time of the agent's process
     PROCESS_CPU = Metric::new(MetricType::Counter, "process_cpu").in_unit(UnitName::Seconds).of_process();
     /// Resident memory of the agent's process

@@ -55,6 +55,14 @@ impl Collector for Snapshot {
         out.gauges(&catalogue::PROGRAMS, programs)?;
         self.maps(&mut out)?;
         self.relay(&mut out)?;
+        let trace = &status.trace;
+        out.gauge(&catalogue::TRACE_CLIENTS, trace.clients as u64)?;
+        let lost = [
+            ("kernel", trace.lost_in_kernel),
+            ("agent", trace.lost_in_agent),
+        ];
+        let lost = lost.map(|(place, count)| (vec![place.to_owned()], count));
+        out.counters(&catalogue::TRACE_LOST, lost)?;
         self.process(&mut out)
     }
 }
