@@ -11,6 +11,7 @@ mod plan;
 pub mod render;
 mod run;
 mod status;
+mod top;
 mod trace;
 
 use std::{io, process::ExitCode};
@@ -66,6 +67,8 @@ enum Verb {
     Explain(explain::Args),
     /// Show what the running agent does.
     Status(status::Args),
+    /// Show what the running agent's workloads do, live.
+    Top(top::Args),
     /// Show the decisions of the running agent's programs, as they are made.
     Trace(trace::Args),
     /// Print completions for a shell.
@@ -98,6 +101,7 @@ pub fn main() -> ExitCode {
         Verb::Plan(args) => plan::run(&args),
         Verb::Explain(args) => explain::run(&args),
         Verb::Status(args) => status::run(&args),
+        Verb::Top(args) => top::run(&args),
         Verb::Trace(args) => trace::run(args),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut command(), "sidecar-agent", &mut io::stdout());
