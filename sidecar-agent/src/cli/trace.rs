@@ -19,7 +19,7 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::timeout,
 };
 
@@ -87,6 +87,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 async fn trace(args: Args) -> Result<ExitCode> {
     let output = args.output;
+    // Before anything is said to have begun: who ends it then is to be told what was lost.
+    let mut ends = [
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    ];
     let path = admin::socket_path(&args.run_dir);
     let stream = UnixStream::connect(&path).await;
     let (reader, mut writer) = stream.with_context(|| admin::no_agent(&path))?.into_split();
@@ -107,7 +112,7 @@ async fn trace(args: Args) -> Result<ExitCode> {
     if output == Output::Table && !print(&header())? {
         return Ok(ExitCode::SUCCESS);
     }
-    let (count, lost) = follow(&mut lines, writer, output).await?;
+    let (count, lost) = follow(&mut lines, writer, output, &mut ends).await?;
     let Lost { kernel, agent } = lost;
     eprintln!("{count} decisions; lost: {kernel} in the kernel, {agent} in the agent");
     Ok(ExitCode::SUCCESS)
@@ -119,9 +124,9 @@ async fn follow(
     lines: &mut Lines<BufReader<OwnedReadHalf>>,
     writer: OwnedWriteHalf,
     output: Output,
+    ends: &mut [Signal; 2],
 ) -> Result<(u64, Lost)> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let [interrupt, terminate] = ends;
     let mut writer = Some(writer);
     let (mut count, mut lost) = (0, Lost::default());
     loop {

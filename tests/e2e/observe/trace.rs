@@ -341,6 +341,43 @@ fn programs_are_silent_once_the_last_client_is_gone() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A client made of nothing but a socket, and the first line it is told.
+fn raw(agent: &Agent) -> anyhow::Result<(UnixStream, String)> {
+    let mut stream = UnixStream::connect(agent.run_dir().join("admin.sock"))?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.write_all(b"{\"trace\":{}}\n")?;
+    let (mut line, mut byte) = (String::new(), [0]);
+    // No more than the line: what follows is for whoever reads next.
+    while !line.ends_with('\n') {
+        stream.read_exact(&mut byte)?;
+        line.push(char::from(byte[0]));
+    }
+    Ok((stream, line))
+}
+
+#[test]
+fn no_more_clients_than_there_is_room_for() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = registry_only()?;
+    lab.start_agent()?;
+    let agent = lab.agent()?;
+    let mut clients = Vec::new();
+    for number in 0..16 {
+        let (stream, line) = raw(agent)?;
+        ensure!(line == "\"started\"\n", "client {number}: {line}");
+        clients.push(stream);
+    }
+    let output = agent.cli(&["trace"])?;
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(error.contains("16 clients trace already"), "{error}");
+    ensure!(agent.status()?["trace"]["clients"] == 16);
+    clients.pop();
+    agent.wait_until("room", |status| status["trace"]["clients"] == 15)?;
+    Tracer::start(agent, &[])?.interrupt()?;
+    Ok(())
+}
+
 /// Decisions that a client made of nothing but a socket gets, and what it is told was lost.
 fn read_to_end(stream: UnixStream) -> anyhow::Result<(u64, u64, u64)> {
     stream.shutdown(Shutdown::Write)?;
@@ -368,12 +405,9 @@ fn a_flood_is_bounded_and_what_is_dropped_is_counted() -> anyhow::Result<()> {
     lab.start_agent()?;
     let agent = lab.agent()?;
     let reads = Tracer::start(agent, &["--path", "deny"])?;
-    let mut reads_not = UnixStream::connect(agent.run_dir().join("admin.sock"))?;
-    reads_not.write_all(b"{\"trace\":{}}\n")?;
-    let mut started = [0; 10];
-    reads_not.set_read_timeout(Some(DEADLINE))?;
-    reads_not.read_exact(&mut started)?;
-    ensure!(started == *b"\"started\"\n", "{started:?}");
+    let reads_not = raw(agent)?;
+    ensure!(reads_not.1 == "\"started\"\n", "{}", reads_not.1);
+    let reads_not = reads_not.0;
 
     let app = Probe::start(lab.inside())?;
     for seen in app.visits("10.96.0.4:9080".parse()?, MANY)? {

@@ -158,7 +158,7 @@ pub mod tests {
             }],
             workloads: vec![
                 workload("prod/absent", State::Pending, &[]),
-                workload("prod/idle", State::Stale, &[("pass", 5)]),
+                workload("prod/idle", State::Stale, &[("pass", 5000)]),
                 workload(
                     "prod/busy",
                     State::Captured,

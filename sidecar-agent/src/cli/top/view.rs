@@ -161,7 +161,7 @@ sidecar-agent 1.2.3, pid 4321; workloads: 1 captured, 1 stale, 1 pending; config
 relay: 12 connections, 512.0 KiB/s to targets, 1.0 MiB/s to clients
 WORKLOAD             STATE    PASS/S   DIRECT/S RELAY/S  PROXY/S  DENY/S   TOTAL      PROBLEM
 prod/busy            captured 0        20       0        0        0        61
-prod/idle            stale    0        0        0        0        0        5
+prod/idle            stale    0        0        0        0        0        5000
 prod/absent          pending  0        0        0        0        0        0          its cgroup is not there
 
 q: quit";
@@ -182,7 +182,7 @@ sidecar-agent 1.2.3, pid 4321; workloads: 1 captured, 1 stale, 1 pending; config
 relay: 12 connections, 512.0 KiB/s to targets, 1.0 MiB/s to clients
  WORKLOAD     STATE     PASS/S  DIRECT/S  RELAY/S  PROXY/S  DENY/S  TOTAL  PROBLEM
  prod/busy    captured  0       20        0        0        0       61
- prod/idle    stale     0       0         0        0        0       5
+ prod/idle    stale     0       0         0        0        0       5000
  prod/absent  pending   0       0         0        0        0       0      its cgroup is not there";
         assert_eq!(plain(&figures()), expected);
     }
