@@ -12,7 +12,8 @@ use crate::{
     connect::may_be_own,
     ctx::{read, write},
     maps::{self, KernelTables},
-    sock_addr::{ALLOW, Hook, address, call, note, refuse, set_address, socket},
+    outcome::{Connection, Outcome},
+    sock_addr::{ALLOW, Hook, address, call, note, set_address, socket, verdict},
     source,
 };
 
@@ -38,28 +39,35 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     let src = from(ctx, hook);
     let call = call(identity, sk, &asked_for, &src, Transport::Udp);
     let decision = decide::outbound(&tables, plan, header, &call);
-    match decision.path {
-        Path::Proxy => {}
-        Path::Deny => return refuse(identity.workload, decision.reason),
+    let outcome = match decision.path {
+        Path::Proxy if note(sk, plan, &asked_for, &decision, Original::REDIRECTED) => {
+            let proxy = Endpoint::new(asked_for.addr.loopback(), decision.proxy_port);
+            set_address(ctx, hook, &proxy);
+            if src.is_wildcard() {
+                let over_lo = may_be_own(header, &decision);
+                send_from(ctx, hook, identity, &tables, &asked_for.addr, over_lo);
+            }
+            Outcome::from(&decision)
+        }
+        Path::Proxy => Outcome::refused(Reason::NoMemory).by(&decision),
+        Path::Deny => Outcome::from(&decision),
         _ => {
             // What another query of this socket has left must not change this one's answer.
             // SAFETY: the context's own socket.
             unsafe { maps::cgroup::forget(sk) };
-            maps::count(identity.workload, Direction::Outbound, decision.reason);
-            return ALLOW;
+            Outcome::from(&decision)
         }
-    }
-    if !note(sk, plan, &asked_for, &decision, Original::REDIRECTED) {
-        return refuse(identity.workload, Reason::NoMemory as u8);
-    }
-    let proxy = Endpoint::new(asked_for.addr.loopback(), decision.proxy_port);
-    set_address(ctx, hook, &proxy);
-    if src.is_wildcard() {
-        let over_lo = may_be_own(header, &decision);
-        send_from(ctx, hook, identity, &tables, &asked_for.addr, over_lo);
-    }
-    maps::count(identity.workload, Direction::Outbound, decision.reason);
-    ALLOW
+    };
+    let connection = Connection {
+        workload: identity.workload,
+        plan,
+        direction: Direction::Outbound,
+        transport: Transport::Udp,
+        destination: &asked_for,
+    };
+    let source = || Endpoint::new(from(ctx, hook), read!(sk, src_port) as u16);
+    outcome.report(&connection, source, || address(ctx, hook));
+    verdict(&outcome)
 }
 
 /// The recvmsg hook.

@@ -9,6 +9,7 @@ mod fixture;
 mod handover;
 mod in_use;
 mod life;
+mod observe;
 mod pinned;
 mod privileges;
 mod scenarios;

@@ -97,6 +97,8 @@ impl Agent {
             env: Vec::new(),
         }
         .env("SIDECAR_AGENT_CONFIG", dir)
+        // Its default is one port, and many agents run at a time.
+        .env("SIDECAR_AGENT_METRICS_ADDRESS", "127.0.0.1:0")
         // Tests look for plain text in its logs.
         .env("NO_COLOR", "1")
     }
@@ -313,7 +315,8 @@ impl Agent {
         self.bpffs.path().to_owned()
     }
 
-    fn command(&self) -> Command {
+    /// Its program, with the settings it has.
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.envs(self.env());
         command

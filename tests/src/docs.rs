@@ -16,18 +16,20 @@ use sidecar_agent::{
         settings::{self, Setting},
         workload::PROXY_CONFIG_ANNOTATION,
     },
+    observe::metrics::catalogue as metrics,
     privileges::{NEEDS, Need},
 };
 use sidecar_common::{Path, Reason};
 
 /// The files, by name below `docs/`, and what is in them.
 #[must_use]
-pub fn files() -> [(&'static str, String); 6] {
+pub fn files() -> [(&'static str, String); 7] {
     [
         ("capabilities.md", capabilities()),
         ("cli.md", command_line()),
         ("diagnostics.md", diagnostics()),
         ("doctor.md", doctor()),
+        ("metrics.md", metrics()),
         ("reasons.md", reasons()),
         ("settings.md", settings()),
     ]
@@ -152,6 +154,28 @@ fn reasons() -> String {
     table("Paths", &mut paths.into_iter());
     let reasons = Reason::ALL.iter().map(|r| (r.name(), r.description()));
     table("Reasons", &mut reasons.into_iter());
+    page
+}
+
+fn metrics() -> String {
+    let text = "What `run` serves at `/metrics` of `--metrics-address`, in the text format of \
+                OpenMetrics. Names are those to ask Prometheus for; a histogram has `_bucket`, \
+                `_sum` and `_count`.";
+    let mut page = head("Metrics", text);
+    page.push_str("\n| name | type | unit | labels | meaning |\n|---|---|---|---|---|\n");
+    for metric in metrics::ALL {
+        let labels: Vec<String> = metric.labels.iter().map(|of| format!("`{of}`")).collect();
+        let unit = metric.unit.map(metrics::UnitName::name);
+        _ = writeln!(
+            page,
+            "| `{}` | {} | {} | {} | {} |",
+            metric.sample(),
+            metric.kind.as_str(),
+            unit.unwrap_or_default(),
+            labels.join(", "),
+            metric.help
+        );
+    }
     page
 }
 

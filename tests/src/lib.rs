@@ -25,9 +25,11 @@ pub mod place;
 pub mod poll;
 pub mod programs;
 pub mod scenario;
+pub mod scrape;
 pub mod skip;
 pub mod soak;
 pub mod tempdir;
+pub mod tracer;
 
 pub use agent::{Agent, AgentBuilder, Predecessor};
 pub use apps::{Client, Kind, Mode, Probe, Server};

@@ -1,6 +1,12 @@
 //! `run`.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    net::{AddrParseError, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    str::FromStr,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 
@@ -54,6 +60,40 @@ pub struct Args {
     /// Most redirected connections whose original destination is remembered.
     #[arg(long, default_value_t = Capacity::default().original_dst)]
     max_original_dst: u32,
+    /// Where metrics (/metrics) and health (/livez, /readyz) are served over HTTP; port 0 is one of
+    /// the kernel's choice, empty is nowhere.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_METRICS_ADDRESS",
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:15094"
+    )]
+    metrics_address: Address,
+    /// Tell decisions by workload in the metrics: as many series more for each.
+    #[arg(long, env = "SIDECAR_AGENT_METRICS_PER_WORKLOAD")]
+    metrics_per_workload: bool,
+    /// The agent's main loop must turn once in so many seconds, or /livez fails.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_STALL_LIMIT",
+        value_name = "SECONDS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(2..)
+    )]
+    stall_limit: u64,
+}
+
+/// Where to listen, or nowhere.
+#[derive(Clone, Copy, Debug)]
+struct Address(Option<SocketAddr>);
+
+impl FromStr for Address {
+    type Err = AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, AddrParseError> {
+        let is_given = !text.is_empty();
+        is_given.then(|| text.parse()).transpose().map(Self)
+    }
 }
 
 /// Runs the agent.
@@ -84,6 +124,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
             sockets: args.max_sockets,
             original_dst: args.max_original_dst,
         },
+        metrics: args.metrics_address.0,
+        metrics_per_workload: args.metrics_per_workload,
+        stall_limit: Duration::from_secs(args.stall_limit),
     };
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)

@@ -6,6 +6,7 @@
 mod attach;
 pub mod cgroup;
 mod contents;
+mod counters;
 mod found;
 pub mod hooks;
 mod interfaces;
@@ -16,12 +17,15 @@ mod network;
 mod object;
 mod pins;
 pub mod probe;
+mod slots;
 #[allow(
     unsafe_code,
     reason = "the one module with system calls that rustix does not have"
 )]
 mod sys;
+mod tap;
 pub mod uninstall;
+mod usage;
 mod userns;
 
 use std::{
@@ -37,22 +41,27 @@ use sidecar_common::{
     Addr, Endpoint, Reason,
     decide::Direction,
     keys::{PlanId, WorkloadId},
-    values::Identity,
+    values::{Identity, Lost},
 };
 
 use self::{
     attach::Attachment,
     contents::Keys,
+    counters::Counters,
     found::Found,
     maps::{Digest, Maps},
-    object::Objects,
+    object::{NETNS_PROGRAM, Objects},
     pins::{Links, Lock, PinDir, Set},
+    usage::Counted,
 };
 use crate::compile::Plan;
 
 pub use self::{
+    counters::Count,
     maps::{Capacity, Originals},
     pins::is_bpffs,
+    tap::Tap,
+    usage::Usage,
 };
 pub use sidecar_common::values::Word;
 
@@ -93,6 +102,8 @@ pub struct RelaySockets<'a> {
 /// goes on without the agent, and is found by the next one.
 pub struct Dataplane {
     maps: Maps,
+    counters: Counters,
+    counted: Counted,
     objects: Objects,
     attachments: BTreeMap<WorkloadId, Attachment>,
     /// What an earlier agent has left attached, and nobody has claimed yet.
@@ -192,6 +203,8 @@ impl Prepared {
         let (plans, next_plan) = find_plans(&mut maps);
         let mut dataplane = Dataplane {
             maps,
+            counters: Counters::open(&objects, &capacity)?,
+            counted: Counted::open(&objects)?,
             objects,
             attachments: BTreeMap::new(),
             found,
@@ -419,7 +432,7 @@ impl Dataplane {
             for links in [Some(&attachment.links), attachment.replaces.as_ref()] {
                 remove_links(links);
             }
-            self.maps.forget_workload(workload);
+            self.forget(workload);
         }
         self.retire_plans();
     }
@@ -428,6 +441,7 @@ impl Dataplane {
     /// sockets that a full map or a race has missed; and deletes plans that nobody uses.
     pub fn refresh(&mut self) {
         let mut sockets = self.maps.sockets();
+        self.counted.sockets = sockets.values().map(BTreeSet::len).sum();
         for (&workload, attachment) in &mut self.attachments {
             if let Err(error) = attachment.refresh(&mut self.maps) {
                 tracing::debug!(workload, "{error:#}");
@@ -435,7 +449,12 @@ impl Dataplane {
             // /proc is slow to read: only where a socket may be missing in the map.
             let known = sockets.remove(&workload).unwrap_or_default();
             let is_known = |port: &u16| known.iter().any(|endpoint| endpoint.port == *port);
-            let missed = self.maps.missed(workload);
+            let missed = self.counters.one(
+                workload,
+                Direction::Inbound,
+                sidecar_common::Path::Deny,
+                Reason::TargetNotListening,
+            );
             if missed != attachment.missed || !attachment.listen_ports.iter().all(is_known) {
                 attachment.missed = missed;
                 let ports = attachment.listen_ports.clone();
@@ -503,11 +522,25 @@ impl Dataplane {
     }
 
     /// Decisions counted for a workload since it was attached, without zeros.
-    ///
-    /// # Errors
-    /// If the map cannot be read.
-    pub fn counters(&self, workload: WorkloadId) -> Result<Vec<(Direction, Reason, u64)>> {
-        self.maps.counters(workload)
+    #[must_use]
+    pub fn counters(&self, workload: WorkloadId) -> Vec<Count> {
+        self.counters.of(workload)
+    }
+
+    /// Decisions of all workloads that were detached, without zeros.
+    #[must_use]
+    pub fn counters_of_gone(&self) -> Vec<Count> {
+        self.counters.of_gone()
+    }
+
+    /// How often each program is attached.
+    #[must_use]
+    pub fn attached(&self) -> BTreeMap<&'static str, usize> {
+        let cgroups = self.attachments.values().map(|of| of.cgroups.len()).sum();
+        Objects::cgroup_program_names()
+            .map(|name| (name, cgroups))
+            .chain([(NETNS_PROGRAM, self.attachments.len())])
+            .collect()
     }
 
     /// Entries and capacity of every table whose size follows the plans.
@@ -522,6 +555,22 @@ impl Dataplane {
     /// If the map cannot be opened again.
     pub fn originals(&self) -> Result<Originals> {
         self.objects.originals()
+    }
+
+    /// The reader's end of what programs tell while somebody traces; there must be one only.
+    ///
+    /// # Errors
+    /// If its maps cannot be opened.
+    pub fn tap(&self) -> Result<Tap> {
+        Tap::open(&self.objects)
+    }
+
+    /// Decisions that could not be told, as the ring was full.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn events_lost(&self) -> Result<u64> {
+        self.counters.lost(Lost::EVENTS)
     }
 
     fn free_slot(&self) -> Result<WorkloadId> {
@@ -564,13 +613,20 @@ impl Dataplane {
             .collect();
         for workload in nobodys {
             self.maps.store(workload, Word::default());
-            self.maps.forget_workload(workload);
+            self.forget(workload);
         }
+    }
+
+    /// Leaves nothing of a workload in the maps but what all that are gone had counted.
+    fn forget(&mut self, workload: WorkloadId) {
+        self.maps.forget_workload(workload);
+        self.counters.retire(workload);
     }
 
     /// Detaches from workloads that an earlier agent has left.
     fn let_go(&mut self, which: impl Fn(&Found) -> bool) {
-        for (workload, found) in self.found.extract_if(.., |_, found| which(found)) {
+        let gone: Vec<_> = self.found.extract_if(.., |_, found| which(found)).collect();
+        for (workload, found) in gone {
             tracing::info!(
                 workload,
                 cgroups = ?found.cgroups().collect::<Vec<_>>(),
@@ -581,7 +637,7 @@ impl Dataplane {
                 let _ = self.maps.set_identity(cgroup, &Identity::default());
             }
             remove_links(Some(&found.links));
-            self.maps.forget_workload(workload);
+            self.forget(workload);
         }
         self.retire_plans();
         self.remove_old_sets();

@@ -39,7 +39,7 @@ pub(super) const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
 ];
 
 /// The name of the program for network namespaces.
-const NETNS_PROGRAM: &str = "inbound";
+pub const NETNS_PROGRAM: &str = "inbound";
 
 /// The names of all programs, as the kernel has them.
 pub fn program_names() -> impl Iterator<Item = &'static str> {
@@ -102,6 +102,11 @@ impl Objects {
     /// The set whose maps they use.
     pub fn set(&self) -> &Set {
         &self.set
+    }
+
+    /// Names of the programs for cgroups.
+    pub fn cgroup_program_names() -> impl Iterator<Item = &'static str> {
+        CGROUP_PROGRAMS.iter().map(|(name, _)| *name)
     }
 
     /// Loads the copy of the `sk_lookup` program that serves `workload`.

@@ -24,7 +24,7 @@ use rustix::{
 use sidecar_common::{
     Addr, Endpoint,
     keys::{WorkloadEndpoint, WorkloadId},
-    values::Identity,
+    values::{Identity, WORKLOAD_SLOTS},
 };
 
 use super::{
@@ -32,7 +32,7 @@ use super::{
     maps::Capacity,
     object::{CGROUP_OBJECT, CGROUP_PROGRAMS, NETNS_OBJECT, load_program, loader},
     pins::WORKLOADS,
-    sys::{self, AttachType, WorkloadSlots},
+    sys::{self, AttachType, MappedWords},
 };
 
 /// A workload that nobody is.
@@ -264,7 +264,7 @@ fn map_array(object: &Ebpf) -> Result<()> {
     let Some(Map::Array(map)) = object.map("WORKLOADS") else {
         return Err(anyhow!("there is no array `WORKLOADS`"));
     };
-    WorkloadSlots::map(map.fd().as_fd()).context("mapping an array")?;
+    MappedWords::map(map.fd().as_fd(), WORKLOAD_SLOTS).context("mapping an array")?;
     Ok(())
 }
 

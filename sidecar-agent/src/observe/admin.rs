@@ -2,6 +2,7 @@
 //! its file and directory, and by who the kernel says has connected.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead, BufReader, Write},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
@@ -16,13 +17,19 @@ use rustix::{fs::Mode, process::geteuid};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
-    net::UnixListener,
+    net::{
+        UnixListener,
+        unix::{ReadHalf, WriteHalf},
+    },
     sync::{mpsc, oneshot},
     task::JoinHandle,
     time::timeout,
 };
 
-use super::status::{CaptureStatus, Status};
+use super::{
+    status::{CaptureStatus, Status},
+    trace::{self, Filter, Hub},
+};
 use crate::{
     compile::UnixAddr,
     relay::{
@@ -129,6 +136,7 @@ pub struct Admin {
     /// Kept here for its file, which goes when the agent ends.
     listening: Listening,
     task: JoinHandle<()>,
+    traces: Hub,
 }
 
 impl Admin {
@@ -137,33 +145,34 @@ impl Admin {
     /// # Errors
     /// If another agent serves the same run directory, if others may write to that, or the socket
     /// cannot be made.
-    pub fn open(run_dir: &Path) -> Result<Self> {
+    pub fn open(run_dir: &Path, traces: Hub) -> Result<Self> {
         std::fs::create_dir_all(run_dir)
             .with_context(|| format!("creating {}", run_dir.display()))?;
         refuse_if_others_write(run_dir)?;
         let address = address(run_dir)?;
         let listening = listen::unix(None, &address, Mode::RUSR | Mode::WUSR)
             .context("opening the admin socket: is another agent running?")?;
-        Self::serve(listening)
+        Self::serve(listening, traces)
     }
 
     /// Serves a socket that the agent before has opened.
     ///
     /// # Errors
     /// If it is not the socket of this run directory any more.
-    pub fn adopt(run_dir: &Path, socket: OwnedFd) -> Result<Self> {
+    pub fn adopt(run_dir: &Path, socket: OwnedFd, traces: Hub) -> Result<Self> {
         let listening = Listening::adopt_unix(None, &address(run_dir)?, socket)
             .context("taking over the admin socket")?;
-        Self::serve(listening)
+        Self::serve(listening, traces)
     }
 
-    fn serve(listening: Listening) -> Result<Self> {
+    fn serve(listening: Listening, traces: Hub) -> Result<Self> {
         let (sender, calls) = mpsc::channel(16);
         Ok(Self {
-            task: accept(&listening, sender.clone())?,
+            task: accept(&listening, sender.clone(), traces.clone())?,
             calls,
             sender,
             listening,
+            traces,
         })
     }
 
@@ -185,7 +194,7 @@ impl Admin {
     /// # Errors
     /// For want of descriptors.
     pub fn resume(&mut self) -> Result<()> {
-        self.task = accept(&self.listening, self.sender.clone())?;
+        self.task = accept(&self.listening, self.sender.clone(), self.traces.clone())?;
         Ok(())
     }
 
@@ -203,7 +212,7 @@ fn address(run_dir: &Path) -> Result<UnixAddr> {
     Ok(UnixAddr::Path(name.to_owned()))
 }
 
-fn accept(listening: &Listening, calls: mpsc::Sender<Call>) -> Result<JoinHandle<()>> {
+fn accept(listening: &Listening, calls: mpsc::Sender<Call>, traces: Hub) -> Result<JoinHandle<()>> {
     let clone = listening.as_fd().try_clone_to_owned()?;
     let std_listener = std::os::unix::net::UnixListener::from(clone);
     std_listener.set_nonblocking(true)?;
@@ -219,9 +228,9 @@ fn accept(listening: &Listening, calls: mpsc::Sender<Call>) -> Result<JoinHandle
                     continue;
                 }
             };
-            let calls = calls.clone();
+            let (calls, traces) = (calls.clone(), traces.clone());
             tokio::spawn(async move {
-                if let Err(error) = answer(stream, calls).await {
+                if let Err(error) = talk(stream, calls, &traces).await {
                     tracing::debug!("admin request: {error:#}");
                 }
             });
@@ -250,47 +259,77 @@ fn may_ask(uid: u32) -> bool {
     uid == 0 || uid == geteuid().as_raw()
 }
 
-async fn answer(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) -> Result<()> {
+/// Serves one connection. Nobody is waited for but whoever traces, or takes over.
+async fn talk(
+    mut stream: tokio::net::UnixStream,
+    calls: mpsc::Sender<Call>,
+    traces: &Hub,
+) -> Result<()> {
     let peer = stream.peer_cred().context("asking who has connected")?;
-    let (reader, mut writer) = stream.split();
-    let mut lines = tokio::io::BufReader::new(reader.take(REQUEST_BYTES)).lines();
-    let line = timeout(PATIENCE, lines.next_line()).await??;
+    let (mut reader, mut writer) = stream.split();
+    let line = timeout(PATIENCE, read_line(&mut reader)).await??;
+    if !may_ask(peer.uid()) {
+        let uid = peer.uid();
+        tracing::warn!(uid, pid = peer.pid(), "admin socket: refused");
+        let text = format!(
+            "user {uid} may not ask this agent anything: only root and the agent's own user may"
+        );
+        return say(&mut writer, &Answer::Error(text)).await;
+    }
+    if let Some(filter) = filter(&line) {
+        return trace::serve(traces, filter, reader, writer).await;
+    }
     let (reply, answer) = oneshot::channel();
-    let mut confirm = None;
-    match serde_json::from_str(&line.unwrap_or_default()) {
-        _ if !may_ask(peer.uid()) => {
-            let uid = peer.uid();
-            tracing::warn!(uid, pid = peer.pid(), "admin socket: refused");
-            let text = format!(
-                "user {uid} may not ask this agent anything: only root and the agent's own user may"
-            );
-            // The receiver is right here.
-            let _ = reply.send(Answer::Error(text));
-        }
+    let (confirm, confirmed) = oneshot::channel();
+    match serde_json::from_str(&line) {
         Ok(Request::TakeOver) => {
-            let (sender, confirmed) = oneshot::channel();
-            confirm = Some(sender);
             calls.send(Call::TakeOver(reply, confirmed)).await?;
+            say(&mut writer, &timeout(PATIENCE, answer).await??).await?;
+            let line = timeout(TAKE_OVER_PATIENCE, read_line(&mut reader)).await??;
+            if let Request::Taken { tcp } = serde_json::from_str(&line)? {
+                // The main loop waits as long as this task.
+                let _ = confirm.send(Taken { tcp });
+            }
+            Ok(())
         }
-        Ok(request) => calls.send(Call::Ask(request, reply)).await?,
+        Ok(request) => {
+            calls.send(Call::Ask(request, reply)).await?;
+            say(&mut writer, &timeout(PATIENCE, answer).await??).await
+        }
         Err(error) => {
             let text = format!("the request is not understood: {error}");
-            // The receiver is right here.
-            let _ = reply.send(Answer::Error(text));
+            say(&mut writer, &Answer::Error(text)).await
         }
     }
-    let answer = timeout(PATIENCE, answer).await??;
-    let mut text = serde_json::to_vec(&answer)?;
+}
+
+async fn read_line(reader: &mut ReadHalf<'_>) -> Result<String> {
+    let mut line = String::new();
+    let mut reader = tokio::io::BufReader::new(reader.take(REQUEST_BYTES));
+    reader.read_line(&mut line).await?;
+    Ok(line)
+}
+
+async fn say(writer: &mut WriteHalf<'_>, answer: &Answer) -> Result<()> {
+    let mut text = serde_json::to_vec(answer)?;
     text.push(b'\n');
     timeout(PATIENCE, writer.write_all(&text)).await??;
-    if let Some(confirm) = confirm {
-        let line = timeout(TAKE_OVER_PATIENCE, lines.next_line()).await??;
-        if let Request::Taken { tcp } = serde_json::from_str(&line.unwrap_or_default())? {
-            // The main loop waits as long as this task.
-            let _ = confirm.send(Taken { tcp });
-        }
-    }
     Ok(())
+}
+
+/// What is to be traced, if this is such a request.
+fn filter(line: &str) -> Option<Filter> {
+    let mut request: BTreeMap<String, Filter> = serde_json::from_str(line).ok()?;
+    request.remove(trace::REQUEST)
+}
+
+/// What to say when nobody answers at a socket.
+#[must_use]
+pub fn no_agent(path: &Path) -> String {
+    format!(
+        "asking the agent at {}: is it running, are you root, is --run-dir the agent's?",
+        path.display()
+    )
 }
 
 /// Asks the agent with this run directory.
@@ -299,12 +338,7 @@ async fn answer(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) -
 /// If no agent answers there.
 pub fn ask(run_dir: &Path, request: &Request) -> Result<Answer> {
     let path = socket_path(run_dir);
-    let stream = UnixStream::connect(&path).with_context(|| {
-        format!(
-            "asking the agent at {}: is it running, are you root, is --run-dir the agent's?",
-            path.display()
-        )
-    })?;
+    let stream = UnixStream::connect(&path).with_context(|| no_agent(&path))?;
     ask_on(&stream, request).with_context(|| format!("asking the agent at {}", path.display()))
 }
 

@@ -11,6 +11,7 @@ use std::{
     io::ErrorKind,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -25,7 +26,14 @@ use crate::{
     compile::Compiler,
     dataplane::{self, Capacity, Prepared},
     model::{Compat, diagnostic::Severity},
-    observe::admin::{self, Admin, Answer, Call, Request, Taken},
+    observe::{
+        admin::{self, Admin, Answer, Call, Request, Taken},
+        health::{Health, Pending},
+        http::{self, Web},
+        metrics::Metrics,
+        status::{Status, TraceStatus},
+        trace::{Directory, Hub},
+    },
     relay::{Engine, EngineConfig},
     source::{
         dns::{DnsWatcher, Resolver},
@@ -71,6 +79,12 @@ pub struct Options {
     pub take_over: bool,
     /// How long live relayed connections may go on when the agent ends.
     pub drain: Duration,
+    /// Where metrics and health are served; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// Decisions are told by workload in metrics.
+    pub metrics_per_workload: bool,
+    /// Longest time in which the main loop must turn once.
+    pub stall_limit: Duration,
 }
 
 /// Runs until SIGTERM or SIGINT, or until the next agent has taken over. What is captured stays so:
@@ -84,7 +98,8 @@ pub async fn run(options: Options) -> Result<()> {
         mut admin,
         mut node,
         mut predecessor,
-    } = start(&options)?;
+        mut telling,
+    } = start(&options).await?;
     let paths: Vec<PathBuf> = [&options.config]
         .into_iter()
         .chain(&options.mesh_config)
@@ -110,7 +125,11 @@ pub async fn run(options: Options) -> Result<()> {
             .snapshot
             .dns
             .clone_from(&names.borrow_and_update().addresses);
-        apply(&mut node, &mut compiler, &input, &dns, generation);
+        let started = Instant::now();
+        apply(&mut node, &mut compiler, &input, &dns);
+        let elapsed = started.elapsed();
+        telling.metrics.applied(elapsed);
+        tracing::info!(generation, ?elapsed, "applied the configuration");
         service.applied(generation, node.captured());
         if let Some((predecessor, tcp)) = predecessor.take() {
             predecessor.confirm(tcp)?;
@@ -119,6 +138,7 @@ pub async fn run(options: Options) -> Result<()> {
         node.close_unclaimed();
         // What follows changes nothing that is wanted; `break` leads to the next application.
         loop {
+            telling.turn(&node);
             tokio::select! {
                 () = watch.changed() => {
                     input = store.update(files::read(&paths));
@@ -138,11 +158,12 @@ pub async fn run(options: Options) -> Result<()> {
                 Some(call) = admin.calls.recv() => match call {
                     Call::Ask(request, reply) => {
                         // The client may have gone away.
-                        let _ = reply.send(answer(&mut node, request, generation));
+                        let _ = reply.send(answer(&mut node, request, generation, &telling));
                     }
                     Call::TakeOver(reply, taken) => {
                         let left = node.give_up();
                         admin.pause().await;
+                        telling.pause().await;
                         if let Some(Taken { tcp }) = hand_over(&admin, &left, reply, taken).await {
                             admin.give_up();
                             drop(service);
@@ -150,10 +171,17 @@ pub async fn run(options: Options) -> Result<()> {
                         }
                         tracing::warn!("the next agent has not taken over; going on");
                         node = left.go_on(&options)?;
+                        telling.serve(options.metrics).await?;
                         admin.resume()?;
                         break;
                     }
                 },
+                Some(reply) = telling.scraped() => {
+                    let _ = reply.send(Status {
+                        trace: telling.trace(&node),
+                        ..node.summary(generation)
+                    });
+                }
                 () = signals.any() => {
                     drop((admin, service));
                     return node.end().end(true, options.drain, &mut signals).await;
@@ -168,9 +196,77 @@ struct Started {
     node: Node,
     /// The agent before, and whether the relay's TCP listeners are taken from it.
     predecessor: Option<(Predecessor, bool)>,
+    telling: Telling,
 }
 
-fn start(options: &Options) -> Result<Started> {
+/// What the agent tells of itself, beside what it is asked over the admin socket.
+struct Telling {
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    traces: Hub,
+    web: Option<Web>,
+}
+
+impl Telling {
+    fn new(options: &Options) -> Self {
+        Self {
+            health: Arc::new(Health::new(options.stall_limit)),
+            metrics: Arc::new(Metrics::new(options.metrics_per_workload)),
+            traces: Hub::default(),
+            web: None,
+        }
+    }
+
+    /// Serves metrics and health; `None`: nowhere.
+    async fn serve(&mut self, address: Option<SocketAddr>) -> Result<()> {
+        if let Some(address) = address {
+            let web = http::serve(address, self.health.clone(), self.metrics.clone()).await?;
+            tracing::info!("metrics and health at http://{}", web.address);
+            self.web = Some(web);
+        }
+        Ok(())
+    }
+
+    /// Leaves the address to the next agent.
+    async fn pause(&mut self) {
+        if let Some(web) = self.web.take() {
+            web.close().await;
+        }
+    }
+
+    /// The main loop turns: tells so, and whether anything is pending.
+    fn turn(&self, node: &Node) {
+        self.health.beat();
+        self.health.update(|readiness| {
+            readiness.applied = true;
+            readiness.workloads = node
+                .pending()
+                .map(|(name, why)| Pending {
+                    what: format!("workload {name}"),
+                    why: why.to_owned(),
+                })
+                .collect();
+        });
+    }
+
+    fn trace(&self, node: &Node) -> TraceStatus {
+        TraceStatus {
+            clients: self.traces.clients(),
+            lost_in_kernel: node.events_lost(),
+            lost_in_agent: self.traces.lost(),
+        }
+    }
+
+    /// The next scrape; never, where nothing is served.
+    async fn scraped(&mut self) -> Option<http::Scrape> {
+        match &mut self.web {
+            Some(web) => web.scrapes.recv().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn start(options: &Options) -> Result<Started> {
     let load = || {
         Prepared::load(&dataplane::Config {
             pin_dir: dataplane::default_pin_dir(&options.bpffs),
@@ -178,18 +274,20 @@ fn start(options: &Options) -> Result<Started> {
         })
     };
     let run_dir = &options.run_dir;
+    let mut telling = Telling::new(options);
+    let traces = || telling.traces.clone();
     let (prepared, admin, predecessor) = if options.take_over {
         // First of all: what does not load relieves nobody.
         let prepared = load()?;
         let predecessor = handover::ask(run_dir)?;
         let admin = match &predecessor {
-            Some(predecessor) => Admin::adopt(run_dir, predecessor.admin()?)?,
-            None => Admin::open(run_dir)?,
+            Some(predecessor) => Admin::adopt(run_dir, predecessor.admin()?, traces())?,
+            None => Admin::open(run_dir, traces())?,
         };
         (prepared, admin, predecessor)
     } else {
         // First of all: whoever asks for the status is to find one agent.
-        let admin = Admin::open(run_dir)?;
+        let admin = Admin::open(run_dir, traces())?;
         (load()?, admin, None)
     };
     // What programs of another set have led to a listener, only they can tell where it was going.
@@ -200,10 +298,22 @@ fn start(options: &Options) -> Result<Started> {
     };
     let engine = Engine::start(&EngineConfig::default()).context("starting the relay")?;
     let toggles = Toggles::load(&options.state_dir)?;
+    telling.serve(options.metrics).await?;
+    let directory = Directory::default();
+    let node = Node::start(
+        prepared.take()?,
+        engine,
+        toggles,
+        sockets,
+        directory.clone(),
+    )?;
+    telling.health.update(|readiness| readiness.loaded = true);
+    telling.traces.open(node.tap()?, directory)?;
     Ok(Started {
         admin,
-        node: Node::start(prepared.take()?, engine, toggles, sockets)?,
+        node,
         predecessor: predecessor.map(|predecessor| (predecessor, tcp)),
+        telling,
     })
 }
 
@@ -228,6 +338,8 @@ pub struct Left {
     pub toggles: Toggles,
     /// The relay's listeners, by workload.
     pub paused: BTreeMap<String, Paused>,
+    /// Who is who, for those who trace.
+    pub directory: Directory,
 }
 
 impl Left {
@@ -239,7 +351,14 @@ impl Left {
         })?;
         let paused = self.paused.into_iter();
         let sockets = paused.map(|(workload, paused)| (workload, paused.sockets));
-        Node::start(dataplane, self.engine, self.toggles, sockets.collect())
+        let (engine, toggles) = (self.engine, self.toggles);
+        Node::start(
+            dataplane,
+            engine,
+            toggles,
+            sockets.collect(),
+            self.directory,
+        )
     }
 
     /// Ends with the last live connection, after `drain`, or with another signal.
@@ -290,9 +409,13 @@ impl Signals {
     }
 }
 
-fn answer(node: &mut Node, request: Request, generation: u64) -> Answer {
+fn answer(node: &mut Node, request: Request, generation: u64, telling: &Telling) -> Answer {
     match request {
-        Request::Status => Answer::Status(Box::new(node.status(generation))),
+        Request::Status => Answer::Status(Box::new(Status {
+            metrics: telling.web.as_ref().map(|web| web.address),
+            trace: telling.trace(node),
+            ..node.status(generation)
+        })),
         Request::Capture { workload, on } => node
             .capture(&workload, on)
             .map_or_else(|error| Answer::Error(format!("{error:#}")), Answer::Capture),
@@ -302,16 +425,10 @@ fn answer(node: &mut Node, request: Request, generation: u64) -> Answer {
     }
 }
 
-fn apply(
-    node: &mut Node,
-    compiler: &mut Compiler,
-    input: &files::Update,
-    dns: &DnsWatcher,
-    generation: u64,
-) {
-    let started = Instant::now();
+fn apply(node: &mut Node, compiler: &mut Compiler, input: &files::Update, dns: &DnsWatcher) {
     let wanted = compiler.plans(&input.snapshot);
     dns.want(wanted.dns);
+    node.directory.set_mesh(wanted.mesh);
     let mut diagnostics = input.diagnostics.clone();
     diagnostics.extend(dns.state().borrow().diagnostics());
     diagnostics.extend(input.places.diagnostics(&wanted.findings));
@@ -320,7 +437,6 @@ fn apply(
     if !has_errors(input) {
         node.let_go_unclaimed();
     }
-    tracing::info!(generation, elapsed = ?started.elapsed(), "applied the configuration");
 }
 
 fn has_errors(input: &files::Update) -> bool {

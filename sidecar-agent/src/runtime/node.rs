@@ -18,12 +18,12 @@ use super::{
 };
 use crate::{
     cli::render,
-    compile::{Plan, WorkloadPlan, in_use},
-    dataplane::{Binding, Dataplane, Originals, cgroup, netns::Netns},
+    compile::{WorkloadPlan, in_use},
+    dataplane::{Binding, Dataplane, Originals, Tap, cgroup, netns::Netns},
     model::{ResourceRef, diagnostic::Diagnostic},
-    observe::status::{
-        CaptureStatus, DecisionCount, MapStatus, RelayStatus, State, Status, Unclaimed,
-        WorkloadStatus,
+    observe::{
+        status::{self, CaptureStatus, State, Status, TraceStatus, Unclaimed, WorkloadStatus},
+        trace::Directory,
     },
     relay::Engine,
     resolve::workload::{Proxy, ResolvedWorkload},
@@ -42,6 +42,8 @@ pub struct Node {
     inherited: BTreeMap<String, Sockets>,
     diagnostics: Vec<Diagnostic>,
     places: Arc<Places>,
+    /// Who is who, for those who trace.
+    pub directory: Directory,
 }
 
 struct Workload {
@@ -175,6 +177,7 @@ impl Node {
         engine: Engine,
         toggles: Toggles,
         inherited: BTreeMap<String, Sockets>,
+        directory: Directory,
     ) -> Result<Self> {
         Ok(Self {
             originals: Arc::new(dataplane.originals()?),
@@ -186,6 +189,7 @@ impl Node {
             inherited,
             diagnostics: Vec::new(),
             places: Arc::default(),
+            directory,
         })
     }
 
@@ -202,6 +206,7 @@ impl Node {
             engine: self.engine,
             toggles: self.toggles,
             paused,
+            directory: self.directory,
         }
     }
 
@@ -216,12 +221,23 @@ impl Node {
             engine: self.engine,
             toggles: self.toggles,
             paused: BTreeMap::new(),
+            directory: self.directory,
         }
     }
 
     /// Closes the inherited sockets that no workload has claimed.
     pub fn close_unclaimed(&mut self) {
         self.inherited.clear();
+    }
+
+    /// The reader's end of what programs tell while somebody traces.
+    pub fn tap(&self) -> Result<Tap> {
+        self.dataplane.tap()
+    }
+
+    /// Decisions that could not be told in the kernel.
+    pub fn events_lost(&self) -> u64 {
+        self.dataplane.events_lost().unwrap_or_default()
     }
 
     /// Brings the node to what is wanted.
@@ -264,6 +280,15 @@ impl Node {
             }
         }
         self.reconcile();
+        // A plan that is the same may come from resources that are not, or that were moved.
+        for workload in self.workloads.values() {
+            if let Some(live) = &workload.live
+                && live.digest == Some(workload.wanted.digest)
+            {
+                let plan = self.dataplane.word(live.id).plan();
+                self.directory.announce(live.id, plan, &workload.wanted);
+            }
+        }
     }
 
     /// Lets go what an earlier agent has left attached and no workload has claimed.
@@ -340,7 +365,16 @@ impl Node {
 
     /// The whole state.
     pub fn status(&self, generation: u64) -> Status {
-        let relay = self.engine.stats();
+        Status {
+            diagnostics: self.diagnostics().filter_map(diagnostic_status).collect(),
+            ..self.summary(generation)
+        }
+    }
+
+    /// The state without the text of what is wrong with the configuration, which takes its time.
+    pub fn summary(&self, generation: u64) -> Status {
+        let refused = self.dataplane.refused_updates().unwrap_or_default();
+        let attached = self.dataplane.attached().into_iter();
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -360,33 +394,32 @@ impl Node {
                 .into_iter()
                 .map(|(slot, cgroups)| Unclaimed { slot, cgroups })
                 .collect(),
-            diagnostics: self
-                .diagnostics
-                .iter()
-                .chain(
-                    self.workloads
-                        .values()
-                        .flat_map(|workload| &workload.in_use),
-                )
-                .filter_map(diagnostic_status)
+            diagnostics: Vec::new(),
+            findings: status::findings(self.diagnostics()),
+            maps: status::maps(self.dataplane.maps(), refused),
+            programs: attached
+                .map(|(name, count)| (name.to_owned(), count))
                 .collect(),
-            maps: self
-                .dataplane
-                .usage()
-                .into_iter()
-                .map(|(map, entries, capacity)| MapStatus {
-                    map: map.into(),
-                    entries,
-                    capacity,
-                })
-                .collect(),
-            relay: RelayStatus {
-                active: relay.active,
-                accepted: relay.accepted,
-                refused: relay.refused,
-                failed: relay.failed.total(),
-            },
+            gone: status::decisions(self.dataplane.counters_of_gone()),
+            relay: self.engine.stats().into(),
+            metrics: None,
+            trace: TraceStatus::default(),
         }
+    }
+
+    /// Workloads for which nothing is in force, and why.
+    pub fn pending(&self) -> impl Iterator<Item = (&str, &str)> {
+        let is_pending = |of: &Workload| of.live.as_ref().is_none_or(|live| live.digest.is_none());
+        self.workloads
+            .iter()
+            .filter(move |(_, workload)| is_pending(workload))
+            .map(|(name, workload)| (&**name, workload.problem.as_deref().unwrap_or_default()))
+    }
+
+    /// What is wrong with the configuration, and with its listeners.
+    fn diagnostics(&self) -> impl Iterator<Item = &Diagnostic> {
+        let in_use = self.workloads.values().flat_map(|of| &of.in_use);
+        self.diagnostics.iter().chain(in_use)
     }
 
     fn workload_status(&self, name: &str, workload: &Workload) -> WorkloadStatus {
@@ -414,18 +447,9 @@ impl Node {
                 .map(|sidecar| sidecar.reference("Sidecar").to_string()),
             wanted: workload.wanted.digest.to_string(),
             actual: actual.map(|digest| digest.to_string()),
-            decisions: workload
-                .live
-                .as_ref()
-                .and_then(|live| self.dataplane.counters(live.id).ok())
-                .unwrap_or_default()
-                .into_iter()
-                .map(|(direction, reason, count)| DecisionCount {
-                    direction: direction.name().into(),
-                    reason: reason.name().into(),
-                    count,
-                })
-                .collect(),
+            decisions: workload.live.as_ref().map_or_else(Vec::new, |live| {
+                status::decisions(self.dataplane.counters(live.id))
+            }),
         }
     }
 
@@ -508,7 +532,7 @@ impl Node {
             return Ok(Vec::new());
         }
         let problems = self
-            .bring_to(name, live, &digest, &workload.wanted.plan, capture)
+            .bring_to(name, live, &digest, &workload.wanted, capture)
             .with_context(|| {
                 if live.digest.is_some() || live.adopted {
                     "the last good plan stays in force"
@@ -529,10 +553,12 @@ impl Node {
         name: &str,
         live: &mut Live,
         digest: &blake3::Hash,
-        plan: &Arc<Plan>,
+        wanted: &WorkloadPlan,
         capture: bool,
     ) -> Result<Vec<String>> {
+        let plan = &wanted.plan;
         let id = self.dataplane.install(digest, plan)?;
+        self.directory.announce(live.id, id, wanted);
         if live.relay.is_none() && needs_relay(plan) {
             live.relay = Some(WorkloadRelay::start(
                 &mut self.dataplane,
