@@ -75,9 +75,13 @@ impl Frozen {
             let (dir, domain) = (dir.clone(), domain.path().to_owned());
             move || {
                 let _ = fs::write(dir.join("cgroup.freeze"), "0");
-                let _ = fs::write(domain.join("cgroup.threads"), pid.to_string());
-                if let Err(error) = fs::remove_dir(&dir) {
-                    eprintln!("left behind: {}: {error}", dir.display());
+                // The thread is in the cgroup until it runs again.
+                let removed = poll_result(DEADLINE, "the frozen thread to go", || {
+                    let _ = fs::write(domain.join("cgroup.threads"), pid.to_string());
+                    Ok(fs::remove_dir(&dir)?)
+                });
+                if let Err(error) = removed {
+                    eprintln!("left behind: {}: {error:#}", dir.display());
                 }
             }
         });
