@@ -219,6 +219,9 @@ pub fn explain(plan: &Plan, addresses: &[IpAddr], connection: &Connection<'_>) -
     }
 }
 
+/// An id that no plan names: the largest that there is.
+const SOMEBODY: u32 = PlanHeader::NOBODY - 1;
+
 /// The index of the one interface of which the connection tells.
 const INTERFACE: u32 = 2;
 
@@ -256,8 +259,7 @@ pub fn decide(plan: &Plan, tables: &MemTables<'_>, connection: &Connection<'_>) 
         Direction::Outbound => {
             let (uid, gid) = match connection.caller {
                 Who::Proxy => (header.proxy_uid, header.proxy_gid),
-                // The largest number is no id.
-                Who::Ids { uid, gid } => (uid.unwrap_or(u32::MAX), gid.unwrap_or(u32::MAX)),
+                Who::Ids { uid, gid } => (uid.unwrap_or(SOMEBODY), gid.unwrap_or(SOMEBODY)),
             };
             let call = OutboundCall {
                 dst,
@@ -266,7 +268,7 @@ pub fn decide(plan: &Plan, tables: &MemTables<'_>, connection: &Connection<'_>) 
                 caller: Caller {
                     uid,
                     gid,
-                    in_proxy_cgroup: false,
+                    in_proxy_cgroup: matches!(connection.caller, Who::Proxy),
                 },
                 bound_device: false,
             };

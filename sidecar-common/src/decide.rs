@@ -76,12 +76,24 @@ pub trait Tables {
 }
 
 /// The transport of a call.
+#[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Transport {
     /// TCP, or MPTCP.
-    Tcp,
+    Tcp = 0,
     /// UDP: captured for DNS only.
-    Udp,
+    Udp = 1,
+}
+
+impl Transport {
+    /// The name in output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
 }
 
 /// A process of a workload.

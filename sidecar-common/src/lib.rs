@@ -17,6 +17,7 @@ extern crate std;
 
 pub mod addr;
 pub mod decide;
+pub mod event;
 pub mod keys;
 pub mod reason;
 pub mod values;
@@ -25,6 +26,7 @@ pub mod values;
 mod user;
 
 pub use addr::{Addr, Endpoint};
+pub use event::Event;
 pub use reason::{Path, Reason};
 
 /// Changes whenever a map layout, or the meaning of a value in a map, changes.

@@ -9,6 +9,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::{
     addr::{Addr, Endpoint},
+    decide::{Direction, Transport},
+    event::Event,
     keys::{
         BackendKey, OwnerKey, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
         WorkloadInterface, WorkloadPort,
@@ -41,7 +43,8 @@ pod!(
     PlanHeader,
     Identity,
     Meta,
-    Original
+    Original,
+    Event
 );
 
 impl From<IpAddr> for Addr {
@@ -130,5 +133,23 @@ impl Path {
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()
+    }
+}
+
+impl Direction {
+    /// The direction with this number.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Outbound, Self::Inbound]
+            .get(usize::from(number))
+            .copied()
+    }
+}
+
+impl Transport {
+    /// The transport with this number.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Tcp, Self::Udp].get(usize::from(number)).copied()
     }
 }

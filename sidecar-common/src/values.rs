@@ -2,6 +2,7 @@
 
 use crate::{
     addr::Endpoint,
+    decide::Direction,
     keys::{PlanId, WorkloadId},
     reason::{Path, Reason},
 };
@@ -74,9 +75,10 @@ pub struct PlanHeader {
     pub tunnel_port: u16,
     /// The port (15053) on which DNS is answered; 0: DNS is not captured.
     pub dns_port: u16,
-    /// The proxy's first uid, in the workload's own user namespace.
+    /// The proxy's first uid, in the workload's own user namespace; [`PlanHeader::NOBODY`]: it has
+    /// none.
     pub proxy_uid: u32,
-    /// The proxy's first gid, in the workload's own user namespace.
+    /// The proxy's first gid, likewise.
     pub proxy_gid: u32,
     /// What is not captured as loopback: an IPv4 network, in network order.
     pub loopback: u32,
@@ -91,6 +93,8 @@ pub struct PlanHeader {
 const _: () = assert!(size_of::<PlanHeader>() == 104);
 
 impl PlanHeader {
+    /// No id: the number of no user and no group.
+    pub const NOBODY: u32 = u32::MAX;
     /// There are exact outbound rules.
     pub const HAS_OUTBOUND_EXACT: u32 = 1;
     /// There are prefix rules for single ports.
@@ -369,8 +373,35 @@ impl Original {
     pub const ACCEPTED: u32 = 4;
 }
 
-/// Counters of one workload are `REASON_SLOTS` consecutive elements of `COUNTERS`, at
-/// `workload * REASON_SLOTS + reason * 2 + direction` (0 outbound, 1 inbound).
-pub const REASON_SLOTS: u32 = 128;
+/// Counters of one workload are this many consecutive words of `COUNTERS`, from
+/// `workload * DECISION_SLOTS` on; see [`decision_slot`]. Those of workload 0, which is nobody, hold
+/// what workloads that are gone had counted.
+pub const DECISION_SLOTS: u32 = 512;
 
-const _: () = assert!(Reason::ALL.len() * 2 <= REASON_SLOTS as usize);
+/// Where decisions of one kind are counted among a workload's `DECISION_SLOTS`; `reason` is a
+/// [`Reason`] as its number.
+#[inline(always)]
+#[must_use]
+pub const fn decision_slot(direction: Direction, path: Path, reason: u8) -> u32 {
+    (reason as u32 * PATHS + path as u32) * 2 + direction as u32
+}
+
+/// How many paths there are.
+const PATHS: u32 = 5;
+
+const _: () = assert!(Path::ALL.len() == PATHS as usize);
+const _: () = assert!(Reason::ALL.len() * Path::ALL.len() * 2 <= DECISION_SLOTS as usize);
+
+/// What went wrong in the kernel and shows nowhere else: indices of `LOST`.
+pub struct Lost;
+
+impl Lost {
+    /// An event found the ring full.
+    pub const EVENTS: u32 = 0;
+    /// A listening socket could not be entered into `SOCKETS`.
+    pub const SOCKETS: u32 = 1;
+    /// An original destination could not be entered into `ORIGINAL_DST`.
+    pub const ORIGINAL_DST: u32 = 2;
+    /// How many there are.
+    pub const COUNT: u32 = 3;
+}

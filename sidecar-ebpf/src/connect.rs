@@ -3,15 +3,17 @@
 use aya_ebpf::{bindings::bpf_sock_addr, helpers::bpf_get_prandom_u32};
 use sidecar_common::{
     Addr, Endpoint, Path, Reason,
-    decide::{self, Arrival, Decision, Direction, Transport},
+    decide::{self, Arrival, Decision, Direction, OutboundCall, Transport},
+    keys::PlanId,
     values::{Identity, Original, PlanHeader},
 };
 
 use crate::{
     listening::is_listening,
     maps::{self, KernelTables},
+    outcome::{Connection, Outcome},
     sock_addr::{
-        ALLOW, Hook, address, bound_to, call, note, refuse, set_address, socket, transport,
+        ALLOW, Hook, address, bound_to, call, note, set_address, socket, transport, verdict,
     },
     source,
 };
@@ -32,32 +34,61 @@ pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     };
     let is_tcp = matches!(transport, Transport::Tcp);
     let (plan, header) = match maps::plan_of(identity.workload) {
-        Ok(Some(plan)) => plan,
+        Ok(Some((plan, header))) => (plan, Ok(header)),
         Ok(None) => {
             forget(ctx);
             return ALLOW;
         }
-        Err(missing) if is_tcp => {
-            return if matches!(missing.path, Path::Deny) {
-                refuse(identity.workload, missing.reason)
-            } else {
-                passes(ctx, identity, missing.reason)
-            };
-        }
+        Err((plan, missing)) if is_tcp => (plan, Err(missing)),
         Err(_) => return ALLOW,
     };
     let asked_for = address(ctx, hook);
-    if !is_tcp && !decide::concerns_datagrams(header, asked_for.port) {
+    if let Ok(header) = header
+        && !is_tcp
+        && !decide::concerns_datagrams(header, asked_for.port)
+    {
         forget(ctx);
         return ALLOW;
     }
     let sk = socket(ctx);
-    let bound = bound_to(sk, hook);
+    let outcome = match header {
+        Ok(header) => {
+            let bound = bound_to(sk, hook);
+            let call = call(identity, sk, &asked_for, &bound.addr, transport);
+            lead(ctx, hook, identity, plan, header, &call, bound.port)
+        }
+        Err(missing) => {
+            forget(ctx);
+            Outcome::from(&missing)
+        }
+    };
+    let connection = Connection {
+        workload: identity.workload,
+        plan,
+        direction: Direction::Outbound,
+        transport,
+        destination: &asked_for,
+    };
+    outcome.report(&connection, || bound_to(sk, hook), || address(ctx, hook));
+    verdict(&outcome)
+}
+
+/// Decides, and leads the connection there. `bound_port`: what the socket is bound to.
+#[inline(always)]
+fn lead(
+    ctx: *mut bpf_sock_addr,
+    hook: Hook,
+    identity: &Identity,
+    plan: PlanId,
+    header: &PlanHeader,
+    call: &OutboundCall,
+    bound_port: u16,
+) -> Outcome {
+    let asked_for = &call.dst;
     let tables = KernelTables {
         workload: identity.workload,
     };
-    let call = call(identity, sk, &asked_for, &bound.addr, transport);
-    let decision = decide::outbound(&tables, plan, header, &call);
+    let decision = decide::outbound(&tables, plan, header, call);
     let target = match decision.path {
         Path::Pass => Endpoint::default(),
         Path::Direct => decision.target,
@@ -68,7 +99,7 @@ pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
                 identity.relay_port_v6
             };
             if port == 0 {
-                return refuse(identity.workload, Reason::TargetNotListening as u8);
+                return Outcome::refused(Reason::TargetNotListening).by(&decision);
             }
             Endpoint::new(asked_for.addr.loopback(), port)
         }
@@ -77,50 +108,38 @@ pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
             // Else the kernel refuses what is led to where nobody listens.
             if listener.port != 0
                 && header.flags & PlanHeader::OPEN_PROXY_GONE != 0
-                && !is_listening(ctx, &listener, transport)
+                && !is_listening(ctx, &listener, call.transport)
             {
-                let gone = decide::proxy_gone(header, &decision);
-                return passes(ctx, identity, gone.reason);
+                forget(ctx);
+                return Outcome::from(&decide::proxy_gone(header, &decision)).by(&decision);
             }
             listener
         }
-        Path::Deny => return refuse(identity.workload, decision.reason),
+        Path::Deny => return Outcome::from(&decision),
     };
     // A v4 socket cannot reach a v6 target; the compiler sends those through the relay.
     if target.port != 0 && matches!(hook, Hook::V4) && !target.addr.is_v4() {
-        return refuse(identity.workload, Reason::PlanIncomplete as u8);
+        return Outcome::refused(Reason::PlanIncomplete).by(&decision);
     }
     match kind(&decision, &target) {
         None => forget(ctx),
         Some(kind) => {
-            if !note(sk, plan, &asked_for, &decision, kind) {
-                return if header.flags & PlanHeader::OPEN_MAP_FULL == 0 {
-                    refuse(identity.workload, Reason::NoMemory as u8)
-                } else {
-                    passes(ctx, identity, Reason::NoMemoryOpen as u8)
-                };
+            if !note(socket(ctx), plan, asked_for, &decision, kind) {
+                forget(ctx);
+                return Outcome::without_memory(header).by(&decision);
             }
         }
     }
     if target.port != 0 {
         set_address(ctx, hook, &target);
         // A bound port keeps a socket from being bound again.
-        if matches!(decision.path, Path::Proxy) && bound.port == 0 && bound.addr.is_wildcard() {
+        if matches!(decision.path, Path::Proxy) && bound_port == 0 && call.src.is_wildcard() {
             let over_lo = may_be_own(header, &decision);
             let from = source::of(identity, &tables, &asked_for.addr, over_lo);
             source::bind(ctx, hook, &from);
         }
     }
-    maps::count(identity.workload, Direction::Outbound, decision.reason);
-    ALLOW
-}
-
-/// Counts a connection that passes although it was to be captured.
-#[inline(always)]
-fn passes(ctx: *mut bpf_sock_addr, identity: &Identity, reason: u8) -> i32 {
-    forget(ctx);
-    maps::count(identity.workload, Direction::Outbound, reason);
-    ALLOW
+    Outcome::from(&decision)
 }
 
 /// The getpeername hook: a redirected socket answers with what it asked for.

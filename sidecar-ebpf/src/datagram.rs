@@ -3,9 +3,9 @@
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use sidecar_common::{
-    Addr, Endpoint, Path, Reason,
+    Addr, Endpoint, Path,
     decide::{self, Direction, Transport},
-    values::{Identity, Original, PlanHeader},
+    values::{Identity, Original},
 };
 
 use crate::{
@@ -13,7 +13,8 @@ use crate::{
     ctx::{read, write},
     listening::is_listening,
     maps::{self, KernelTables},
-    sock_addr::{ALLOW, Hook, address, call, note, refuse, set_address, socket},
+    outcome::{Connection, Outcome},
+    sock_addr::{ALLOW, Hook, address, call, note, set_address, socket, verdict},
     source,
 };
 
@@ -47,35 +48,34 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         }
         _ => decision,
     };
-    match decision.path {
-        Path::Proxy => {}
-        Path::Deny => return refuse(identity.workload, decision.reason),
+    let outcome = match decision.path {
+        Path::Proxy if note(sk, plan, &asked_for, &decision, Original::REDIRECTED) => {
+            set_address(ctx, hook, &proxy);
+            if src.is_wildcard() {
+                let over_lo = may_be_own(header, &decision);
+                send_from(ctx, hook, identity, &tables, &asked_for.addr, over_lo);
+            }
+            Outcome::from(&decision)
+        }
+        Path::Proxy => Outcome::without_memory(header).by(&decision),
+        Path::Deny => Outcome::from(&decision),
         _ => {
             // What another query of this socket has left must not change this one's answer.
             // SAFETY: the context's own socket.
             unsafe { maps::cgroup::forget(sk) };
-            maps::count(identity.workload, Direction::Outbound, decision.reason);
-            return ALLOW;
+            Outcome::from(&decision)
         }
-    }
-    if !note(sk, plan, &asked_for, &decision, Original::REDIRECTED) {
-        if header.flags & PlanHeader::OPEN_MAP_FULL == 0 {
-            return refuse(identity.workload, Reason::NoMemory as u8);
-        }
-        maps::count(
-            identity.workload,
-            Direction::Outbound,
-            Reason::NoMemoryOpen as u8,
-        );
-        return ALLOW;
-    }
-    set_address(ctx, hook, &proxy);
-    if src.is_wildcard() {
-        let over_lo = may_be_own(header, &decision);
-        send_from(ctx, hook, identity, &tables, &asked_for.addr, over_lo);
-    }
-    maps::count(identity.workload, Direction::Outbound, decision.reason);
-    ALLOW
+    };
+    let connection = Connection {
+        workload: identity.workload,
+        plan,
+        direction: Direction::Outbound,
+        transport: Transport::Udp,
+        destination: &asked_for,
+    };
+    let source = || Endpoint::new(from(ctx, hook), read!(sk, src_port) as u16);
+    outcome.report(&connection, source, || address(ctx, hook));
+    verdict(&outcome)
 }
 
 /// The recvmsg hook.

@@ -9,16 +9,22 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::bpf_get_local_storage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash, lpm_trie::Key},
+    maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash, lpm_trie::Key,
+        ring_buf::RingBufEntry,
+    },
 };
 use sidecar_common::{
-    Addr, Endpoint,
+    Addr, Endpoint, Event, Path,
     decide::{self, Arrival, Decision, Direction, Tables},
     keys::{
         BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
         WorkloadId, WorkloadInterface, WorkloadPort,
     },
-    values::{Identity, Original, PlanHeader, REASON_SLOTS, Route, Rule, WORKLOAD_SLOTS, Word},
+    values::{
+        DECISION_SLOTS, Identity, Lost, Original, PlanHeader, Route, Rule, WORKLOAD_SLOTS, Word,
+        decision_slot,
+    },
 };
 
 /// The set that these programs and maps are, see [`Word`]; set by the loader.
@@ -60,9 +66,19 @@ static SOCKETS: SockHash<WorkloadEndpoint> = SockHash::pinned(64, 0);
 /// the relay, and what becomes of it where it arrives.
 #[map]
 static ORIGINAL_DST: LruHashMap<Tuple, Original> = LruHashMap::pinned(64, 0);
-/// See `sidecar_common::values::REASON_SLOTS`.
+/// See `sidecar_common::values::DECISION_SLOTS`. Shared by all CPUs, as per-CPU ones would take the
+/// memory of all these words for each; mapped, so that user space reads them without a call each.
 #[map]
-static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(64, 0);
+static COUNTERS: Array<u64> = Array::pinned(64, BPF_F_MMAPABLE);
+/// See `sidecar_common::values::Lost`.
+#[map]
+static LOST: PerCpuArray<u64> = PerCpuArray::pinned(Lost::COUNT, 0);
+/// Not zero while somebody traces: one word, so that a decision that nobody traces costs one look.
+#[map]
+static TRACE: Array<u64> = Array::pinned(1, 0);
+/// Decisions, while somebody traces (`sidecar_common::Event`): some ten thousand.
+#[map]
+static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);
 /// What a redirected socket asked for: the answer of getpeername, freed with the socket.
 #[btf_map]
 static ASKED_FOR: SkStorage<Original> = SkStorage::new();
@@ -99,11 +115,13 @@ pub fn identity() -> &'static Identity {
 /// The plan that decides what is new, and its header. `Ok(None)`: none, everything passes. `Err`:
 /// its plan is not in the map, and this is what becomes of what is new.
 #[inline(always)]
-pub fn plan_of(workload: WorkloadId) -> Result<Option<(PlanId, &'static PlanHeader)>, Decision> {
+pub fn plan_of(
+    workload: WorkloadId,
+) -> Result<Option<(PlanId, &'static PlanHeader)>, (PlanId, Decision)> {
     match word(workload) {
         Some(word) if !word.is_suspended() && word.plan() != 0 => match header(word.plan()) {
             Some(plan) => Ok(Some(plan)),
-            None => Err(decide::without_plan(word)),
+            None => Err((word.plan(), decide::without_plan(word))),
         },
         _ => Ok(None),
     }
@@ -242,9 +260,42 @@ pub fn original(tuple: &Tuple) -> Option<Original> {
 
 /// Counts a decision.
 #[inline(always)]
-pub fn count(workload: WorkloadId, direction: Direction, reason: u8) {
-    let index = workload * REASON_SLOTS + u32::from(reason) * 2 + direction as u32;
+pub fn count(workload: WorkloadId, direction: Direction, path: Path, reason: u8) {
+    let index = workload * DECISION_SLOTS + decision_slot(direction, path, reason);
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        // An atomic addition, which `core` does not have for this target.
+        // SAFETY: an aligned word of the map, which is changed only so, by programs and the agent.
+        unsafe {
+            core::arch::asm!(
+                "lock *(u64 *)({counter} + 0) += {one}",
+                counter = in(reg) counter,
+                one = in(reg) 1_u64,
+                options(nostack),
+            );
+        }
+    }
+}
+
+/// Whether somebody traces.
+#[inline(always)]
+pub fn is_traced() -> bool {
+    let Some(word) = TRACE.get_ptr(0) else {
+        return false;
+    };
+    // SAFETY: an aligned word of the map; volatile, since the agent changes it at any time.
+    unsafe { word.read_volatile() != 0 }
+}
+
+/// Room for an event; `None`: the ring is full.
+#[inline(always)]
+pub fn event() -> Option<RingBufEntry<Event>> {
+    EVENTS.reserve(0)
+}
+
+/// Counts what is lost: one of `Lost`.
+#[inline(always)]
+pub fn lost(what: u32) {
+    if let Some(counter) = LOST.get_ptr_mut(what) {
         // SAFETY: a pointer into this CPU's slot; programs do not preempt each other on a CPU
         // within one slot's update beyond losing a count.
         unsafe { *counter += 1 };
@@ -263,8 +314,8 @@ pub mod cgroup {
     };
 
     use super::{
-        ASKED_FOR, LISTEN_INTEREST, ORIGINAL_DST, Original, SOCKETS, Tuple, WorkloadEndpoint,
-        WorkloadId, WorkloadPort,
+        ASKED_FOR, LISTEN_INTEREST, Lost, ORIGINAL_DST, Original, SOCKETS, Tuple, WorkloadEndpoint,
+        WorkloadId, WorkloadPort, lost,
     };
 
     #[inline(always)]
@@ -325,7 +376,9 @@ pub mod cgroup {
     #[inline(always)]
     pub fn publish_original(tuple: &Tuple, original: &Original) {
         // The map makes room by itself; without memory the connection has no original destination.
-        let _ = ORIGINAL_DST.insert(tuple, original, 0);
+        if ORIGINAL_DST.insert(tuple, original, 0).is_err() {
+            lost(Lost::ORIGINAL_DST);
+        }
     }
 
     /// Removes what an earlier connection with these ends has left.
@@ -355,8 +408,10 @@ pub mod cgroup {
     pub fn enter_listener(ctx: &SockOpsContext, key: &mut WorkloadEndpoint) {
         // SAFETY: the context is the kernel's own; only its address is passed on.
         let ops = unsafe { &mut *ctx.as_ptr().cast::<bpf_sock_ops>() };
-        // A full map shows as target-not-listening, counted where it matters.
-        let _ = SOCKETS.update(key, ops, 0);
+        // A full map also shows as target-not-listening, where it matters.
+        if SOCKETS.update(key, ops, 0).is_err() {
+            lost(Lost::SOCKETS);
+        }
     }
 }
 

@@ -11,14 +11,15 @@ use aya_ebpf::{
 };
 use sidecar_common::{
     Endpoint, IPPROTO_TCP, Path, Reason,
-    decide::{self, Decision, Direction, InboundCall},
-    keys::{WorkloadEndpoint, WorkloadId},
+    decide::{self, Direction, InboundCall, Transport},
+    keys::{PlanId, WorkloadEndpoint, WorkloadId},
     values::PlanHeader,
 };
 
 use crate::{
     ctx::{read, read_addr},
     maps::{self, KernelTables},
+    outcome::{Connection, Outcome},
 };
 
 /// The sk_lookup hook for the workload that this copy of the program serves.
@@ -28,63 +29,79 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
         return SK_PASS;
     }
     let (plan, header) = match maps::plan_of(workload) {
-        Ok(Some(plan)) => plan,
+        Ok(Some((plan, header))) => (plan, Ok(header)),
         Ok(None) => return SK_PASS,
-        Err(missing) => return conclude(workload, &missing),
+        Err((plan, missing)) => (plan, Err(missing)),
     };
     let call = call(ctx.lookup);
+    let mut target = Endpoint::default();
+    let outcome = match header {
+        Err(missing) => Outcome::from(&missing),
+        Ok(header) => {
+            let dst = &call.dst;
+            if header.flags & (PlanHeader::PROXIED | PlanHeader::TPROXY) == PlanHeader::PROXIED
+                && dst.port == header.outbound_port
+                && dst.addr.is_loopback()
+            {
+                return spread(ctx, workload, dst);
+            }
+            // No connection comes from there: it is asked whether somebody listens
+            // (`listening.rs`).
+            if call.src.port == 0 && dst.addr.is_loopback() {
+                return SK_PASS;
+            }
+            lead(ctx, workload, plan, header, &call, &mut target)
+        }
+    };
+    let connection = Connection {
+        workload,
+        plan,
+        direction: Direction::Inbound,
+        transport: Transport::Tcp,
+        destination: &call.dst,
+    };
+    outcome.report(&connection, || call.src, || target);
+    match outcome.path {
+        Path::Deny => SK_DROP,
+        _ => SK_PASS,
+    }
+}
+
+/// Decides, and gives the connection to its socket; `target`: which one, unless it is the relay's.
+#[inline(always)]
+fn lead(
+    ctx: &SkLookupContext,
+    workload: WorkloadId,
+    plan: PlanId,
+    header: &PlanHeader,
+    call: &InboundCall,
+    target: &mut Endpoint,
+) -> Outcome {
     let dst = &call.dst;
-    if header.flags & (PlanHeader::PROXIED | PlanHeader::TPROXY) == PlanHeader::PROXIED
-        && dst.port == header.outbound_port
-        && dst.addr.is_loopback()
-    {
-        return spread(ctx, workload, dst);
-    }
-    // No connection comes from there: it is asked whether somebody listens (`listening.rs`).
-    if call.src.port == 0 && dst.addr.is_loopback() {
-        return SK_PASS;
-    }
-    let decision = decide::inbound(&KernelTables { workload }, plan, header, &call);
+    let decision = decide::inbound(&KernelTables { workload }, plan, header, call);
     let socket = match decision.path {
-        Path::Pass => Endpoint::default(),
+        Path::Pass | Path::Deny => return Outcome::from(&decision),
         Path::Direct => decision.target,
         // The relay's listeners are entered under port 0 of their family's wildcard.
         Path::Relay => {
             let relay = Endpoint::new(dst.addr.wildcard(), 0);
-            if maps::netns::assign(ctx, workload, &relay) {
-                maps::count(workload, Direction::Inbound, decision.reason);
-                return SK_PASS;
-            }
-            return refuse(workload, Reason::TargetNotListening as u8);
+            return if maps::netns::assign(ctx, workload, &relay) {
+                Outcome::from(&decision)
+            } else {
+                Outcome::refused(Reason::TargetNotListening).by(&decision)
+            };
         }
         Path::Proxy => Endpoint::new(dst.addr.loopback(), decision.proxy_port),
-        Path::Deny => return refuse(workload, decision.reason),
     };
     if socket.port != 0 && !maps::netns::assign(ctx, workload, &socket) {
         return if matches!(decision.path, Path::Proxy) {
-            conclude(workload, &decide::proxy_gone(header, &decision))
+            Outcome::from(&decide::proxy_gone(header, &decision)).by(&decision)
         } else {
-            refuse(workload, Reason::TargetNotListening as u8)
+            Outcome::refused(Reason::TargetNotListening).by(&decision)
         };
     }
-    maps::count(workload, Direction::Inbound, decision.reason);
-    SK_PASS
-}
-
-/// Counts what passes or is refused.
-#[inline(always)]
-fn conclude(workload: WorkloadId, decision: &Decision) -> u32 {
-    if matches!(decision.path, Path::Deny) {
-        return refuse(workload, decision.reason);
-    }
-    maps::count(workload, Direction::Inbound, decision.reason);
-    SK_PASS
-}
-
-#[inline(always)]
-fn refuse(workload: WorkloadId, reason: u8) -> u32 {
-    maps::count(workload, Direction::Inbound, reason);
-    SK_DROP
+    *target = socket;
+    Outcome::from(&decision)
 }
 
 /// Outbound connections are led to several loopback addresses; a proxy that listens on the first

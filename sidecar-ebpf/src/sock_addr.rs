@@ -8,15 +8,16 @@ use aya_ebpf::{
     },
 };
 use sidecar_common::{
-    Addr, Endpoint, IPPROTO_MPTCP, IPPROTO_TCP, IPPROTO_UDP,
-    decide::{Caller, Decision, Direction, OutboundCall, Transport},
-    keys::{PlanId, WorkloadId},
+    Addr, Endpoint, IPPROTO_MPTCP, IPPROTO_TCP, IPPROTO_UDP, Path,
+    decide::{Caller, Decision, OutboundCall, Transport},
+    keys::PlanId,
     values::{Identity, Original},
 };
 
 use crate::{
     ctx::{read, write},
     maps,
+    outcome::Outcome,
 };
 
 /// Let the system call go on.
@@ -148,10 +149,12 @@ pub fn note(
     unsafe { maps::cgroup::remember(sk, &mut original) }
 }
 
-/// Counts a refusal and ends the system call with `ECONNREFUSED`.
+/// Ends the system call with `ECONNREFUSED` if the connection is refused.
 #[inline(always)]
-pub fn refuse(workload: WorkloadId, reason: u8) -> i32 {
-    maps::count(workload, Direction::Outbound, reason);
+pub fn verdict(outcome: &Outcome) -> i32 {
+    if !matches!(outcome.path, Path::Deny) {
+        return ALLOW;
+    }
     // SAFETY: sets the current system call's result; EPERM would be the default.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     REFUSE

@@ -1,11 +1,19 @@
 //! The agent as users run it: the real binary, real files, real connections.
 
+mod admin;
+mod attacks;
 mod bad_input;
 mod conformance;
+mod doctor;
 mod failure;
 mod fixture;
+mod handover;
 mod in_use;
 mod life;
+mod observe;
 mod pinned;
+mod privileges;
 mod scenarios;
+mod seccomp;
+mod service;
 mod verbs;

@@ -45,8 +45,6 @@ pub fn lab_with(annotations: &[&str], sidecar: &str) -> anyhow::Result<Lab> {
     let lab = Lab::new()?;
     lab.announce("10.96.0.0/16")?;
     lab.announce("fd96::/64")?;
-    // The source of inbound passthrough, as istio-iptables adds it; 127.0.0.6 is there anyway.
-    lab.workload().netns.add_address("lo", "::6/128".parse()?)?;
     let proxy = "capture.sidecar-agent.io/proxy: external";
     // The workload's first address is IPv4.
     let both = "capture.sidecar-agent.io/dual-stack: 'true'";

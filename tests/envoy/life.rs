@@ -1,11 +1,15 @@
 //! Envoy comes and goes.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use rustix::io::Errno;
 use sidecar_tests::{
-    Client, Envoy, Mode, Place,
+    Client, Envoy, Mode, Place, Probe,
     envoy::{Binds, Bootstrap},
     lab::Lab,
     require_envoy,
@@ -121,7 +125,7 @@ fn two_workers_share_the_connections() -> anyhow::Result<()> {
     let visits = 32;
     let (out, inside) = (service(OUT)[0], at(pod(&lab), IN)[0]);
     for (place, destination) in [(app(&lab), out), (lab.outside(), inside)] {
-        let probe = sidecar_tests::Probe::start(place)?;
+        let probe = Probe::start(place)?;
         for seen in probe.visits(destination, visits)? {
             seen?;
         }
@@ -140,6 +144,26 @@ fn two_workers_share_the_connections() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Calls the application over and over while something happens, which no call must notice.
+fn all_the_while(
+    client: &Probe,
+    to: SocketAddr,
+    happens: impl FnOnce() -> anyhow::Result<()> + Send,
+) -> anyhow::Result<()> {
+    thread::scope(|scope| {
+        let happening = scope.spawn(happens);
+        let mut is_last = false;
+        while !is_last {
+            is_last = happening.is_finished();
+            for visit in client.visits(to, 20)? {
+                let seen = visit.with_context(|| format!("{to}"))?;
+                ensure!(seen.name == "app", "{seen:?}");
+            }
+        }
+        happening.join().expect("no panic")
+    })
+}
+
 /// Its listening sockets are open when the agent comes.
 fn before_the_agent(workers: u32, binds: Binds) -> anyhow::Result<()> {
     let mut lab = lab_with_servers()?;
@@ -147,12 +171,16 @@ fn before_the_agent(workers: u32, binds: Binds) -> anyhow::Result<()> {
         .workers(workers)
         .bootstrap(Bootstrap::default().binds(binds))
         .start()?;
-    lab.start_agent()?;
+    let client = Probe::start(lab.outside())?;
+    let to = at(pod(&lab), IN)[0];
+    all_the_while(&client, to, || lab.start_agent())?;
     works(&lab, &envoy)?;
     // The agent goes and another comes; so does Envoy.
-    lab.agent_mut()?.stop()?;
-    lab.agent_mut()?.start()?;
-    lab.wait_captured()?;
+    all_the_while(&client, to, || {
+        lab.agent_mut()?.stop()?;
+        lab.agent_mut()?.start()?;
+        lab.wait_captured()
+    })?;
     works(&lab, &envoy)?;
     envoy.kill()?;
     refuses(&lab)?;

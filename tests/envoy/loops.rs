@@ -15,7 +15,7 @@ use sidecar_tests::{
 };
 
 use crate::fixture::{
-    PASSTHROUGH, app, as_proxy, at, envoy, inbound_once, lab, pod, serve_app, serve_app_at,
+    PASSTHROUGH, app, as_proxy, at, client, envoy, inbound_once, lab, pod, serve_app, serve_app_at,
     started, visit,
 };
 
@@ -166,6 +166,15 @@ fn calls_to_the_capture_ports(bootstrap: Bootstrap) -> anyhow::Result<()> {
     for port in [OUTBOUND_PORT, INBOUND_PORT] {
         for to in at(pod(&lab), port) {
             ends(&envoy, lab.outside(), to)?;
+            // Somebody else's is captured like any other, and passed on, unless the guard ends it.
+            let client = client(&lab);
+            let line = envoy.access("the connection", |line| {
+                line.local == to && client.contains(&line.remote.ip())
+            })?;
+            ensure!(
+                line.listener == "blackhole" || line.upstream == Some(to),
+                "{line:?}"
+            );
         }
         for to in at(pod(&lab), port).into_iter().chain(at(loopback, port)) {
             ends(&envoy, app(&lab), to)?;

@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use sidecar_tests::{Mode, envoy::Bootstrap, lab, require_envoy};
 
 use crate::fixture::{
-    SERVICES, app, at, client, envoy, lab_with, pod, serve_app, serve_outside, service, visit,
+    SERVICES, app, as_proxy, at, client, envoy, inbound_once, lab_with, pod, serve_app,
+    serve_outside, service, visit,
 };
 
 const SIDECAR: &str = "\
@@ -89,4 +90,33 @@ fn an_outbound_one_is_called_at_its_bind_address() -> anyhow::Result<()> {
     assert_eq!(stats.taken("10.96.0.50_3306"), 1);
     assert_eq!(stats.taken("virtualOutbound"), 1);
     Ok(())
+}
+
+/// Also where the proxy itself calls it, at an address that is the workload's own: its calls to
+/// itself are led to `virtualInbound` otherwise.
+#[test]
+fn an_outbound_one_is_called_by_the_proxy_itself() -> anyhow::Result<()> {
+    require_envoy!();
+    let mut lab = lab_with(&[], SIDECAR)?;
+    let ip = pod(&lab)[0];
+    let bind = SocketAddr::new(ip, 3306);
+    let sidecar = SIDECAR.replace("10.96.0.50", &ip.to_string());
+    lab.write("sidecar.yaml", &sidecar)?;
+    let mysql = lab::service("prod-us1", "mysql", SERVICES[0], 3306);
+    lab.write("services.yaml", &mysql)?;
+    lab.start_agent()?;
+    serve_outside(&mut lab, 3306, Mode::Banner)?;
+    let real = Bootstrap::default().real(bind, service(3306)[0]);
+    let envoy = envoy(&lab).bootstrap(real).start()?;
+    let name = format!("{ip}_3306");
+    for (taken, caller) in (1..).zip([as_proxy(&lab), app(&lab)]) {
+        let seen = visit(caller, bind)?;
+        ensure!(seen.name == "service", "{seen:?}");
+        let stats = envoy.settled()?;
+        assert_eq!(stats.taken(&name), taken);
+        assert_eq!(stats.all_taken(), taken);
+    }
+    // Its neighbour is none.
+    serve_app(&mut lab, 8080, Mode::Banner)?;
+    inbound_once(&envoy, as_proxy(&lab), (ip, 8080).into())
 }

@@ -34,10 +34,13 @@ fn every_reason_is_counted_under_its_name() -> anyhow::Result<()> {
             assert!(stranger.visit(address)?.is_err());
             assert!(stranger.visit(address)?.is_err());
         }
-        expected.extend([(Outbound, *reason, times), (Inbound, *reason, 2 * times)]);
+        expected.extend([
+            (Outbound, Path::Deny, *reason, times),
+            (Inbound, Path::Deny, *reason, 2 * times),
+        ]);
     }
     assert_eq!(
-        fixture.loaded.dataplane.counters(fixture.workload)?,
+        fixture.loaded.dataplane.counters(fixture.workload),
         expected
     );
     Ok(())
@@ -68,10 +71,10 @@ fn a_connection_is_counted_once_however_long_it_lives() -> anyhow::Result<()> {
     drop(held);
     let transfer = client.echo(1 << 20)?.transfer.expect("a transfer");
     assert!(transfer.intact, "{transfer:?}");
-    let counters = fixture.loaded.dataplane.counters(fixture.workload)?;
+    let counters = fixture.loaded.dataplane.counters(fixture.workload);
     let expected = [
-        (Outbound, Reason::EgressService, 2),
-        (Inbound, Reason::IngressListener, 2),
+        (Outbound, Path::Direct, Reason::EgressService, 2),
+        (Inbound, Path::Direct, Reason::IngressListener, 2),
     ];
     assert_eq!(counters, expected);
     Ok(())
@@ -98,16 +101,34 @@ fn workloads_are_counted_apart_and_a_new_one_from_zero() -> anyhow::Result<()> {
     // Outbound one's own; inbound everybody's in the namespace since one was attached.
     for (workload, (own, all)) in workloads.iter().zip([(1, 6), (2, 5), (3, 3)]) {
         let expected = [
-            (Inbound, Reason::InterceptionNone, all),
-            (Outbound, Reason::AllowAny, own),
+            (Inbound, Path::Pass, Reason::InterceptionNone, all),
+            (Outbound, Path::Pass, Reason::AllowAny, own),
         ];
-        let mut counters = loaded.dataplane.counters(*workload)?;
+        let mut counters = loaded.dataplane.counters(*workload);
         counters.sort_by_key(|(direction, ..)| std::cmp::Reverse(*direction));
         assert_eq!(counters, expected);
     }
+    assert_eq!(loaded.dataplane.counters_of_gone(), []);
     loaded.dataplane.detach(workloads[1]);
     let again = loaded.attach(&cgroups[1], &netns)?;
     assert_eq!(again, workloads[1], "the same slot");
-    assert_eq!(loaded.dataplane.counters(again)?, []);
+    assert_eq!(loaded.dataplane.counters(again), []);
+    // What one that is gone had counted is not lost, and is added up.
+    let left = |loaded: &Loaded| {
+        let mut counters = loaded.dataplane.counters_of_gone();
+        counters.sort_by_key(|(direction, ..)| std::cmp::Reverse(*direction));
+        counters
+    };
+    let first = [
+        (Inbound, Path::Pass, Reason::InterceptionNone, 5),
+        (Outbound, Path::Pass, Reason::AllowAny, 2),
+    ];
+    assert_eq!(left(&loaded), first);
+    loaded.dataplane.detach(workloads[0]);
+    let both = [
+        (Inbound, Path::Pass, Reason::InterceptionNone, 11),
+        (Outbound, Path::Pass, Reason::AllowAny, 3),
+    ];
+    assert_eq!(left(&loaded), both);
     Ok(())
 }

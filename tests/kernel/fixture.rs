@@ -123,18 +123,22 @@ impl Loaded {
         Ok(id)
     }
 
-    /// How often a decision was counted.
+    /// How often a decision was counted, whatever its path.
+    #[allow(
+        clippy::unnecessary_wraps,
+        reason = "callers ask among other things that can fail"
+    )]
     pub fn counted(
         &self,
         workload: WorkloadId,
         direction: Direction,
         reason: Reason,
     ) -> anyhow::Result<u64> {
-        let counters = self.dataplane.counters(workload)?;
+        let counters = self.dataplane.counters(workload);
         let found = counters
             .iter()
-            .find(|(d, r, _)| (*d, *r) == (direction, reason));
-        Ok(found.map_or(0, |(_, _, count)| *count))
+            .filter(|(d, _, r, _)| (*d, *r) == (direction, reason));
+        Ok(found.map(|(.., count)| *count).sum())
     }
 }
 

@@ -375,7 +375,7 @@ fn what_nobody_claims_is_kept_until_it_is_let_go() -> anyhow::Result<()> {
     assert!(life.link_ids()?.is_empty());
     // Its slot is free, with nothing in it.
     assert_eq!(life.attach()?, 1);
-    assert_eq!(life.loaded.dataplane.counters(1)?, []);
+    assert_eq!(life.loaded.dataplane.counters(1), []);
     Ok(())
 }
 

@@ -57,8 +57,11 @@ const PORTS: [u16; 3] = [80, 81, 82];
 /// Who answers a connection and at which address; `None`: nobody.
 type Answer = Option<(String, SocketAddr)>;
 
+/// How a decision is counted.
+type Why = (Path, Reason);
+
 /// What may become of a connection: by the backend that chance chooses.
-type Expected = Vec<(Answer, Reason)>;
+type Expected = Vec<(Answer, Why)>;
 
 struct Chance(Rng);
 
@@ -189,8 +192,15 @@ fn expect(
     let choices = (0..6).map(|choice| {
         tables.choose(choice);
         let decision = decide();
-        let reason = Reason::from_number(decision.reason).expect("a reason");
-        shows(&decision, reason)
+        let decided = Reason::from_number(decision.reason).expect("a reason");
+        let (answer, reason) = shows(&decision, decided);
+        // What cannot be carried out is refused.
+        let path = if reason == decided {
+            decision.path
+        } else {
+            Path::Deny
+        };
+        (answer, (path, reason))
     });
     choices.collect()
 }
@@ -201,19 +211,15 @@ fn stranger(address: SocketAddr) -> Answer {
 }
 
 /// What one connection has added to the counters of a direction.
-fn added(
-    fixture: &Fixture,
-    counters: &mut BTreeMap<Reason, u64>,
-    direction: Direction,
-) -> anyhow::Result<Vec<Reason>> {
-    let mut reasons = Vec::new();
-    for (counted, reason, count) in fixture.loaded.dataplane.counters(fixture.workload)? {
+fn added(fixture: &Fixture, counters: &mut BTreeMap<Why, u64>, direction: Direction) -> Vec<Why> {
+    let mut whys = Vec::new();
+    for (counted, path, reason, count) in fixture.loaded.dataplane.counters(fixture.workload) {
         if counted == direction {
-            let before = counters.insert(reason, count).unwrap_or(0);
-            reasons.extend((before..count).map(|_| reason));
+            let before = counters.insert((path, reason), count).unwrap_or(0);
+            whys.extend((before..count).map(|_| (path, reason)));
         }
     }
-    Ok(reasons)
+    whys
 }
 
 /// Connects from an address, or from any.
@@ -234,7 +240,7 @@ fn visit(
 }
 
 /// Whether what happened is one of what may.
-fn check(expected: &Expected, seen: Option<Seen>, reasons: &[Reason]) -> anyhow::Result<()> {
+fn check(expected: &Expected, seen: Option<Seen>, whys: &[Why]) -> anyhow::Result<()> {
     // The proxy is called at several loopback addresses.
     let answer = seen.and_then(|seen| {
         let mut local = canonical(seen.local?);
@@ -243,10 +249,10 @@ fn check(expected: &Expected, seen: Option<Seen>, reasons: &[Reason]) -> anyhow:
         }
         Some((seen.name, local))
     });
-    let [reason] = reasons else {
-        anyhow::bail!("counted as {reasons:?}; expected one of {expected:?}")
+    let [why] = whys else {
+        anyhow::bail!("counted as {whys:?}; expected one of {expected:?}")
     };
-    let happened = (answer, *reason);
+    let happened = (answer, *why);
     ensure!(
         expected.contains(&happened),
         "{happened:?}; expected one of {expected:?}"
@@ -361,8 +367,8 @@ fn outbound() -> anyhow::Result<()> {
                 let expected = proxied.then_some(asked);
                 ensure!(seen.original_dst == expected, "{called}: {seen:?}");
             }
-            let reasons = added(&fixture, &mut counters, Direction::Outbound)?;
-            check(&expected, seen, &reasons).with_context(|| format!("{called} in {plan:#?}"))?;
+            let whys = added(&fixture, &mut counters, Direction::Outbound);
+            check(&expected, seen, &whys).with_context(|| format!("{called} in {plan:#?}"))?;
         }
         Ok(())
     })
@@ -462,8 +468,8 @@ fn inbound() -> anyhow::Result<()> {
                 shows(called, decision, reason)
             });
             let seen = visit(&client, Some(source), called)?;
-            let reasons = added(&fixture, &mut counters, Direction::Inbound)?;
-            check(&expected, seen, &reasons)
+            let whys = added(&fixture, &mut counters, Direction::Inbound);
+            check(&expected, seen, &whys)
                 .with_context(|| format!("{source} to {called} in {plan:#?}"))?;
         }
         Ok(())

@@ -32,6 +32,7 @@ const LAST_LOGS: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct AgentBuilder {
     program: Option<PathBuf>,
+    under: Vec<OsString>,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
 }
@@ -41,6 +42,8 @@ pub struct AgentBuilder {
 #[derive(Debug)]
 pub struct Agent {
     program: PathBuf,
+    /// A command that `run` is given to as arguments.
+    under: Vec<OsString>,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     process: Option<Process>,
@@ -58,18 +61,68 @@ struct Process {
     _cleanup: Cleanup,
 }
 
+/// An agent from which the next one has taken over. Ended when dropped.
+#[derive(Debug)]
+pub struct Predecessor(Process);
+
+impl Predecessor {
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub fn wait(self) -> anyhow::Result<ExitStatus> {
+        poll_result(DEADLINE, "the agent before to end", || {
+            self.has_ended()?.context("it still runs")
+        })
+    }
+
+    /// How it has ended, if it has.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn has_ended(&self) -> anyhow::Result<Option<ExitStatus>> {
+        let mut child = self.0.child.lock().unwrap_or_else(PoisonError::into_inner);
+        child.try_wait().context("cannot ask for the agent's end")
+    }
+}
+
 impl Agent {
     /// An agent that reads its configuration from a directory.
     #[must_use]
     pub fn with_config(dir: &Path) -> AgentBuilder {
         AgentBuilder {
             program: None,
+            under: Vec::new(),
             args: Vec::new(),
             env: Vec::new(),
         }
         .env("SIDECAR_AGENT_CONFIG", dir)
+        // Its default is one port, and many agents run at a time.
+        .env("SIDECAR_AGENT_METRICS_ADDRESS", "127.0.0.1:0")
         // Tests look for plain text in its logs.
         .env("NO_COLOR", "1")
+    }
+
+    /// Starts the next agent, with more arguments, which takes over from this one. Waits until it is
+    /// the one that answers. Returns the one before, which ends by itself.
+    ///
+    /// # Errors
+    /// When this one does not run, or the next one does not take over.
+    pub fn succeed<S: AsRef<OsStr>>(&mut self, args: &[S]) -> anyhow::Result<Predecessor> {
+        let before = self.process.take().context("the agent is not running")?;
+        let own = std::mem::take(&mut self.args);
+        self.args = own.clone();
+        self.args.push("--take-over".into());
+        self.args
+            .extend(args.iter().map(|arg| arg.as_ref().to_owned()));
+        let started = self.spawn();
+        self.args = own;
+        started?;
+        let pid = self.pid();
+        self.wait_until("the next agent to take over", |status| {
+            status["pid"].as_u64() == pid.map(u64::from) && status["generation"].as_u64() > Some(0)
+        })?;
+        Ok(Predecessor(before))
     }
 
     /// Starts it, again after [`stop`](Self::stop) or [`kill`](Self::kill), with the directories
@@ -81,8 +134,16 @@ impl Agent {
         if self.process.is_some() {
             bail!("the agent is running");
         }
-        let mut command = self.command();
-        command.arg("run").args(&self.args);
+        self.spawn()?;
+        self.wait_until("the agent to answer", |_| true)?;
+        Ok(())
+    }
+
+    fn spawn(&mut self) -> anyhow::Result<()> {
+        let words = [self.program.as_os_str(), "run".as_ref()];
+        let mut words = self.under.iter().map(OsString::as_os_str).chain(words);
+        let mut command = Command::new(words.next().context("no program")?);
+        command.args(words).args(&self.args).envs(self.env());
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -112,7 +173,6 @@ impl Agent {
             reader,
             _cleanup: cleanup,
         });
-        self.wait_until("the agent to answer", |_| true)?;
         Ok(())
     }
 
@@ -135,6 +195,14 @@ impl Agent {
         child.kill().context("cannot kill the agent")?;
         child.wait().context("cannot wait for the agent")?;
         Ok(())
+    }
+
+    /// Gives the next starts of `run` these arguments, and no others.
+    pub fn set_args<S: AsRef<OsStr>>(&mut self, args: impl IntoIterator<Item = S>) {
+        self.args = args
+            .into_iter()
+            .map(|arg| arg.as_ref().to_owned())
+            .collect();
     }
 
     /// Its process id, while it runs.
@@ -247,10 +315,16 @@ impl Agent {
         self.bpffs.path().to_owned()
     }
 
-    fn command(&self) -> Command {
+    /// Its program, with the settings it has.
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.envs(self.env());
         command
+    }
+
+    fn env(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        let env = self.env.iter();
+        env.map(|(name, value)| (name.as_os_str(), value.as_os_str()))
     }
 
     /// How it ended, if it has; all its logs are there then.
@@ -300,6 +374,16 @@ impl AgentBuilder {
         self
     }
 
+    /// Has another program start `run`, which ends in `exec`: `["setpriv", "--no-new-privs"]`.
+    #[must_use]
+    pub fn under<S: AsRef<OsStr>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
+        self.under = words
+            .into_iter()
+            .map(|word| word.as_ref().to_owned())
+            .collect();
+        self
+    }
+
     /// Sets an environment variable, for `run` and for [`Agent::cli`].
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
@@ -323,9 +407,12 @@ impl AgentBuilder {
         let builder = self
             .env("SIDECAR_AGENT_RUN_DIR", run_dir)
             .env("SIDECAR_AGENT_STATE_DIR", dir.path().join("state"))
+            // Tests that stop it are not to wait for the connections that they hold.
+            .env("SIDECAR_AGENT_DRAIN", "1")
             .env("SIDECAR_AGENT_BPFFS", bpffs.path());
         let mut agent = Agent {
             program,
+            under: builder.under,
             args: builder.args,
             env: builder.env,
             process: None,

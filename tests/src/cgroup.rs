@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, kill_process},
+};
 
 use crate::{
     cleanup::{self, Cleanup},
@@ -156,8 +159,14 @@ fn root_in(mounts: &str) -> Option<PathBuf> {
 
 fn pids(cgroup: &Path) -> anyhow::Result<Vec<u32>> {
     let file = cgroup.join("cgroup.procs");
-    let text =
-        fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = match fs::read_to_string(&file) {
+        // It holds threads, whose ids do as well.
+        Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {
+            fs::read_to_string(cgroup.join("cgroup.threads"))
+        }
+        text => text,
+    };
+    let text = text.with_context(|| format!("cannot read {}", file.display()))?;
     Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
 }
 

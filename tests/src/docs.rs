@@ -6,6 +6,10 @@ use anyhow::{Context as _, Result};
 use clap::Command;
 use sidecar_agent::{
     cli,
+    doctor::{
+        catalogue::{self as findings, Code as Finding, Severity as FindingSeverity},
+        report,
+    },
     model::{
         catalogue::{self, Code},
         diagnostic::Severity,
@@ -13,16 +17,21 @@ use sidecar_agent::{
         settings::{self, Setting},
         workload::{FAILURE_POLICY_ANNOTATION, PROXY_CONFIG_ANNOTATION},
     },
+    observe::metrics::catalogue as metrics,
+    privileges::{NEEDS, Need},
 };
 use sidecar_common::{Path, Reason};
 
 /// The files, by name below `docs/`, and what is in them.
 #[must_use]
-pub fn files() -> [(&'static str, String); 5] {
+pub fn files() -> [(&'static str, String); 8] {
     [
+        ("capabilities.md", capabilities()),
         ("cli.md", command_line()),
         ("diagnostics.md", diagnostics()),
+        ("doctor.md", doctor()),
         ("failure-policy.md", failure_policy()),
+        ("metrics.md", metrics()),
         ("reasons.md", reasons()),
         ("settings.md", settings()),
     ]
@@ -76,6 +85,61 @@ fn diagnostics() -> String {
     page
 }
 
+fn doctor() -> String {
+    let text = format!(
+        "What `sidecar-agent doctor` can find wrong with a node. It tries everything on things of \
+         its own (a new cgroup, new namespaces, a BPF file system that nobody else sees), and \
+         leaves nothing. With `--config` it also looks at the cgroups and network namespaces of \
+         the workloads, and at all cgroups above them.\n\n\
+         Exit codes: {} all well, {} something is missing that the agent cannot do without, {} \
+         only warnings, 2 wrong usage.\n\n\
+         `run` begins with those checks that take no time (cgroups, bpffs, capabilities, network \
+         namespace cookies, foreign programs at the root cgroup). It refuses to start where \
+         something is missing, and logs warnings.",
+        report::WELL,
+        report::MISSING,
+        report::WARNINGS
+    );
+    let mut page = head("What doctor finds", &text);
+    for finding in findings::ALL {
+        let Finding {
+            id,
+            severity,
+            name,
+            lost,
+            remedy,
+        } = finding;
+        let severity = match severity {
+            FindingSeverity::Missing => "Missing",
+            FindingSeverity::Warning => "Warning",
+        };
+        _ = write!(
+            page,
+            "\n## {id}: {name}\n\n{severity}. {lost}.\n\nRemedy: {remedy}.\n"
+        );
+    }
+    page
+}
+
+fn capabilities() -> String {
+    let text = "What the agent may do, and why. `run` gives up every other capability when it \
+                starts (effective, permitted, inheritable, ambient, and bounding where it has \
+                `CAP_SETPCAP`), and sets `no_new_privs`. A test runs it with exactly these, and \
+                shows for each what fails without it. Workloads and proxies need none.\n\n\
+                `CAP_SYS_ADMIN` cannot be replaced by `CAP_BPF` and `CAP_PERFMON`: the kernel asks \
+                for it where a network namespace is entered, and then needs the other two no more. \
+                The agent runs as root (uid 0): files that only root may use are its own.";
+    let mut page = head("Capabilities", text);
+    page.push_str("\n| capability | what it is needed for | without it |\n|---|---|---|\n");
+    for Need {
+        name, reason, lost, ..
+    } in NEEDS
+    {
+        _ = writeln!(page, "| `{name}` | {reason} | {lost} |");
+    }
+    page
+}
+
 fn reasons() -> String {
     let text = "How a connection travels, and why. These are the words of `explain`, `status` and \
                 the kernel's counters.";
@@ -92,6 +156,28 @@ fn reasons() -> String {
     table("Paths", &mut paths.into_iter());
     let reasons = Reason::ALL.iter().map(|r| (r.name(), r.description()));
     table("Reasons", &mut reasons.into_iter());
+    page
+}
+
+fn metrics() -> String {
+    let text = "What `run` serves at `/metrics` of `--metrics-address`, in the text format of \
+                OpenMetrics. Names are those to ask Prometheus for; a histogram has `_bucket`, \
+                `_sum` and `_count`.";
+    let mut page = head("Metrics", text);
+    page.push_str("\n| name | type | unit | labels | meaning |\n|---|---|---|---|---|\n");
+    for metric in metrics::ALL {
+        let labels: Vec<String> = metric.labels.iter().map(|of| format!("`{of}`")).collect();
+        let unit = metric.unit.map(metrics::UnitName::name);
+        _ = writeln!(
+            page,
+            "| `{}` | {} | {} | {} | {} |",
+            metric.sample(),
+            metric.kind.as_str(),
+            unit.unwrap_or_default(),
+            labels.join(", "),
+            metric.help
+        );
+    }
     page
 }
 
@@ -173,7 +259,7 @@ fn command_line() -> String {
     let mut command = fixed(cli::command());
     command.build();
     let text = "What `--help` prints. Exit codes: 0 done, 1 failed or errors found, 2 wrong usage, \
-                3 `check` found only warnings.";
+                3 `check` or `doctor` found only warnings.";
     let mut page = head("Command line", text);
     help(&mut page, &mut command);
     for verb in command.get_subcommands_mut() {
@@ -218,11 +304,11 @@ mod tests {
     #[test]
     fn what_differs_or_is_missing_is_outdated() {
         let docs = tempfile::tempdir().unwrap();
-        let [cli, diagnostics, policy, reasons, settings] = files();
-        fs::write(docs.path().join(policy.0), policy.1).unwrap();
-        fs::write(docs.path().join(cli.0), cli.1).unwrap();
-        fs::write(docs.path().join(diagnostics.0), diagnostics.1 + "more").unwrap();
-        fs::write(docs.path().join(settings.0), settings.1).unwrap();
-        assert_eq!(outdated(docs.path()).unwrap(), [diagnostics.0, reasons.0]);
+        let [changed, missing, others @ ..] = files();
+        fs::write(docs.path().join(changed.0), changed.1 + "more").unwrap();
+        for (name, text) in others {
+            fs::write(docs.path().join(name), text).unwrap();
+        }
+        assert_eq!(outdated(docs.path()).unwrap(), [changed.0, missing.0]);
     }
 }

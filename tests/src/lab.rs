@@ -2,6 +2,7 @@
 //! server, a directory of resources. Demo and end-to-end tests are made of it.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -337,14 +338,12 @@ impl Lab {
             .as_array()
             .cloned()
             .unwrap_or_default();
-        Ok(decisions
-            .iter()
-            .filter(|decision| decision["direction"] == direction)
-            .map(|decision| {
-                let reason = decision["reason"].as_str().unwrap_or_default().to_owned();
-                (reason, decision["count"].as_u64().unwrap_or_default())
-            })
-            .collect())
+        let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+        for decision in decisions.iter().filter(|of| of["direction"] == direction) {
+            let reason = decision["reason"].as_str().unwrap_or_default().to_owned();
+            *counts.entry(reason).or_default() += decision["count"].as_u64().unwrap_or_default();
+        }
+        Ok(counts.into_iter().collect())
     }
 
     /// Connections the relay accepted so far.

@@ -13,6 +13,7 @@ mod fuzz;
 mod gen_docs;
 mod lint;
 mod setup;
+mod soak;
 mod suites;
 mod test;
 
@@ -45,6 +46,8 @@ enum Command {
     Lint,
     /// Show the agent at work in network namespaces of its own (as root)
     Demo(demo::Args),
+    /// Make connections while the agent is killed, restarted, upgraded and toggled (as root)
+    Soak(soak::Args),
     /// Write what of docs/ follows from the code
     GenDocs(gen_docs::Args),
 }
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Conformance(args) => conformance::run(&args),
         Command::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Soak(args) => soak::run(&args).map(|()| ExitCode::SUCCESS),
         Command::GenDocs(args) => gen_docs::run(&args).map(verdict),
     };
     done.unwrap_or_else(|error| {

@@ -72,10 +72,12 @@ impl Callers {
         } else {
             (None, groups)
         };
+        let first = |id| Some(id).filter(|id| *id != PlanHeader::NOBODY);
+        let all = |id, role| first(id).into_iter().chain(ids(role)).collect();
         Self {
             proxy: has(PlanHeader::PROXIED).then(|| Proxy {
-                uids: [vec![header.proxy_uid], ids(OwnerKey::PROXY_UID)].concat(),
-                gids: [vec![header.proxy_gid], ids(OwnerKey::PROXY_GID)].concat(),
+                uids: all(header.proxy_uid, OwnerKey::PROXY_UID),
+                gids: all(header.proxy_gid, OwnerKey::PROXY_GID),
                 transparent: has(PlanHeader::TPROXY),
                 ipv6: has(PlanHeader::IPV6),
                 loopback: format!(

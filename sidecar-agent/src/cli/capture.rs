@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             print(args.format, &capture, || human(&args.workload, capture))?;
         }
         Answer::Error(message) => bail!(message),
-        Answer::Status(_) => bail!("the agent has answered something else"),
+        _ => bail!("the agent has answered something else"),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -25,6 +25,9 @@ pub const RUN_DIR: &str = "/run/sidecar-agent";
 /// Default directory of what outlives the agent.
 pub const STATE_DIR: &str = "/var/lib/sidecar-agent";
 
+/// Where bpffs is usually mounted.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
 /// The `--compat` option.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct CompatArg {

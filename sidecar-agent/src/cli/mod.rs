@@ -1,10 +1,12 @@
 //! The command line: one file per verb, output on stdout, logs on stderr.
 //!
-//! Exit codes: 0 done, 1 failed or errors found, 2 wrong usage, 3 `check` found only warnings.
+//! Exit codes: 0 done, 1 failed or errors found, 2 wrong usage, 3 `check` or `doctor` found only
+//! warnings.
 
 mod callers;
 mod capture;
 pub mod check;
+mod doctor;
 mod explain;
 mod inputs;
 mod output;
@@ -12,6 +14,8 @@ mod plan;
 pub mod render;
 mod run;
 mod status;
+mod top;
+mod trace;
 mod uninstall;
 
 use std::{io, process::ExitCode};
@@ -32,8 +36,27 @@ struct Cli {
         value_name = "FILTER"
     )]
     log: EnvFilter,
+    /// How log lines are written.
+    #[arg(
+        long,
+        global = true,
+        env = "SIDECAR_AGENT_LOG_FORMAT",
+        value_enum,
+        default_value_t = LogFormat::Text,
+        value_name = "FORMAT"
+    )]
+    log_format: LogFormat,
     #[command(subcommand)]
     verb: Verb,
+}
+
+/// Formats of log lines.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -52,6 +75,13 @@ enum Verb {
     Capture(capture::Args),
     /// Remove what the agent has in the kernel, and nothing else; stopping it removes nothing.
     Uninstall(uninstall::Args),
+    /// Look for what this node lacks, by trying it, and for what is in the way. Exit codes: 0 all
+    /// well, 1 something needed is missing, 3 only warnings.
+    Doctor(doctor::Args),
+    /// Show what the running agent's workloads do, live.
+    Top(top::Args),
+    /// Show the decisions of the running agent's programs, as they are made.
+    Trace(trace::Args),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -69,10 +99,13 @@ pub fn command() -> clap::Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(cli.log)
-        .with_writer(io::stderr)
-        .init();
+        .with_writer(io::stderr);
+    match cli.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
     let result = match cli.verb {
         Verb::Run(args) => run::run(args),
         Verb::Check(args) => check::run(&args),
@@ -81,6 +114,9 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => status::run(&args),
         Verb::Capture(args) => capture::run(&args),
         Verb::Uninstall(args) => uninstall::run(&args),
+        Verb::Doctor(args) => doctor::run(args),
+        Verb::Top(args) => top::run(&args),
+        Verb::Trace(args) => trace::run(args),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut command(), "sidecar-agent", &mut io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -36,6 +36,11 @@ pub fn print<T: Serialize>(
         Kind::Json => serde_json::to_string_pretty(value).context("writing JSON")?,
         Kind::Yaml => serde_saphyr::to_string(value).context("writing YAML")?,
     };
+    print_text(&text)
+}
+
+/// Prints a text.
+pub fn print_text(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{}", text.trim_end()) {
         // `sidecar-agent plan | head` is no failure.

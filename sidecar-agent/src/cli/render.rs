@@ -77,7 +77,7 @@ fn snippet<'a>(
 }
 
 /// What comes from outside must not control the terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()

@@ -1,11 +1,17 @@
 //! `run`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    net::{AddrParseError, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    str::FromStr,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 
-use super::inputs::{Inputs, RUN_DIR, STATE_DIR};
-use crate::{dataplane::Capacity, runtime};
+use super::inputs::{BPFFS, Inputs, RUN_DIR, STATE_DIR};
+use crate::{dataplane::Capacity, doctor, privileges, runtime};
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
@@ -18,12 +24,25 @@ pub struct Args {
     /// Directory of what outlives the agent, and a restart of the machine.
     #[arg(long, env = "SIDECAR_AGENT_STATE_DIR", value_name = "DIR", default_value = STATE_DIR)]
     state_dir: PathBuf,
+    /// Take over from the agent that runs with the same --run-dir, without a connection that is
+    /// refused: it ends when its live relayed connections have. If none runs, just start.
+    #[arg(long, env = "SIDECAR_AGENT_TAKE_OVER")]
+    take_over: bool,
+    /// How long live relayed connections may go on when the agent ends. A second signal ends it at
+    /// once.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_DRAIN",
+        value_name = "SECONDS",
+        default_value_t = 30
+    )]
+    drain: u64,
     /// Where bpffs is mounted, or is to be.
     #[arg(
         long,
         env = "SIDECAR_AGENT_BPFFS",
         value_name = "DIR",
-        default_value = "/sys/fs/bpf"
+        default_value = BPFFS
     )]
     bpffs: PathBuf,
     /// Most workloads on this node.
@@ -41,6 +60,40 @@ pub struct Args {
     /// Most redirected connections whose original destination is remembered.
     #[arg(long, default_value_t = Capacity::default().original_dst)]
     max_original_dst: u32,
+    /// Where metrics (/metrics) and health (/livez, /readyz) are served over HTTP; port 0 is one of
+    /// the kernel's choice, empty is nowhere.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_METRICS_ADDRESS",
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:15094"
+    )]
+    metrics_address: Address,
+    /// Tell decisions by workload in the metrics: as many series more for each.
+    #[arg(long, env = "SIDECAR_AGENT_METRICS_PER_WORKLOAD")]
+    metrics_per_workload: bool,
+    /// The agent's main loop must turn once in so many seconds, or /livez fails.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_STALL_LIMIT",
+        value_name = "SECONDS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(2..)
+    )]
+    stall_limit: u64,
+}
+
+/// Where to listen, or nowhere.
+#[derive(Clone, Copy, Debug)]
+struct Address(Option<SocketAddr>);
+
+impl FromStr for Address {
+    type Err = AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, AddrParseError> {
+        let is_given = !text.is_empty();
+        is_given.then(|| text.parse()).transpose().map(Self)
+    }
 }
 
 /// Runs the agent.
@@ -52,11 +105,16 @@ pub fn run(args: Args) -> Result<ExitCode> {
         failure_policy,
         compat,
     } = args.inputs;
+    doctor::preflight(&args.bpffs)?;
+    // As long as there is one thread only, whose heirs the others are.
+    privileges::drop_others()?;
     let options = runtime::Options {
         config,
         mesh_config,
         run_dir: args.run_dir,
         state_dir: args.state_dir,
+        take_over: args.take_over,
+        drain: Duration::from_secs(args.drain),
         bpffs: args.bpffs,
         dns_servers,
         failure_policy,
@@ -68,6 +126,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
             sockets: args.max_sockets,
             original_dst: args.max_original_dst,
         },
+        metrics: args.metrics_address.0,
+        metrics_per_workload: args.metrics_per_workload,
+        stall_limit: Duration::from_secs(args.stall_limit),
     };
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use super::output::{Format, print, table};
 use crate::observe::{
     admin::{self, Answer, Request},
-    status::{State, Status},
+    status::Status,
 };
 
 /// Arguments of `status`.
@@ -25,7 +25,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match admin::ask(&args.run_dir, &Request::Status)? {
         Answer::Status(status) => print(args.format, &*status, || human(&status))?,
         Answer::Error(message) => bail!(message),
-        Answer::Capture(_) => bail!("the agent has answered something else"),
+        _ => bail!("the agent has answered something else"),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -37,15 +37,9 @@ fn human(status: &Status) -> String {
             .iter()
             .map(|decision| decision.count)
             .sum();
-        let state = match workload.state {
-            State::Captured => "captured",
-            State::Stale => "stale",
-            State::Off => "off",
-            State::Pending => "pending",
-        };
         vec![
             workload.workload.clone(),
-            state.into(),
+            workload.state.name().into(),
             workload
                 .sidecar
                 .clone()

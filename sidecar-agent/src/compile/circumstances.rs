@@ -123,8 +123,7 @@ impl Circumstances {
         header.loopback_mask = word(traffic.loopback.netmask());
         let ids = |ids: &[u32]| match ids {
             [first, further @ ..] => (*first, further.to_vec()),
-            // Nobody's.
-            [] => (u32::MAX, Vec::new()),
+            [] => (PlanHeader::NOBODY, Vec::new()),
         };
         let (uid, uids) = ids(&traffic.proxy_uids);
         let (gid, gids) = ids(&traffic.proxy_gids);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sidecar_common::{
     Endpoint,
     decide::Direction,
@@ -167,7 +167,7 @@ pub enum Target {
 }
 
 /// Address of a unix socket.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnixAddr {
     /// A path in the file system.

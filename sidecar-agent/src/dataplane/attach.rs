@@ -236,6 +236,16 @@ impl Attachment {
         Ok(network.interfaces)
     }
 
+    /// Entries in map `INTERFACES`.
+    pub fn told_interfaces(&self) -> usize {
+        self.told.interfaces.len()
+    }
+
+    /// Entries in map `ROUTES`.
+    pub fn told_routes(&self) -> usize {
+        self.told.routes.len()
+    }
+
     fn look_up_ids(&mut self) -> Result<()> {
         let cgroups = self.cgroups.iter().map(|(_, path)| path.as_path());
         if let Some(IdBases { uid, gid }) = IdBases::of(&self.netns, cgroups)? {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs, io,
     net::IpAddr,
     os::{
         fd::{AsFd as _, OwnedFd},
@@ -11,15 +12,12 @@ use std::{
     path::Path,
 };
 
-use procfs::{
-    net::{TcpNetEntry, TcpState},
-    process::{FDTarget, Process},
-};
+use procfs::process::{FDTarget, Process};
 use rustix::fs::fstat;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use sidecar_common::{Addr, Endpoint, keys::WorkloadId, values::PlanHeader};
 
-use super::{attach::Attachment, cgroup, maps::Maps, sys};
+use super::{attach::Attachment, cgroup, maps::Maps, netns::Netns, network, sys};
 
 /// Enters every listening socket of the workload's processes on one of `ports`.
 ///
@@ -132,6 +130,18 @@ pub fn listening(attachment: &Attachment, ports: &BTreeSet<u16>) -> BTreeSet<End
         .collect()
 }
 
+/// A process of the workload whose listening sockets we may not look for, if there is one.
+pub fn unreadable(attachment: &Attachment) -> Option<i32> {
+    let is_denied = |error: &io::Error| matches!(error.kind(), io::ErrorKind::PermissionDenied);
+    let cgroups = attachment.cgroups.iter().map(|(_, path)| path.as_path());
+    cgroups.flat_map(cgroup::processes).find(|pid| {
+        let netns = fs::metadata(format!("/proc/{pid}/ns/net"));
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"));
+        netns.is_err_and(|error| is_denied(&error))
+            || descriptors.is_err_and(|error| is_denied(&error))
+    })
+}
+
 /// A listening socket of a process.
 struct ListeningSocket {
     endpoint: Endpoint,
@@ -149,16 +159,19 @@ fn listening_sockets<'a>(
     ports: &BTreeSet<u16>,
     is_wanted: impl Fn(&Process) -> bool,
 ) -> impl Iterator<Item = ListeningSocket> {
-    let mut listening: Option<BTreeMap<u64, Endpoint>> = None;
-    cgroups
+    let listening = listening_on(&attachment.netns, ports);
+    // Whose they are takes a walk through /proc, which is not made for none.
+    let processes = if listening.is_empty() {
+        Vec::new()
+    } else {
+        cgroups.into_iter().flat_map(cgroup::processes).collect()
+    };
+    processes
         .into_iter()
-        .flat_map(cgroup::processes)
         .filter(|&pid| netns_of(pid) == Some(attachment.netns.id))
         .filter_map(|pid| Process::new(pid).ok())
         .filter(move |process| is_wanted(process))
         .flat_map(move |process| {
-            // One namespace, one list: the first process in it can read it for all.
-            let listening = listening.get_or_insert_with(|| listening_on(&process, ports));
             sockets(&process)
                 .into_iter()
                 .filter_map(|(inode, number)| {
@@ -174,21 +187,21 @@ fn listening_sockets<'a>(
         })
 }
 
-/// Listening sockets of the process' namespace on these ports, by inode.
-fn listening_on(process: &Process, ports: &BTreeSet<u16>) -> BTreeMap<u64, Endpoint> {
-    let mut entries: Vec<TcpNetEntry> = process.tcp().unwrap_or_default();
-    entries.extend(process.tcp6().unwrap_or_default());
-    entries
+/// Listening sockets of the namespace on these ports, by inode.
+fn listening_on(netns: &Netns, ports: &BTreeSet<u16>) -> BTreeMap<u64, Endpoint> {
+    let listening = network::listening(netns).unwrap_or_else(|error| {
+        tracing::warn!("{error:#}");
+        BTreeMap::new()
+    });
+    listening
         .into_iter()
-        .filter(|entry| {
-            entry.state == TcpState::Listen && ports.contains(&entry.local_address.port())
-        })
-        .map(|entry| {
-            let addr = match entry.local_address.ip() {
+        .filter(|(_, address)| ports.contains(&address.port()))
+        .map(|(inode, address)| {
+            let addr = match address.ip() {
                 IpAddr::V6(ip) if ip.is_unspecified() => Addr::ANY,
                 ip => ip.into(),
             };
-            (entry.inode, Endpoint::new(addr, entry.local_address.port()))
+            (inode, Endpoint::new(addr, address.port()))
         })
         .collect()
 }
@@ -217,6 +230,6 @@ impl ListeningSocket {
 }
 
 fn netns_of(pid: i32) -> Option<(u64, u64)> {
-    let found = std::fs::metadata(format!("/proc/{pid}/ns/net")).ok()?;
+    let found = fs::metadata(format!("/proc/{pid}/ns/net")).ok()?;
     Some((found.dev(), found.ino()))
 }

@@ -4,22 +4,20 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    path::Path,
     sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{HashMap, LpmTrie, Map, MapData, PerCpuArray, SockHash, lpm_trie::Key};
+use aya::maps::{HashMap, LpmTrie, Map, MapData, SockHash, lpm_trie::Key};
 use ipnet::IpNet;
 use sidecar_common::{
-    Addr, Endpoint, Reason,
-    decide::Direction,
+    Addr, Endpoint,
     keys::{
         BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
         WorkloadId, WorkloadInterface, WorkloadPort,
     },
     values::{
-        Identity, Original, PlanHeader, REASON_SLOTS, Route, Rule, Word, refused_workload,
+        DECISION_SLOTS, Identity, Original, PlanHeader, Route, Rule, Word, refused_workload,
         refusing_plan,
     },
 };
@@ -28,11 +26,14 @@ use super::{
     contents::{self, Keys, Size, bits, by_plan},
     network::RouteTo,
     object::{DIGESTS, Objects},
+    slots::Slots,
     sys,
+    usage::Failures,
 };
 use crate::compile::Plan;
 
-/// Capacities, in entries. Memory is taken only for entries in use, except `original_dst`.
+/// Capacities, in entries. Memory is taken only for entries in use, except `original_dst` and the
+/// counters (4 KiB for each of `workloads`).
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
     /// Workloads on this node.
@@ -60,6 +61,11 @@ impl Default for Capacity {
 }
 
 impl Capacity {
+    /// Words of counters.
+    pub(super) fn counters(&self) -> u32 {
+        self.workloads.saturating_mul(DECISION_SLOTS)
+    }
+
     /// Every map whose size is configured, by name.
     #[must_use]
     pub fn entries(&self) -> [(&'static str, u32); 13] {
@@ -77,15 +83,9 @@ impl Capacity {
             ("LISTEN_INTEREST", self.sockets),
             ("SOCKETS", self.sockets),
             ("ORIGINAL_DST", self.original_dst),
-            ("COUNTERS", self.workloads.saturating_mul(REASON_SLOTS)),
+            ("COUNTERS", self.counters()),
         ]
     }
-}
-
-/// The words of all workloads, by themselves; `None` where no such map is pinned.
-pub fn open_slots(pin: &Path) -> Option<sys::WorkloadSlots> {
-    let map = MapData::from_pin(pin).ok()?;
-    sys::WorkloadSlots::map(map.fd().as_fd()).ok()
 }
 
 /// What the kernel was told of a workload.
@@ -110,7 +110,7 @@ pub struct Maps {
     /// The number of the set they are.
     set: u16,
     used: Size,
-    slots: sys::WorkloadSlots,
+    slots: Slots,
     identities: MapData,
     plans: HashMap<MapData, PlanId, PlanHeader>,
     digests: HashMap<MapData, PlanId, Digest>,
@@ -125,7 +125,7 @@ pub struct Maps {
     listen_interest: HashMap<MapData, WorkloadPort, u64>,
     sockets: SockHash<MapData, WorkloadEndpoint>,
     original_dst: HashMap<MapData, Tuple, Original>,
-    counters: PerCpuArray<MapData, u64>,
+    failures: Failures,
 }
 
 impl Maps {
@@ -137,8 +137,7 @@ impl Maps {
             capacity,
             set: objects.set().number,
             used: Size::default(),
-            slots: sys::WorkloadSlots::map(workloads.fd().as_fd())
-                .context("mapping the WORKLOADS array")?,
+            slots: Slots::map(&workloads)?,
             identities: objects.open_map("IDENTITIES")?,
             plans: hash("PLANS")?.try_into()?,
             digests: hash(DIGESTS)?.try_into()?,
@@ -153,7 +152,7 @@ impl Maps {
             listen_interest: hash("LISTEN_INTEREST")?.try_into()?,
             sockets: Map::SockHash(objects.open_map("SOCKETS")?).try_into()?,
             original_dst: Map::LruHashMap(objects.open_map("ORIGINAL_DST")?).try_into()?,
-            counters: Map::PerCpuArray(objects.open_map("COUNTERS")?).try_into()?,
+            failures: Failures::default(),
         })
     }
 
@@ -165,6 +164,11 @@ impl Maps {
     /// The number of the set they are.
     pub fn set(&self) -> u16 {
         self.set
+    }
+
+    /// Updates that the kernel refused, by map.
+    pub fn failures(&self) -> &Failures {
+        &self.failures
     }
 
     /// Name, entries and capacity of the tables that plans fill.
@@ -189,7 +193,15 @@ impl Maps {
 
     /// Writes a cgroup's identity.
     pub fn set_identity(&self, cgroup: u64, identity: &Identity) -> std::io::Result<()> {
-        sys::set_identity(self.identities.fd().as_fd(), cgroup, identity)
+        let written = sys::set_identity(self.identities.fd().as_fd(), cgroup, identity);
+        // Of a cgroup that is gone there is nothing to be told.
+        if written
+            .as_ref()
+            .is_err_and(|error| error.kind() != std::io::ErrorKind::NotFound)
+        {
+            self.failures.count("IDENTITIES");
+        }
+        written
     }
 
     /// A cgroup's identity; `None` where no program is attached to it.
@@ -204,9 +216,10 @@ impl Maps {
 
     /// Has the plan of a workload that refuses everything be there.
     pub fn reserve(&mut self, workload: WorkloadId, header: &PlanHeader) -> Result<()> {
-        self.plans
-            .insert(refusing_plan(workload), header, 0)
-            .context("writing what refuses everything into map PLANS")
+        let written = self.plans.insert(refusing_plan(workload), header, 0);
+        self.failures
+            .note("PLANS", written)
+            .context("setting aside what refuses everything")
     }
 
     /// Every plan that has entries, with its digest if it is complete; not those that refuse
@@ -294,6 +307,7 @@ impl Maps {
         let after = self.used.combine(keys.size(), |used, more| used + more);
         for (map, entries, capacity) in after.tables(&self.capacity) {
             if entries > capacity as usize {
+                self.failures.count(map);
                 bail!(
                     "map {map} is full: {entries} entries wanted, capacity {capacity}; raise \
                      --max-rules (or --max-plans), or narrow the egress hosts"
@@ -309,38 +323,25 @@ impl Maps {
     }
 
     fn write_plan(&mut self, id: PlanId, digest: &Digest, plan: &Plan) -> Result<()> {
+        let failures = &self.failures;
         for (key, rule) in contents::outbound(id, plan) {
-            self.outbound
-                .insert(key, rule, 0)
-                .context("writing map OUTBOUND")?;
+            failures.note("OUTBOUND", self.outbound.insert(key, rule, 0))?;
         }
         for (key, rule) in contents::prefixes(id, plan) {
-            self.prefixes
-                .insert(&key, rule, 0)
-                .context("writing map PREFIXES")?;
+            failures.note("PREFIXES", self.prefixes.insert(&key, rule, 0))?;
         }
         for key in contents::owners(id, plan) {
-            self.owners
-                .insert(key, 1, 0)
-                .context("writing map OWNERS")?;
+            failures.note("OWNERS", self.owners.insert(key, 1, 0))?;
         }
         for (key, rule) in contents::inbound(id, plan) {
-            self.inbound
-                .insert(key, rule, 0)
-                .context("writing map INBOUND")?;
+            failures.note("INBOUND", self.inbound.insert(key, rule, 0))?;
         }
         for (key, backend) in contents::backends(id, plan) {
-            self.backends
-                .insert(key, backend, 0)
-                .context("writing map BACKENDS")?;
+            failures.note("BACKENDS", self.backends.insert(key, backend, 0))?;
         }
-        self.digests
-            .insert(id, digest, 0)
-            .context("writing map DIGESTS")?;
+        failures.note("DIGESTS", self.digests.insert(id, digest, 0))?;
         // Last: a plan with a header is complete.
-        self.plans
-            .insert(id, plan.header, 0)
-            .context("writing map PLANS")
+        failures.note("PLANS", self.plans.insert(id, plan.header, 0))
     }
 
     /// Removes all entries of a plan. Entries that are not there do not matter.
@@ -373,9 +374,10 @@ impl Maps {
         now: &BTreeSet<Addr>,
     ) -> Result<()> {
         for addr in now.difference(before) {
-            self.local_addrs
-                .insert(local_addr_key(workload, *addr), 1, 0)
-                .context("writing map LOCAL_ADDRS; raise --max-workloads")?;
+            let key = local_addr_key(workload, *addr);
+            self.failures
+                .note("LOCAL_ADDRS", self.local_addrs.insert(key, 1, 0))
+                .context("raise --max-workloads")?;
         }
         for addr in before.difference(now) {
             let _ = self.local_addrs.remove(&local_addr_key(workload, *addr));
@@ -390,9 +392,10 @@ impl Maps {
         now: &BTreeMap<WorkloadInterface, u32>,
     ) -> Result<()> {
         for (key, flags) in now {
-            self.interfaces
-                .insert(key, flags, 0)
-                .context("writing map INTERFACES; raise --max-workloads")?;
+            let written = self.interfaces.insert(key, flags, 0);
+            self.failures
+                .note("INTERFACES", written)
+                .context("raise --max-workloads")?;
         }
         for key in before.keys().filter(|key| !now.contains_key(key)) {
             let _ = self.interfaces.remove(key);
@@ -419,9 +422,10 @@ impl Maps {
                 interface: route.interface,
                 source: route.source.map_or(Addr::ANY, Addr::from),
             };
-            self.routes
-                .insert(&key(route), value, 0)
-                .context("writing map ROUTES; raise --max-workloads")?;
+            let written = self.routes.insert(&key(route), value, 0);
+            self.failures
+                .note("ROUTES", written)
+                .context("raise --max-workloads")?;
         }
         let is_gone = |route: &&RouteTo| !now.iter().any(|other| other.net == route.net);
         for route in before.iter().filter(is_gone) {
@@ -439,9 +443,10 @@ impl Maps {
         new: &BTreeSet<u16>,
     ) -> Result<()> {
         let added = new.difference(old).try_for_each(|&port| {
-            self.listen_interest
-                .insert(workload_port(workload, port), 0, 0)
-                .context("map LISTEN_INTEREST is full; raise --max-sockets")
+            let key = workload_port(workload, port);
+            self.failures
+                .note("LISTEN_INTEREST", self.listen_interest.insert(key, 0, 0))
+                .context("raise --max-sockets")
         });
         if added.is_err() {
             self.drop_listen_interest(workload, new, old);
@@ -486,15 +491,11 @@ impl Maps {
         endpoint: Endpoint,
         socket: &OwnedFd,
     ) -> Result<()> {
-        self.sockets
-            .insert(
-                WorkloadEndpoint { workload, endpoint },
-                socket.as_raw_fd(),
-                0,
-            )
-            .with_context(|| {
-                format!("entering the socket on {endpoint} into map SOCKETS; raise --max-sockets")
-            })
+        let key = WorkloadEndpoint { workload, endpoint };
+        let written = self.sockets.insert(key, socket.as_raw_fd(), 0);
+        self.failures
+            .note("SOCKETS", written)
+            .with_context(|| format!("entering the socket on {endpoint}; raise --max-sockets"))
     }
 
     /// Enters the relay's listener for one address family (given by its wildcard address).
@@ -505,13 +506,11 @@ impl Maps {
         socket: BorrowedFd<'_>,
     ) -> Result<()> {
         let endpoint = Endpoint::new(family, 0);
-        self.sockets
-            .insert(
-                WorkloadEndpoint { workload, endpoint },
-                socket.as_raw_fd(),
-                0,
-            )
-            .context("entering the relay's listener into map SOCKETS; raise --max-sockets")
+        let key = WorkloadEndpoint { workload, endpoint };
+        let written = self.sockets.insert(key, socket.as_raw_fd(), 0);
+        self.failures
+            .note("SOCKETS", written)
+            .context("entering the relay's listener; raise --max-sockets")
     }
 
     /// What the kernel was told of each workload by an earlier agent.
@@ -564,12 +563,6 @@ impl Maps {
         for key in keys {
             let _ = self.original_dst.remove(&key);
         }
-        let zeros = vec![0; aya::util::nr_cpus().unwrap_or(1)];
-        for index in counter_slots(workload) {
-            if let Ok(values) = aya::maps::PerCpuValues::try_from(zeros.clone()) {
-                let _ = self.counters.set(index, values, 0);
-            }
-        }
     }
 
     fn remove_sockets(&mut self, which: impl Fn(&WorkloadEndpoint) -> bool) {
@@ -577,36 +570,6 @@ impl Maps {
         for key in keys {
             let _ = self.sockets.remove(&key);
         }
-    }
-
-    /// How many inbound connections of a workload found their socket not listening.
-    pub fn missed(&self, workload: WorkloadId) -> u64 {
-        let missed = [Reason::TargetNotListening, Reason::ProxyGone];
-        let counts = missed.map(|reason| self.counter(workload, reason, Direction::Inbound));
-        counts.into_iter().flatten().sum()
-    }
-
-    fn counter(&self, workload: WorkloadId, reason: Reason, direction: Direction) -> Result<u64> {
-        let index = counter_index(workload, reason, direction);
-        let values = self
-            .counters
-            .get(&index, 0)
-            .context("reading map COUNTERS")?;
-        Ok(values.iter().sum())
-    }
-
-    /// A workload's decisions, without zeros.
-    pub fn counters(&self, workload: WorkloadId) -> Result<Vec<(Direction, Reason, u64)>> {
-        let mut found = Vec::new();
-        for &reason in Reason::ALL {
-            for direction in [Direction::Outbound, Direction::Inbound] {
-                let count = self.counter(workload, reason, direction)?;
-                if count != 0 {
-                    found.push((direction, reason, count));
-                }
-            }
-        }
-        Ok(found)
     }
 }
 
@@ -668,12 +631,4 @@ fn local_addr_key(workload: WorkloadId, addr: Addr) -> WorkloadEndpoint {
         workload,
         endpoint: Endpoint::new(addr, 0),
     }
-}
-
-fn counter_index(workload: WorkloadId, reason: Reason, direction: Direction) -> u32 {
-    workload * REASON_SLOTS + u32::from(reason as u8) * 2 + direction as u32
-}
-
-fn counter_slots(workload: WorkloadId) -> std::ops::Range<u32> {
-    workload * REASON_SLOTS..(workload + 1) * REASON_SLOTS
 }

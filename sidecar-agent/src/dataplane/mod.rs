@@ -6,7 +6,9 @@
 mod attach;
 pub mod cgroup;
 mod contents;
+mod counters;
 mod found;
+pub mod hooks;
 mod interfaces;
 mod listeners;
 mod maps;
@@ -14,12 +16,16 @@ pub mod netns;
 mod network;
 mod object;
 mod pins;
+pub mod probe;
+mod slots;
 #[allow(
     unsafe_code,
     reason = "the one module with system calls that rustix does not have"
 )]
 mod sys;
+mod tap;
 pub mod uninstall;
+mod usage;
 mod userns;
 
 use std::{
@@ -32,23 +38,30 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use sidecar_common::{
-    Addr, Endpoint, Reason,
-    decide::Direction,
+    Addr, Endpoint,
     keys::{PlanId, WorkloadId},
-    values::{Identity, PlanHeader, refused_workload, refusing_plan},
+    values::{Identity, Lost, PlanHeader, refused_workload, refusing_plan},
 };
 
 use self::{
     attach::Attachment,
     contents::Keys,
+    counters::Counters,
     found::Found,
     maps::{Digest, Maps},
-    object::Objects,
-    pins::{Links, PinDir, Set},
+    object::{NETNS_PROGRAM, Objects},
+    pins::{Links, Lock, PinDir, Set},
+    usage::Counted,
 };
 use crate::compile::Plan;
 
-pub use self::maps::{Capacity, Originals};
+pub use self::{
+    counters::Count,
+    maps::{Capacity, Originals},
+    pins::is_bpffs,
+    tap::Tap,
+    usage::Usage,
+};
 pub use sidecar_common::values::Word;
 
 /// How long a plan that no workload uses any more is kept: programs that read its id just before
@@ -88,6 +101,8 @@ pub struct RelaySockets<'a> {
 /// goes on without the agent, and is found by the next one.
 pub struct Dataplane {
     maps: Maps,
+    counters: Counters,
+    counted: Counted,
     objects: Objects,
     attachments: BTreeMap<WorkloadId, Attachment>,
     /// What an earlier agent has left attached, and nobody has claimed yet.
@@ -98,8 +113,127 @@ pub struct Dataplane {
     retired_links: Vec<(Instant, Links)>,
     plans: BTreeMap<Digest, InstalledPlan>,
     next_plan: PlanId,
-    /// Locked for as long as this lives.
-    _pins: PinDir,
+    /// On the pins, for as long as this lives.
+    _lock: Lock,
+}
+
+/// Loaded programs that nothing runs yet. Another agent may still be at work with these pins.
+pub struct Prepared {
+    pins: PinDir,
+    capacity: Capacity,
+    objects: Objects,
+    /// The other sets that there are.
+    others: Vec<Set>,
+    /// The set was made for these programs.
+    is_new: bool,
+}
+
+impl Prepared {
+    /// Loads the programs, with the maps that an earlier agent has left if they fit, else with new
+    /// ones beside.
+    ///
+    /// # Errors
+    /// If bpffs cannot be used, or the kernel refuses a map or a program (the error carries the
+    /// verifier's log). Everything is as it was then.
+    pub fn load(config: &Config) -> Result<Self> {
+        let pins = PinDir::open(&config.pin_dir)?;
+        for stranger in pins.strangers()? {
+            tracing::warn!(
+                "{} is no pin of this agent; it is left alone",
+                stranger.display()
+            );
+        }
+        pins.check_workloads(&object::workloads()?)?;
+        let expected = object::expected(&config.capacity)?;
+        let mut others = pins.sets()?;
+        let newest_fit = others.iter().rposition(|set| match set.check(&expected) {
+            Ok(()) => true,
+            Err(misfit) => {
+                tracing::info!(set = set.number, "a set of maps cannot be used: {misfit}");
+                false
+            }
+        });
+        let capacity = config.capacity;
+        let (objects, is_new) = match newest_fit {
+            Some(at) => (Objects::load(&pins, others.remove(at), capacity)?, false),
+            None => (load_beside(&pins, capacity)?, true),
+        };
+        Ok(Self {
+            pins,
+            capacity,
+            objects,
+            others,
+            is_new,
+        })
+    }
+
+    /// Whether another set of programs and maps decides now. What it has decided cannot be asked for
+    /// in the maps of this one.
+    #[must_use]
+    pub fn is_beside(&self) -> bool {
+        self.is_new && !self.others.is_empty()
+    }
+
+    /// Takes over what an earlier agent has left in the kernel. What is attached is not touched: see
+    /// [`Dataplane::attach`].
+    ///
+    /// # Errors
+    /// If another agent is at work with these pins. Everything is as it was then.
+    pub fn take(self) -> Result<Dataplane> {
+        let Self {
+            pins,
+            capacity,
+            objects,
+            others,
+            is_new,
+        } = self;
+        let lock = match pins.lock() {
+            Ok(lock) => lock,
+            Err(error) => {
+                if is_new && let Err(error) = objects.set().remove() {
+                    tracing::warn!("{error:#}");
+                }
+                return Err(error);
+            }
+        };
+        let mut maps = Maps::open(&objects, capacity)?;
+        let sets: Vec<Set> = others.iter().chain([objects.set()]).cloned().collect();
+        let found = found::look(&sets, &maps)?;
+        let (plans, next_plan) = find_plans(&mut maps);
+        let mut dataplane = Dataplane {
+            maps,
+            counters: Counters::open(&objects, &capacity)?,
+            counted: Counted::open(&objects)?,
+            objects,
+            attachments: BTreeMap::new(),
+            found,
+            old_sets: others,
+            retired_links: Vec::new(),
+            plans,
+            next_plan,
+            _lock: lock,
+        };
+        dataplane.forget_unattached();
+        dataplane.let_go(|found| !found.is_alive());
+        dataplane.retire_plans();
+        Ok(dataplane)
+    }
+}
+
+/// Loads the programs with a set of maps of their own.
+fn load_beside(pins: &PinDir, capacity: Capacity) -> Result<Objects> {
+    let set = pins.new_set()?;
+    let loaded = Objects::load(pins, set.clone(), capacity).and_then(|objects| {
+        set.create_map(object::DIGESTS, &object::digests(&capacity))?;
+        set.complete()?;
+        Ok(objects)
+    });
+    if loaded.is_err()
+        && let Err(error) = set.remove()
+    {
+        tracing::warn!("{error:#}");
+    }
+    loaded
 }
 
 struct InstalledPlan {
@@ -127,40 +261,12 @@ impl InstalledPlan {
 }
 
 impl Dataplane {
-    /// Loads the programs, with the maps that an earlier agent has left if they fit, else with new
-    /// ones beside. What is attached is not touched: see [`attach`](Self::attach).
+    /// Loads the programs, and takes over what an earlier agent has left: see [`Prepared`].
     ///
     /// # Errors
-    /// If bpffs cannot be used, or the kernel refuses a map or a program (the error carries the
-    /// verifier's log). Everything is as it was then.
+    /// As [`Prepared::load`] and [`Prepared::take`].
     pub fn load(config: &Config) -> Result<Self> {
-        let pins = PinDir::open(&config.pin_dir)?;
-        for stranger in pins.strangers()? {
-            tracing::warn!(
-                "{} is no pin of this agent; it is left alone",
-                stranger.display()
-            );
-        }
-        let (objects, old_sets) = load_objects(&pins, config.capacity)?;
-        let mut maps = Maps::open(&objects, config.capacity)?;
-        let sets: Vec<Set> = old_sets.iter().chain([objects.set()]).cloned().collect();
-        let found = found::look(&sets, &maps)?;
-        let (plans, next_plan) = find_plans(&mut maps);
-        let mut dataplane = Self {
-            maps,
-            objects,
-            attachments: BTreeMap::new(),
-            found,
-            old_sets,
-            retired_links: Vec::new(),
-            plans,
-            next_plan,
-            _pins: pins,
-        };
-        dataplane.forget_unattached();
-        dataplane.let_go(|found| !found.is_alive());
-        dataplane.retire_plans();
-        Ok(dataplane)
+        Prepared::load(config)?.take()
     }
 
     /// Attaches to a workload. If it is attached already, from an earlier agent, it goes on with
@@ -362,7 +468,7 @@ impl Dataplane {
             for links in [Some(&attachment.links), attachment.replaces.as_ref()] {
                 remove_links(links);
             }
-            self.maps.forget_workload(workload);
+            self.forget(workload);
         }
         self.retire_plans();
     }
@@ -371,6 +477,7 @@ impl Dataplane {
     /// sockets that a full map or a race has missed; and deletes plans that nobody uses.
     pub fn refresh(&mut self) {
         let mut sockets = self.maps.sockets();
+        self.counted.sockets = sockets.values().map(BTreeSet::len).sum();
         for (&workload, attachment) in &mut self.attachments {
             if let Err(error) = attachment.refresh(&mut self.maps) {
                 tracing::debug!(workload, "{error:#}");
@@ -378,7 +485,7 @@ impl Dataplane {
             // /proc is slow to read: only where a socket may be missing in the map.
             let known = sockets.remove(&workload).unwrap_or_default();
             let is_known = |port: &u16| known.iter().any(|endpoint| endpoint.port == *port);
-            let missed = self.maps.missed(workload);
+            let missed = self.counters.missed(workload);
             if missed != attachment.missed || !attachment.listen_ports.iter().all(is_known) {
                 attachment.missed = missed;
                 let ports = attachment.listen_ports.clone();
@@ -411,6 +518,22 @@ impl Dataplane {
             .unwrap_or_default()
     }
 
+    /// What keeps listening sockets of the workload that were open before from being found, if its
+    /// plan needs any.
+    #[must_use]
+    pub fn blind_to(&self, workload: WorkloadId) -> Option<String> {
+        let attachment = self.attachments.get(&workload)?;
+        if attachment.listen_ports.is_empty() {
+            return None;
+        }
+        let pid = listeners::unreadable(attachment)?;
+        Some(format!(
+            "looking for listening sockets of process {pid}: permission denied; what listened \
+             before it was captured is not called until it listens anew; let the agent have \
+             CAP_SYS_PTRACE and CAP_DAC_OVERRIDE"
+        ))
+    }
+
     /// What the kernel follows for this workload right now.
     #[must_use]
     pub fn word(&self, workload: WorkloadId) -> Word {
@@ -430,11 +553,25 @@ impl Dataplane {
     }
 
     /// Decisions counted for a workload since it was attached, without zeros.
-    ///
-    /// # Errors
-    /// If the map cannot be read.
-    pub fn counters(&self, workload: WorkloadId) -> Result<Vec<(Direction, Reason, u64)>> {
-        self.maps.counters(workload)
+    #[must_use]
+    pub fn counters(&self, workload: WorkloadId) -> Vec<Count> {
+        self.counters.of(workload)
+    }
+
+    /// Decisions of all workloads that were detached, without zeros.
+    #[must_use]
+    pub fn counters_of_gone(&self) -> Vec<Count> {
+        self.counters.of_gone()
+    }
+
+    /// How often each program is attached.
+    #[must_use]
+    pub fn attached(&self) -> BTreeMap<&'static str, usize> {
+        let cgroups = self.attachments.values().map(|of| of.cgroups.len()).sum();
+        Objects::cgroup_program_names()
+            .map(|name| (name, cgroups))
+            .chain([(NETNS_PROGRAM, self.attachments.len())])
+            .collect()
     }
 
     /// Entries and capacity of every table whose size follows the plans.
@@ -449,6 +586,22 @@ impl Dataplane {
     /// If the map cannot be opened again.
     pub fn originals(&self) -> Result<Originals> {
         self.objects.originals()
+    }
+
+    /// The reader's end of what programs tell while somebody traces; there must be one only.
+    ///
+    /// # Errors
+    /// If its maps cannot be opened.
+    pub fn tap(&self) -> Result<Tap> {
+        Tap::open(&self.objects)
+    }
+
+    /// Decisions that could not be told, as the ring was full.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn events_lost(&self) -> Result<u64> {
+        self.counters.lost(Lost::EVENTS)
     }
 
     fn free_slot(&self) -> Result<WorkloadId> {
@@ -500,13 +653,20 @@ impl Dataplane {
             .collect();
         for workload in nobodys {
             self.maps.store(workload, Word::default());
-            self.maps.forget_workload(workload);
+            self.forget(workload);
         }
+    }
+
+    /// Leaves nothing of a workload in the maps but what all that are gone had counted.
+    fn forget(&mut self, workload: WorkloadId) {
+        self.maps.forget_workload(workload);
+        self.counters.retire(workload);
     }
 
     /// Detaches from workloads that an earlier agent has left.
     fn let_go(&mut self, which: impl Fn(&Found) -> bool) {
-        for (workload, found) in self.found.extract_if(.., |_, found| which(found)) {
+        let gone: Vec<_> = self.found.extract_if(.., |_, found| which(found)).collect();
+        for (workload, found) in gone {
             tracing::info!(
                 workload,
                 cgroups = ?found.cgroups().collect::<Vec<_>>(),
@@ -517,7 +677,7 @@ impl Dataplane {
                 let _ = self.maps.set_identity(cgroup, &Identity::default());
             }
             remove_links(Some(&found.links));
-            self.maps.forget_workload(workload);
+            self.forget(workload);
         }
         self.retire_plans();
         self.remove_old_sets();
@@ -534,40 +694,6 @@ impl Dataplane {
             if let Err(error) = set.remove() {
                 tracing::warn!("{error:#}");
             }
-        }
-    }
-}
-
-/// Loads the programs with the newest set that fits, or with a new one. Returns the other sets as
-/// well.
-fn load_objects(pins: &PinDir, capacity: Capacity) -> Result<(Objects, Vec<Set>)> {
-    pins.check_workloads(&object::workloads()?)?;
-    let expected = object::expected(&capacity)?;
-    let mut others = pins.sets()?;
-    let newest_fit = others.iter().rposition(|set| match set.check(&expected) {
-        Ok(()) => true,
-        Err(misfit) => {
-            tracing::info!(set = set.number, "a set of maps cannot be used: {misfit}");
-            false
-        }
-    });
-    if let Some(at) = newest_fit {
-        let set = others.remove(at);
-        return Ok((Objects::load(pins, set, capacity)?, others));
-    }
-    let set = pins.new_set()?;
-    let loaded = Objects::load(pins, set.clone(), capacity).and_then(|objects| {
-        set.create_map(object::DIGESTS, &object::digests(&capacity))?;
-        set.complete()?;
-        Ok(objects)
-    });
-    match loaded {
-        Ok(objects) => Ok((objects, others)),
-        Err(error) => {
-            if let Err(error) = set.remove() {
-                tracing::warn!("{error:#}");
-            }
-            Err(error)
         }
     }
 }

@@ -21,11 +21,11 @@ use super::{
     sys::{self, AttachType, ProgramInfo},
 };
 
-static CGROUP_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SIDECAR_EBPF_CGROUP"));
-static NETNS_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SIDECAR_EBPF_NETNS"));
+pub(super) static CGROUP_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SIDECAR_EBPF_CGROUP"));
+pub(super) static NETNS_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SIDECAR_EBPF_NETNS"));
 
 /// The programs for cgroups, by the name of their entry point.
-const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
+pub(super) const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
     ("connect4", AttachType::Connect4),
     ("connect6", AttachType::Connect6),
     ("getpeername4", AttachType::Getpeername4),
@@ -39,7 +39,7 @@ const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
 ];
 
 /// The name of the program for network namespaces.
-const NETNS_PROGRAM: &str = "inbound";
+pub const NETNS_PROGRAM: &str = "inbound";
 
 /// The names of all programs, as the kernel has them.
 pub fn program_names() -> impl Iterator<Item = &'static str> {
@@ -104,6 +104,11 @@ impl Objects {
         &self.set
     }
 
+    /// Names of the programs for cgroups.
+    pub fn cgroup_program_names() -> impl Iterator<Item = &'static str> {
+        CGROUP_PROGRAMS.iter().map(|(name, _)| *name)
+    }
+
     /// Loads the copy of the `sk_lookup` program that serves `workload`.
     pub fn load_sk_lookup(&self, workload: WorkloadId) -> Result<OwnedFd> {
         let set = u32::from(self.set.number);
@@ -157,16 +162,25 @@ impl Objects {
     }
 
     fn loader(&self) -> EbpfLoader<'static> {
-        let mut loader = EbpfLoader::new();
-        // The object knows its maps: only those that exist are looked up here.
-        for name in map_names() {
-            loader.map_pin_path(name, self.path_of(name));
-        }
-        for (name, entries) in self.capacity.entries() {
-            loader.map_max_entries(name, entries);
-        }
-        loader
+        loader(self.set.dir(), &self.workloads, self.capacity)
     }
+}
+
+/// Loads objects whose maps are pinned in `dir`, but for the one that all sets share.
+pub(super) fn loader(dir: &Path, workloads: &Path, capacity: Capacity) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    for name in map_names() {
+        let path = if name == WORKLOADS {
+            workloads.to_owned()
+        } else {
+            dir.join(name)
+        };
+        loader.map_pin_path(name, path);
+    }
+    for (name, entries) in capacity.entries() {
+        loader.map_max_entries(name, entries);
+    }
+    loader
 }
 
 /// What the maps of a set have to be, by name.
@@ -242,7 +256,7 @@ fn map_id(object: &Ebpf) -> Result<u32> {
     Ok(map.info().context("asking for the id of a map")?.id())
 }
 
-fn load_program(object: &mut Ebpf, name: &str) -> Result<OwnedFd> {
+pub(super) fn load_program(object: &mut Ebpf, name: &str) -> Result<OwnedFd> {
     let program = object
         .program_mut(name)
         .with_context(|| format!("no BPF program `{name}`"))?;
@@ -279,6 +293,6 @@ fn explain_load_error(name: &str, error: &ProgramError) -> anyhow::Error {
     };
     anyhow::anyhow!(
         "loading BPF program `{name}` on kernel {release}: {detail}\n\
-         The agent needs root (or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN) and kernel 5.18 or newer."
+         `sidecar-agent doctor` tells what is missing here."
     )
 }

@@ -1,5 +1,5 @@
 //! The system calls that neither aya 0.14 nor rustix offers: BPF links for every attach type,
-//! maps whose key aya has no type for, and the memory-mapped `WORKLOADS` array.
+//! maps whose key aya has no type for, batches, and memory-mapped arrays.
 
 use std::{
     ffi::{CString, c_long},
@@ -10,10 +10,13 @@ use std::{
     },
     path::Path,
     ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::AtomicU64,
 };
 
-use sidecar_common::values::{Identity, WORKLOAD_SLOTS, Word};
+use sidecar_common::values::Identity;
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::Tap;
 
 const BPF_MAP_LOOKUP_ELEM: u32 = 1;
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
@@ -21,6 +24,7 @@ const BPF_OBJ_PIN: u32 = 6;
 const BPF_OBJ_GET: u32 = 7;
 const BPF_PROG_GET_FD_BY_ID: u32 = 13;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
+const BPF_MAP_LOOKUP_BATCH: u32 = 24;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
 const BPF_LINK_GET_FD_BY_ID: u32 = 30;
@@ -125,6 +129,20 @@ struct MapElement {
     pad: u32,
     key: u64,
     value: u64,
+    flags: u64,
+}
+
+/// `union bpf_attr` of `BPF_MAP_LOOKUP_BATCH`.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct MapBatch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
     flags: u64,
 }
 
@@ -431,6 +449,18 @@ pub fn owning_userns(netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Has the runtime watch the ring for events.
+pub fn watch(tap: Tap) -> io::Result<AsyncFd<Tap>> {
+    // SAFETY: a tap's descriptor is the one of the map that it owns for as long as it lives.
+    Ok(unsafe { AsyncFd::register_with_interest(tap, Interest::READABLE) }?)
+}
+
+/// A value as its bytes are in memory; `None`: they are not as many.
+pub fn read_pod<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: as many bytes as the type has, every pattern of which is valid; aligned or not.
+    (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
 fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
@@ -456,26 +486,70 @@ fn call<T>(command: u32, attr: *const T) -> io::Result<c_long> {
     }
 }
 
-/// The `WORKLOADS` array, mapped: a switch of plan is one aligned store that programs see whole.
-pub struct WorkloadSlots {
+/// How many entries a hash map has, counted in batches (`BPF_MAP_LOOKUP_BATCH`, kernel 5.6): a call
+/// for each thousand of them, and no entry is taken for recently used. `entry`: sizes of key and
+/// value. Entries that come and go meanwhile may be missed, or counted twice.
+pub fn count_entries(
+    map: BorrowedFd<'_>,
+    entry: (usize, usize),
+    capacity: u32,
+) -> io::Result<usize> {
+    /// Entries in a call. More than any bucket holds.
+    const BATCH: usize = 1024;
+    let (mut keys, mut values) = (vec![0_u8; BATCH * entry.0], vec![0_u8; BATCH * entry.1]);
+    // Where the next batch begins: the number of a bucket.
+    let mut position = 0_u32;
+    let mut is_first = true;
+    let mut entries = 0;
+    // Bounded, should the map grow while it is counted.
+    while entries <= capacity as usize {
+        let mut attr = MapBatch {
+            in_batch: if is_first {
+                0
+            } else {
+                (&raw const position) as u64
+            },
+            out_batch: (&raw mut position) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: u32::try_from(BATCH).unwrap_or(u32::MAX),
+            map_fd: raw(map),
+            ..MapBatch::default()
+        };
+        let result = bpf_mut(BPF_MAP_LOOKUP_BATCH, &mut attr);
+        match result {
+            Ok(_) => entries += attr.count as usize,
+            // The end; what was found before it counts.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                return Ok(entries + attr.count as usize);
+            }
+            Err(error) => return Err(error),
+        }
+        is_first = false;
+    }
+    Ok(entries)
+}
+
+/// An array map of `u64`, mapped: each word is stored and read whole, here and by programs.
+pub struct MappedWords {
     base: NonNull<AtomicU64>,
+    len: usize,
 }
 
 // SAFETY: shared memory reached through atomics only.
-unsafe impl Send for WorkloadSlots {}
+unsafe impl Send for MappedWords {}
 // SAFETY: as above.
-unsafe impl Sync for WorkloadSlots {}
+unsafe impl Sync for MappedWords {}
 
-impl WorkloadSlots {
-    const LEN: usize = WORKLOAD_SLOTS as usize;
-
-    /// Maps the array (created with `BPF_F_MMAPABLE`, with [`WORKLOAD_SLOTS`] elements).
-    pub fn map(map: BorrowedFd<'_>) -> io::Result<Self> {
+impl MappedWords {
+    /// Maps `len` elements of the array map `map` (created with `BPF_F_MMAPABLE`).
+    pub fn map(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
+        let len = len as usize;
         // SAFETY: a new mapping at an address of the kernel's choice.
         let base = unsafe {
             rustix::mm::mmap(
                 std::ptr::null_mut(),
-                Self::LEN * size_of::<u64>(),
+                len * size_of::<u64>(),
                 rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE,
                 rustix::mm::MapFlags::SHARED,
                 map,
@@ -483,39 +557,94 @@ impl WorkloadSlots {
             )
         }?;
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { base })
+        Ok(Self { base, len })
     }
 
-    /// Stores the word of a workload. A slot out of range is ignored.
-    pub fn store(&self, slot: u32, word: Word) {
-        if let Some(at) = self.at(slot) {
-            at.store(word.0, Ordering::Release);
-        }
-    }
-
-    /// The word of a workload; zero for a slot out of range.
-    pub fn load(&self, slot: u32) -> Word {
-        Word(self.at(slot).map_or(0, |at| at.load(Ordering::Acquire)))
-    }
-
-    /// The slots whose word is not zero, with it.
-    pub fn in_use(&self) -> impl Iterator<Item = (u32, Word)> {
-        (0..WORKLOAD_SLOTS)
-            .map(|slot| (slot, self.load(slot)))
-            .filter(|(_, word)| word.0 != 0)
-    }
-
-    fn at(&self, slot: u32) -> Option<&AtomicU64> {
-        let slot = slot as usize;
+    /// The element with this index; `None`: out of range.
+    pub fn get(&self, index: u32) -> Option<&AtomicU64> {
+        let index = index as usize;
         // SAFETY: within the mapping, which lives as long as self; page-aligned base.
-        (slot < Self::LEN).then(|| unsafe { self.base.add(slot).as_ref() })
+        (index < self.len).then(|| unsafe { self.base.add(index).as_ref() })
     }
 }
 
-impl Drop for WorkloadSlots {
+impl Drop for MappedWords {
     fn drop(&mut self) {
         // SAFETY: the mapping made in `map`; no reference into it outlives self.
         let _ =
-            unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), Self::LEN * size_of::<u64>()) };
+            unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len * size_of::<u64>()) };
+    }
+}
+
+const BPF_PROG_QUERY: u32 = 16;
+
+/// Most programs that are asked for at one hook; the kernel allows 64 at a cgroup.
+const MOST_ATTACHED: usize = 64;
+
+/// `union bpf_attr` of `BPF_PROG_QUERY`, as far as kernel 5.18 has it.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct ProgQuery {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    /// Written by the kernel.
+    attach_flags: u32,
+    prog_ids: u64,
+    /// Room in `prog_ids`; the kernel writes how many there are.
+    prog_cnt: u32,
+    pad: u32,
+    prog_attach_flags: u64,
+}
+
+/// What is attached at one hook of a cgroup or a network namespace, not counting what cgroups above
+/// it have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// How: `BPF_F_ALLOW_OVERRIDE` (1), `BPF_F_ALLOW_MULTI` (2).
+    pub flags: u32,
+    /// Ids of the programs.
+    pub programs: Vec<u32>,
+}
+
+/// Asks what is attached. Needs `CAP_NET_ADMIN` or `CAP_SYS_ADMIN`.
+pub fn prog_query(target: BorrowedFd<'_>, attach_type: AttachType) -> io::Result<Attached> {
+    let mut ids = vec![0_u32; MOST_ATTACHED];
+    let mut attr = ProgQuery {
+        target_fd: raw(target),
+        attach_type: attach_type as u32,
+        prog_ids: ids.as_mut_ptr() as u64,
+        prog_cnt: u32::try_from(MOST_ATTACHED).map_err(io::Error::other)?,
+        ..ProgQuery::default()
+    };
+    // SAFETY: `attr` is the attribute structure of this command, with its size; `prog_ids` has room
+    // for `prog_cnt` ids and lives until the call returns; the kernel writes to both.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            &raw mut attr,
+            size_of::<ProgQuery>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    ids.truncate(attr.prog_cnt as usize);
+    Ok(Attached {
+        flags: attr.attach_flags,
+        programs: ids,
+    })
+}
+
+/// Moves the calling thread into network and mount namespaces of its own, which end with it. Its
+/// mounts are copies of those it had, and still connected to them. Needs `CAP_SYS_ADMIN`.
+pub fn leave_namespaces() -> io::Result<()> {
+    // SAFETY: no pointers; descriptors and memory stay shared with the other threads.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
 }

@@ -12,11 +12,11 @@ use aya::maps::MapInfo;
 use serde::Serialize;
 
 use super::{
-    maps::open_slots,
     netns::Netns,
     network::Setup,
     object,
     pins::{self, PinDir},
+    slots::Slots,
     sys::{self, LinkInfo, LinkTarget},
 };
 
@@ -105,8 +105,9 @@ pub fn uninstall(pin_dir: &Path) -> Result<Inventory> {
     let Some(pins) = PinDir::existing(pin_dir)? else {
         return Ok(found);
     };
+    let _lock = pins.lock()?;
     // Both directions of every workload at once, whatever comes next.
-    if let Some(slots) = open_slots(&pins.workloads()) {
+    if let Some(slots) = Slots::open(&pins.workloads()) {
         for (slot, _) in slots.in_use().collect::<Vec<_>>() {
             slots.store(slot, sidecar_common::values::Word::default());
         }

@@ -54,6 +54,15 @@ pub struct ResourceRef {
     pub line: u32,
 }
 
+impl ResourceRef {
+    /// Whether this is the same resource, wherever it was written.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let name = |of: &Self| (of.kind, of.namespace.clone(), of.name.clone());
+        name(self) == name(other)
+    }
+}
+
 impl<T> Object<T> {
     /// Names this resource; `kind` as in its manifest.
     #[must_use]

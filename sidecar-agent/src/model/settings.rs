@@ -125,7 +125,7 @@ settings! {
         .or_field("statusPort");
     /// The proxy's users. Of their calls to the workload itself only the first one's are led to
     /// the inbound listener, as in Istio.
-    PROXY_UID = Setting::new("capture.sidecar-agent.io/proxy-uid", IDS, "1337");
+    PROXY_UID = Setting::new("capture.sidecar-agent.io/proxy-uid", IDS, "1337; none if the proxy has a cgroup of its own");
     /// The proxy's groups.
     PROXY_GID = Setting::new("capture.sidecar-agent.io/proxy-gid", IDS, "as proxy-uid");
     /// Groups whose outbound connections are captured, by number, at most 64, or `*`. Supplementary

@@ -1,4 +1,8 @@
 //! What the agent tells about itself.
 
 pub mod admin;
+pub mod health;
+pub mod http;
+pub mod metrics;
 pub mod status;
+pub mod trace;

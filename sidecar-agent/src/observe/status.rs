@@ -1,8 +1,14 @@
 //! The agent's state, for `status` and for tests: what is wanted, what is in force, what is wrong.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    dataplane::{Count, Usage},
+    model::diagnostic::Diagnostic,
+    relay::Stats,
+};
 
 /// Everything `sidecar-agent status` shows.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -22,10 +28,47 @@ pub struct Status {
     pub unclaimed: Vec<Unclaimed>,
     /// Errors and warnings of the configuration in force.
     pub diagnostics: Vec<serde_json::Value>,
-    /// Map entries in use.
+    /// How many of these there are, by code.
+    #[serde(default)]
+    pub findings: Vec<FindingCount>,
+    /// How full the maps are.
     pub maps: Vec<MapStatus>,
+    /// How often each program is attached.
+    #[serde(default)]
+    pub programs: BTreeMap<String, usize>,
+    /// Decisions of workloads that are gone.
+    #[serde(default)]
+    pub gone: Vec<DecisionCount>,
     /// The relay's counters.
     pub relay: RelayStatus,
+    /// Where metrics and health are served; absent: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub metrics: Option<SocketAddr>,
+    /// Who traces.
+    #[serde(default)]
+    pub trace: TraceStatus,
+}
+
+/// Who traces, and what they did not get.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct TraceStatus {
+    /// How many clients there are.
+    pub clients: usize,
+    /// Decisions that found the kernel's ring full.
+    pub lost_in_kernel: u64,
+    /// Decisions that found a client's queue full, over all clients.
+    pub lost_in_agent: u64,
+}
+
+/// Findings of one code.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FindingCount {
+    /// `error` or `warning`.
+    pub severity: String,
+    /// The code, as in `docs/diagnostics.md`.
+    pub code: String,
+    /// How many.
+    pub count: u64,
 }
 
 /// What nobody has claimed.
@@ -67,7 +110,7 @@ pub struct WorkloadStatus {
 }
 
 /// State of a workload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Its plan is in force.
@@ -78,6 +121,22 @@ pub enum State {
     Off,
     /// Nothing is in force yet; see `problem`. It is tried again every second.
     Pending,
+}
+
+impl State {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::Captured, Self::Stale, Self::Off, Self::Pending];
+
+    /// The name in output and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Captured => "captured",
+            Self::Stale => "stale",
+            Self::Off => "off",
+            Self::Pending => "pending",
+        }
+    }
 }
 
 /// Whether new connections of a workload are captured.
@@ -118,6 +177,9 @@ impl fmt::Display for CaptureBy {
 pub struct DecisionCount {
     /// `outbound` or `inbound`.
     pub direction: String,
+    /// The path's name.
+    #[serde(default)]
+    pub path: String,
     /// The reason's name.
     pub reason: String,
     /// How many.
@@ -129,10 +191,15 @@ pub struct DecisionCount {
 pub struct MapStatus {
     /// Its name.
     pub map: String,
-    /// Entries in use.
-    pub entries: usize,
-    /// Most entries.
-    pub capacity: u32,
+    /// Entries in use; absent: the kernel did not tell.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub entries: Option<usize>,
+    /// Most entries; absent: it has no such limit.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub capacity: Option<u32>,
+    /// Updates that the kernel refused.
+    #[serde(default)]
+    pub refused_updates: u64,
 }
 
 /// Counters of the relay.
@@ -144,9 +211,102 @@ pub struct RelayStatus {
     pub accepted: u64,
     /// Connections reset because they lead nowhere.
     pub refused: u64,
+    /// Connections refused because of the connection limit.
+    #[serde(default)]
+    pub limited: u64,
     /// Connections whose target could not be reached.
     pub failed: u64,
     /// Connections led to where they were going, as their target could not be reached.
     #[serde(default)]
     pub fell_back: u64,
+    /// The same, by cause.
+    #[serde(default)]
+    pub failed_by: BTreeMap<String, u64>,
+    /// Connections that ended by a reset or another error after both sides were connected.
+    #[serde(default)]
+    pub reset: u64,
+    /// Failures to accept a connection.
+    #[serde(default)]
+    pub accept_errors: u64,
+    /// Bytes delivered to targets.
+    #[serde(default)]
+    pub bytes_to_target: u64,
+    /// Bytes delivered to clients.
+    #[serde(default)]
+    pub bytes_to_client: u64,
+}
+
+impl From<Stats> for RelayStatus {
+    fn from(stats: Stats) -> Self {
+        Self {
+            active: stats.active,
+            accepted: stats.accepted,
+            refused: stats.refused,
+            limited: stats.limited,
+            failed: stats.failed.total(),
+            failed_by: stats
+                .failed
+                .by_cause()
+                .map(|(cause, count)| (cause.to_owned(), count))
+                .into(),
+            fell_back: stats.fell_back,
+            reset: stats.reset,
+            accept_errors: stats.accept_errors,
+            bytes_to_target: stats.bytes_to_target,
+            bytes_to_client: stats.bytes_to_client,
+        }
+    }
+}
+
+/// Decisions as the dataplane counted them.
+#[must_use]
+pub fn decisions(counts: Vec<Count>) -> Vec<DecisionCount> {
+    counts
+        .into_iter()
+        .map(|(direction, path, reason, count)| DecisionCount {
+            direction: direction.name().into(),
+            path: path.name().into(),
+            reason: reason.name().into(),
+            count,
+        })
+        .collect()
+}
+
+/// What the dataplane tells of its maps.
+#[must_use]
+pub fn maps(usage: Vec<Usage>, mut refused: BTreeMap<&'static str, u64>) -> Vec<MapStatus> {
+    let known: Vec<MapStatus> = usage
+        .into_iter()
+        .map(|usage| MapStatus {
+            map: usage.map.into(),
+            entries: usage.entries,
+            capacity: Some(usage.capacity),
+            refused_updates: refused.remove(usage.map).unwrap_or_default(),
+        })
+        .collect();
+    // What cannot be counted can still refuse.
+    let others = refused.into_iter().map(|(map, refused_updates)| MapStatus {
+        map: map.into(),
+        entries: None,
+        capacity: None,
+        refused_updates,
+    });
+    known.into_iter().chain(others).collect()
+}
+
+/// How many findings there are, by severity and code.
+#[must_use]
+pub fn findings<'a>(diagnostics: impl IntoIterator<Item = &'a Diagnostic>) -> Vec<FindingCount> {
+    let mut counts: BTreeMap<_, u64> = BTreeMap::new();
+    for Diagnostic { severity, code, .. } in diagnostics {
+        *counts.entry((*severity, *code)).or_default() += 1;
+    }
+    counts
+        .into_iter()
+        .map(|((severity, code), count)| FindingCount {
+            severity: severity.name().into(),
+            code: code.into(),
+            count,
+        })
+        .collect()
 }

@@ -17,6 +17,8 @@ use rustix::{
     },
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     error::{Cause, Error},
     files::{FileId, Found, Place},
@@ -33,6 +35,19 @@ pub const ANYBODY: Mode = Mode::from_raw_mode(0o666);
 
 const LISTEN_TCP: &str = "listen on TCP";
 const LISTEN_UNIX: &str = "listen on unix socket";
+const ADOPT_UNIX: &str = "take over unix socket";
+
+/// Which of a workload's listening sockets of the relay.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// On 127.0.0.1.
+    V4,
+    /// On `::1`.
+    V6,
+    /// A unix socket that the plan declares.
+    Unix(UnixAddr),
+}
 
 /// A listening stream socket; its file, if we made one, is removed when this is dropped.
 #[derive(Debug)]
@@ -47,6 +62,30 @@ impl Listening {
     #[must_use]
     pub fn adopt(socket: OwnedFd) -> Self {
         Self { socket, file: None }
+    }
+
+    /// Takes over a listening unix socket, and its file, from an agent before this one.
+    ///
+    /// # Errors
+    /// If its file is not to be found.
+    pub fn adopt_unix(
+        root: Option<BorrowedFd<'_>>,
+        address: &UnixAddr,
+        socket: OwnedFd,
+    ) -> Result<Self, Error> {
+        let UnixAddr::Path(path) = address else {
+            return Ok(Self::adopt(socket));
+        };
+        let failed = |errno: Errno| Error::new(ADOPT_UNIX, &**path, errno, path_remedy(errno));
+        let place = Place::open(root, path).map_err(failed)?;
+        let id = place.find().map_err(failed)?.id();
+        Ok(Self {
+            socket,
+            file: Some(SocketFile {
+                place,
+                id: Some(id),
+            }),
+        })
     }
 
     /// The address it is bound to, with the port the kernel chose.
@@ -215,7 +254,9 @@ fn path_remedy(errno: Errno) -> &'static str {
     match errno {
         Errno::NOENT => "create its directory, or mount the volume that holds it",
         Errno::NOTDIR => "a component of the path is no directory; declare another path",
-        Errno::ACCESS | Errno::PERM => "let the agent write to its directory",
+        Errno::ACCESS | Errno::PERM => {
+            "let the agent have CAP_DAC_OVERRIDE, or write to its directory"
+        }
         Errno::ROFS => "its directory is read-only; mount a writable volume there",
         Errno::INVAL => "declare a path that ends in a file name",
         Errno::LOOP => "its symbolic links lead in a circle; declare another path",

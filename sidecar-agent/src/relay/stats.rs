@@ -55,6 +55,12 @@ impl FailedDials {
     /// All causes together.
     #[must_use]
     pub fn total(&self) -> u64 {
+        self.by_cause().into_iter().map(|(_, count)| count).sum()
+    }
+
+    /// Each cause with its name in output and metrics.
+    #[must_use]
+    pub fn by_cause(&self) -> [(&'static str, u64); 7] {
         let Self {
             refused,
             timed_out,
@@ -63,8 +69,16 @@ impl FailedDials {
             denied,
             exhausted,
             other,
-        } = self;
-        refused + timed_out + unreachable + missing + denied + exhausted + other
+        } = *self;
+        [
+            ("refused", refused),
+            ("timed-out", timed_out),
+            ("unreachable", unreachable),
+            ("missing", missing),
+            ("denied", denied),
+            ("exhausted", exhausted),
+            ("other", other),
+        ]
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 use crate::model::{
     FailurePolicy, Object, ResourceRef, Snapshot, failure,
     mesh::InterceptionMode,
+    settings::{PROXY_GID, PROXY_UID},
     sidecar::Sidecar,
     workload::{
         ADDRESSES_ANNOTATION, CAPTURE_ANNOTATION, CGROUP_ANNOTATION, FAILURE_POLICY_ANNOTATION,
@@ -117,6 +118,7 @@ pub fn workloads(snapshot: &Snapshot) -> (Vec<ResolvedWorkload>, Vec<Finding>) {
                 let mut workload =
                     resolve(entry, resource, cgroup, snapshot, &sidecars, &mut findings);
                 findings.extend(cgroups.claim_proxy(&mut workload));
+                know_by_cgroup(&mut workload);
                 workloads.push(workload);
             }
             Err(other) => findings.push(Finding {
@@ -372,6 +374,23 @@ impl Cgroups {
     }
 }
 
+/// A proxy that has a cgroup of its own is known by ids only where some are written: anybody in the
+/// workload who may choose a number could be the proxy otherwise.
+fn know_by_cgroup(workload: &mut ResolvedWorkload) {
+    if !matches!(workload.proxy, Proxy::External { cgroup: Some(_) }) {
+        return;
+    }
+    let is_written = |setting| workload.origins.of(setting).is_some();
+    let (users, groups) = (is_written(&PROXY_UID), is_written(&PROXY_GID));
+    if !users {
+        workload.traffic.proxy_uids.clear();
+    }
+    // Groups follow the users, see `Traffic::read`.
+    if !users && !groups {
+        workload.traffic.proxy_gids.clear();
+    }
+}
+
 fn annotation_field(annotation: &str) -> String {
     format!("metadata.annotations[{annotation}]")
 }
@@ -502,9 +521,37 @@ mod tests {
                 cgroup: Some("envoy".into()),
             }
         );
-        assert_eq!(w.traffic.proxy_uids, [1337]);
+        assert!(w.traffic.proxy_uids.is_empty(), "it is known by its cgroup");
         assert_eq!(findings.len(), 1);
         assert_eq!(findings[0].kind, FindingKind::BadAnnotation);
+    }
+
+    #[test]
+    fn a_proxy_with_a_cgroup_is_known_by_ids_only_if_they_are_written() {
+        let (uid, gid) = (PROXY_UID.annotation, PROXY_GID.annotation);
+        let cgroup = PROXY_CGROUP_ANNOTATION;
+        for (annotations, uids, gids) in [
+            (&[][..], &[1337][..], &[1337][..]),
+            (&[(cgroup, "envoy")], &[], &[]),
+            (&[(cgroup, "envoy"), (uid, "7")], &[7], &[7]),
+            (&[(cgroup, "envoy"), (gid, "8")], &[], &[8]),
+            (&[(cgroup, "envoy"), (uid, "7"), (gid, "8")], &[7], &[8]),
+            // That of the workload itself is none of its own.
+            (&[(cgroup, "x")], &[1337], &[1337]),
+        ] {
+            let mut w = entry("a", "x");
+            let external = (PROXY_ANNOTATION, "external");
+            for (name, value) in annotations.iter().chain([&external]) {
+                w.meta.annotations.insert((*name).into(), (*value).into());
+            }
+            let (workloads, _) = resolve(vec![w]);
+            let traffic = &workloads[0].traffic;
+            assert_eq!(
+                (&*traffic.proxy_uids, &*traffic.proxy_gids),
+                (uids, gids),
+                "{annotations:?}"
+            );
+        }
     }
 
     #[test]

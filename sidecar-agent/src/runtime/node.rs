@@ -12,23 +12,24 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use sidecar_common::keys::WorkloadId;
 
 use super::{
-    relays::{WorkloadRelay, needs_relay},
+    Left,
+    relays::{Sockets, WorkloadRelay, needs_relay},
     toggles::Toggles,
 };
 use crate::{
     cli::render,
-    compile::{Plan, WorkloadPlan, in_use},
-    dataplane::{self, Binding, Dataplane, Originals, cgroup, netns::Netns},
+    compile::{WorkloadPlan, in_use},
+    dataplane::{Binding, Dataplane, Originals, Tap, cgroup, netns::Netns},
     model::{
         ResourceRef,
         diagnostic::Diagnostic,
         failure::{Action, Case},
     },
-    observe::status::{
-        CaptureStatus, DecisionCount, MapStatus, RelayStatus, State, Status, Unclaimed,
-        WorkloadStatus,
+    observe::{
+        status::{self, CaptureStatus, State, Status, TraceStatus, Unclaimed, WorkloadStatus},
+        trace::Directory,
     },
-    relay::{Engine, EngineConfig},
+    relay::Engine,
     resolve::workload::{Proxy, ResolvedWorkload},
     source::files::Places,
 };
@@ -41,8 +42,12 @@ pub struct Node {
     cgroup_root: std::path::PathBuf,
     workloads: BTreeMap<String, Workload>,
     toggles: Toggles,
+    /// The relay's listening sockets that the agent before has left, by workload.
+    inherited: BTreeMap<String, Sockets>,
     diagnostics: Vec<Diagnostic>,
     places: Arc<Places>,
+    /// Who is who, for those who trace.
+    pub directory: Directory,
 }
 
 struct Workload {
@@ -170,19 +175,73 @@ fn open_root(path: &str) -> Result<OwnedFd> {
 }
 
 impl Node {
-    /// Loads the dataplane and starts the relay.
-    pub fn start(config: &dataplane::Config, toggles: Toggles) -> Result<Self> {
-        let dataplane = Dataplane::load(config)?;
+    /// Takes over what is in the kernel, with a relay and the sockets that are to be served by it.
+    pub fn start(
+        dataplane: Dataplane,
+        engine: Engine,
+        toggles: Toggles,
+        inherited: BTreeMap<String, Sockets>,
+        directory: Directory,
+    ) -> Result<Self> {
         Ok(Self {
             originals: Arc::new(dataplane.originals()?),
             dataplane,
-            engine: Engine::start(&EngineConfig::default()).context("starting the relay")?,
+            engine,
             cgroup_root: cgroup::root()?,
             workloads: BTreeMap::new(),
             toggles,
+            inherited,
             diagnostics: Vec::new(),
             places: Arc::default(),
+            directory,
         })
+    }
+
+    /// Lets go of everything but live relayed connections: the pins are unlocked, and the relay's
+    /// listeners not served. What is attached stays so.
+    pub fn give_up(self) -> Left {
+        let mut paused = BTreeMap::new();
+        for (name, workload) in self.workloads {
+            if let Some(relay) = workload.live.and_then(|live| live.relay) {
+                paused.insert(name, relay.pause(&self.engine));
+            }
+        }
+        Left {
+            engine: self.engine,
+            toggles: self.toggles,
+            paused,
+            directory: self.directory,
+        }
+    }
+
+    /// Ends: as [`give_up`](Self::give_up), but the relay's listeners are closed.
+    pub fn end(self) -> Left {
+        for workload in self.workloads.into_values() {
+            if let Some(relay) = workload.live.and_then(|live| live.relay) {
+                relay.stop(&self.engine);
+            }
+        }
+        Left {
+            engine: self.engine,
+            toggles: self.toggles,
+            paused: BTreeMap::new(),
+            directory: self.directory,
+        }
+    }
+
+    /// Closes the inherited sockets that no workload has claimed.
+    pub fn close_unclaimed(&mut self) {
+        self.inherited.clear();
+    }
+
+    /// The reader's end of what programs tell while somebody traces.
+    pub fn tap(&self) -> Result<Tap> {
+        self.dataplane.tap()
+    }
+
+    /// Decisions that could not be told in the kernel.
+    pub fn events_lost(&self) -> u64 {
+        self.dataplane.events_lost().unwrap_or_default()
     }
 
     /// Brings the node to what is wanted.
@@ -225,6 +284,15 @@ impl Node {
             }
         }
         self.reconcile();
+        // A plan that is the same may come from resources that are not, or that were moved.
+        for workload in self.workloads.values() {
+            if let Some(live) = &workload.live
+                && live.digest == Some(workload.wanted.digest)
+            {
+                let plan = self.dataplane.word(live.id).plan();
+                self.directory.announce(live.id, plan, &workload.wanted);
+            }
+        }
     }
 
     /// Lets go what an earlier agent has left attached and no workload has claimed.
@@ -289,9 +357,28 @@ impl Node {
         }
     }
 
+    /// How many workloads are captured as wanted, and how many there are.
+    pub fn captured(&self) -> (usize, usize) {
+        let is_captured = |workload: &&Workload| {
+            let live = workload.live.as_ref();
+            live.and_then(|live| live.digest) == Some(workload.wanted.digest)
+        };
+        let captured = self.workloads.values().filter(is_captured).count();
+        (captured, self.workloads.len())
+    }
+
     /// The whole state.
     pub fn status(&self, generation: u64) -> Status {
-        let relay = self.engine.stats();
+        Status {
+            diagnostics: self.diagnostics().filter_map(diagnostic_status).collect(),
+            ..self.summary(generation)
+        }
+    }
+
+    /// The state without the text of what is wrong with the configuration, which takes its time.
+    pub fn summary(&self, generation: u64) -> Status {
+        let refused = self.dataplane.refused_updates().unwrap_or_default();
+        let attached = self.dataplane.attached().into_iter();
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -311,34 +398,32 @@ impl Node {
                 .into_iter()
                 .map(|(slot, cgroups)| Unclaimed { slot, cgroups })
                 .collect(),
-            diagnostics: self
-                .diagnostics
-                .iter()
-                .chain(
-                    self.workloads
-                        .values()
-                        .flat_map(|workload| &workload.in_use),
-                )
-                .filter_map(diagnostic_status)
+            diagnostics: Vec::new(),
+            findings: status::findings(self.diagnostics()),
+            maps: status::maps(self.dataplane.maps(), refused),
+            programs: attached
+                .map(|(name, count)| (name.to_owned(), count))
                 .collect(),
-            maps: self
-                .dataplane
-                .usage()
-                .into_iter()
-                .map(|(map, entries, capacity)| MapStatus {
-                    map: map.into(),
-                    entries,
-                    capacity,
-                })
-                .collect(),
-            relay: RelayStatus {
-                active: relay.active,
-                accepted: relay.accepted,
-                refused: relay.refused,
-                failed: relay.failed.total(),
-                fell_back: relay.fell_back,
-            },
+            gone: status::decisions(self.dataplane.counters_of_gone()),
+            relay: self.engine.stats().into(),
+            metrics: None,
+            trace: TraceStatus::default(),
         }
+    }
+
+    /// Workloads for which nothing is in force, and why.
+    pub fn pending(&self) -> impl Iterator<Item = (&str, &str)> {
+        let is_pending = |of: &Workload| of.live.as_ref().is_none_or(|live| live.digest.is_none());
+        self.workloads
+            .iter()
+            .filter(move |(_, workload)| is_pending(workload))
+            .map(|(name, workload)| (&**name, workload.problem.as_deref().unwrap_or_default()))
+    }
+
+    /// What is wrong with the configuration, and with its listeners.
+    fn diagnostics(&self) -> impl Iterator<Item = &Diagnostic> {
+        let in_use = self.workloads.values().flat_map(|of| &of.in_use);
+        self.diagnostics.iter().chain(in_use)
     }
 
     fn workload_status(&self, name: &str, workload: &Workload) -> WorkloadStatus {
@@ -366,18 +451,9 @@ impl Node {
                 .map(|sidecar| sidecar.reference("Sidecar").to_string()),
             wanted: workload.wanted.digest.to_string(),
             actual: actual.map(|digest| digest.to_string()),
-            decisions: workload
-                .live
-                .as_ref()
-                .and_then(|live| self.dataplane.counters(live.id).ok())
-                .unwrap_or_default()
-                .into_iter()
-                .map(|(direction, reason, count)| DecisionCount {
-                    direction: direction.name().into(),
-                    reason: reason.name().into(),
-                    count,
-                })
-                .collect(),
+            decisions: workload.live.as_ref().map_or_else(Vec::new, |live| {
+                status::decisions(self.dataplane.counters(live.id))
+            }),
         }
     }
 
@@ -460,7 +536,7 @@ impl Node {
             return Ok(Vec::new());
         }
         let has_last_good = live.digest.is_some() || live.adopted;
-        let problems = match self.bring_to(live, &digest, &workload.wanted.plan, capture) {
+        let problems = match self.bring_to(name, live, &digest, &workload.wanted, capture) {
             Ok(problems) => problems,
             Err(error) if has_last_good => {
                 return Err(error.context("the last good plan stays in force"));
@@ -492,29 +568,33 @@ impl Node {
 
     fn bring_to(
         &mut self,
+        name: &str,
         live: &mut Live,
         digest: &blake3::Hash,
-        plan: &Arc<Plan>,
+        wanted: &WorkloadPlan,
         capture: bool,
     ) -> Result<Vec<String>> {
+        let plan = &wanted.plan;
         self.dataplane.suspend(live.id, !capture)?;
         self.dataplane.reserve(live.id, plan)?;
         let id = self.dataplane.install(digest, plan)?;
+        self.directory.announce(live.id, id, wanted);
         if live.relay.is_none() && needs_relay(plan) {
             live.relay = Some(WorkloadRelay::start(
-                &self.engine,
                 &mut self.dataplane,
                 &self.originals,
                 live.id,
                 &live.place.netns,
                 live.place.root.clone(),
+                self.inherited.remove(name).unwrap_or_default(),
             )?);
         }
-        let problems = match &mut live.relay {
+        let mut problems = match &mut live.relay {
             Some(relay) => relay.prepare(&self.engine, id, plan),
             None => Vec::new(),
         };
         self.dataplane.switch(live.id, id, plan)?;
+        problems.extend(self.dataplane.blind_to(live.id));
         if let Some(relay) = &mut live.relay {
             relay.settle(&self.engine, plan);
         }

@@ -21,18 +21,52 @@ use crate::{
     compile::{Listener, MemTables, Plan, Target, UnixAddr},
     dataplane::{Dataplane, Originals, RelaySockets, netns::Netns},
     relay::{
-        Accepted, Engine, ListenerId, ListenerSpec, Namespaces, Route, Routes, SocketName, listen,
+        Accepted, Engine, ListenerId, ListenerSpec, Namespaces, Role, Route, Routes, SocketName,
+        listen::{self, Listening},
     },
 };
 
 /// Plans that a connection on its way may still have been decided by.
 const REMEMBERED_PLANS: usize = 4;
 
+/// Listening sockets of one workload that no relay serves: on their way from one agent to the next.
+/// Who connects waits until they are served again.
+pub type Sockets = BTreeMap<Role, OwnedFd>;
+
+/// One workload's relay, whose listeners are not served.
+pub struct Paused {
+    /// Its listening sockets.
+    pub sockets: Sockets,
+    routes: Arc<TcpRoutes>,
+    namespaces: Namespaces,
+}
+
+impl Paused {
+    /// Serves the TCP listeners again, and leaves the others alone.
+    pub fn serve_tcp(self, engine: &Engine) {
+        for (role, socket) in self.sockets {
+            if matches!(role, Role::Unix(_)) {
+                continue;
+            }
+            let added = engine.add(ListenerSpec {
+                socket: Listening::adopt(socket),
+                namespaces: self.namespaces.clone(),
+                routes: self.routes.clone(),
+            });
+            if let Err(error) = added {
+                tracing::warn!("serving the relay's listener: {error}");
+            }
+        }
+    }
+}
+
 /// One workload's use of the relay. Dropping it without [`WorkloadRelay::stop`] leaves its
 /// listeners open until the engine ends.
 pub struct WorkloadRelay {
     routes: Arc<TcpRoutes>,
-    tcp: Vec<ListenerId>,
+    tcp: Vec<(Role, ListenerId)>,
+    /// Open, and served once it is known where their connections lead.
+    waiting: BTreeMap<Role, Listening>,
     unix: BTreeMap<UnixAddr, UnixListener>,
     namespaces: Namespaces,
     netns: Netns,
@@ -52,22 +86,26 @@ pub fn needs_relay(plan: &Plan) -> bool {
 }
 
 impl WorkloadRelay {
-    /// Opens the workload's loopback listeners and tells the kernel.
+    /// Opens the workload's loopback listeners, unless they are among `inherited`, and tells the
+    /// kernel. They are served from [`prepare`](Self::prepare) on.
     pub fn start(
-        engine: &Engine,
         dataplane: &mut Dataplane,
         originals: &Arc<Originals>,
         workload: WorkloadId,
         netns: &Netns,
         root: Option<Arc<OwnedFd>>,
+        inherited: Sockets,
     ) -> Result<Self> {
-        let v4 = netns
-            .run(|| listen::tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))?
-            .context("opening the relay's listener")?;
+        let mut waiting = adopt(inherited, root.as_deref());
+        let mut open = |role, ip: IpAddr| match waiting.remove(&role) {
+            Some(socket) => Ok(socket),
+            None => netns
+                .run(|| listen::tcp(SocketAddr::from((ip, 0))))?
+                .context("opening the relay's listener"),
+        };
+        let v4 = open(Role::V4, Ipv4Addr::LOCALHOST.into())?;
         // A namespace may have no IPv6; then nothing of it can arrive either.
-        let v6 = netns
-            .run(|| listen::tcp(SocketAddr::from((Ipv6Addr::LOCALHOST, 0))))?
-            .ok();
+        let v6 = open(Role::V6, Ipv6Addr::LOCALHOST.into()).ok();
         let v4_name = tcp_name(&v4)?;
         let v6_name = v6.as_ref().map(tcp_name).transpose()?;
         let namespaces = Namespaces {
@@ -91,28 +129,16 @@ impl WorkloadRelay {
                     .map(|(socket, name)| (socket.as_fd(), name.port())),
             },
         )?;
-        let mut relay = Self {
+        waiting.insert(Role::V4, v4);
+        waiting.extend(v6.map(|socket| (Role::V6, socket)));
+        Ok(Self {
             routes,
             tcp: Vec::new(),
+            waiting,
             unix: BTreeMap::new(),
             namespaces,
             netns: netns.clone(),
-        };
-        for socket in [Some(v4), v6].into_iter().flatten() {
-            let spec = ListenerSpec {
-                socket,
-                namespaces: relay.namespaces.clone(),
-                routes: relay.routes.clone(),
-            };
-            match engine.add(spec) {
-                Ok(id) => relay.tcp.push(id),
-                Err(error) => {
-                    relay.stop(engine);
-                    return Err(error).context("starting the relay");
-                }
-            }
-        }
-        Ok(relay)
+        })
     }
 
     /// Gets ready for a plan, before the kernel follows it: opens the unix listeners it declares.
@@ -120,7 +146,7 @@ impl WorkloadRelay {
     /// What cannot be opened is returned as text; the rest of the plan is served.
     pub fn prepare(&mut self, engine: &Engine, id: PlanId, plan: &Arc<Plan>) -> Vec<String> {
         self.routes.plans_mut().announced = Some((id, plan.clone()));
-        let mut problems = Vec::new();
+        let mut problems = self.serve_tcp(engine);
         for listener in plan.listeners() {
             let Some(bind) = listener.unix_bind() else {
                 continue;
@@ -138,10 +164,32 @@ impl WorkloadRelay {
         problems
     }
 
+    /// Serves the loopback listeners.
+    fn serve_tcp(&mut self, engine: &Engine) -> Vec<String> {
+        let mut problems = Vec::new();
+        for role in [Role::V4, Role::V6] {
+            let Some(socket) = self.waiting.remove(&role) else {
+                continue;
+            };
+            let added = engine.add(ListenerSpec {
+                socket,
+                namespaces: self.namespaces.clone(),
+                routes: self.routes.clone(),
+            });
+            match added {
+                Ok(id) => self.tcp.push((role, id)),
+                Err(error) => problems.push(format!("serving the relay's listener: {error}")),
+            }
+        }
+        problems
+    }
+
     /// The plan prepared for is in force: leads the unix listeners where it says, and closes those
     /// it does not declare. Live connections go on.
     pub fn settle(&mut self, engine: &Engine, plan: &Plan) {
         self.routes.plans_mut().settle();
+        // Inherited, and not declared any more.
+        self.waiting.clear();
         for listener in plan.listeners() {
             let open = listener.unix_bind().and_then(|bind| self.unix.get(bind));
             if let Some(open) = open {
@@ -160,25 +208,45 @@ impl WorkloadRelay {
 
     /// Closes every listener. Live connections go on.
     pub fn stop(self, engine: &Engine) {
-        for id in self
-            .tcp
-            .into_iter()
-            .chain(self.unix.into_values().map(|open| open.id))
-        {
-            drop(engine.remove(id));
+        drop(self.take_back(engine));
+    }
+
+    /// Serves no listener any more, and leaves them open, with their files. Live connections go on.
+    pub fn pause(self, engine: &Engine) -> Paused {
+        let (routes, namespaces) = (self.routes.clone(), self.namespaces.clone());
+        let listening = self.take_back(engine).into_iter();
+        Paused {
+            sockets: listening
+                .map(|(role, listening)| (role, listening.release()))
+                .collect(),
+            routes,
+            namespaces,
         }
     }
 
+    fn take_back(self, engine: &Engine) -> BTreeMap<Role, Listening> {
+        let unix = self.unix.into_iter();
+        let unix = unix.map(|(bind, open)| (Role::Unix(bind), open.id));
+        let mut listening = self.waiting;
+        for (role, id) in self.tcp.into_iter().chain(unix) {
+            listening.extend(engine.remove(id).map(|socket| (role, socket)));
+        }
+        listening
+    }
+
     fn open_unix(
-        &self,
+        &mut self,
         engine: &Engine,
         bind: &UnixAddr,
         targets: Arc<[Target]>,
     ) -> Result<UnixListener> {
         let root = self.namespaces.root.as_deref().map(AsFd::as_fd);
-        let socket = self
-            .netns
-            .run(|| listen::unix(root, bind, listen::ANYBODY))??;
+        let socket = match self.waiting.remove(&Role::Unix(bind.clone())) {
+            Some(socket) => socket,
+            None => self
+                .netns
+                .run(|| listen::unix(root, bind, listen::ANYBODY))??,
+        };
         let routes = Arc::new(UnixRoutes {
             targets: RwLock::new(targets),
             turn: AtomicUsize::new(0),
@@ -192,6 +260,24 @@ impl WorkloadRelay {
     }
 }
 
+/// Takes over listening sockets. One whose file is gone is closed: nobody could reach it.
+fn adopt(inherited: Sockets, root: Option<&OwnedFd>) -> BTreeMap<Role, Listening> {
+    let mut adopted = BTreeMap::new();
+    for (role, socket) in inherited {
+        let listening = match &role {
+            Role::V4 | Role::V6 => Ok(Listening::adopt(socket)),
+            Role::Unix(bind) => Listening::adopt_unix(root.map(AsFd::as_fd), bind, socket),
+        };
+        match listening {
+            Ok(listening) => {
+                adopted.insert(role, listening);
+            }
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+    adopted
+}
+
 fn describe(plan: &Plan, listener: &Listener, error: &anyhow::Error) -> String {
     match plan.resource(listener) {
         Some(resource) => format!("{listener} of {resource}: {error:#}"),
@@ -199,7 +285,7 @@ fn describe(plan: &Plan, listener: &Listener, error: &anyhow::Error) -> String {
     }
 }
 
-fn tcp_name(socket: &listen::Listening) -> Result<SocketAddr> {
+fn tcp_name(socket: &Listening) -> Result<SocketAddr> {
     match socket
         .local()
         .context("reading the relay listener's address")?

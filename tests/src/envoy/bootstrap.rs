@@ -8,6 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
+use super::PROXY_ID;
 use super::resources::{
     Writer, cluster, listener, listener_name, original_dst, socket_address, typed,
 };
@@ -36,6 +37,7 @@ pub enum Binds {
 pub struct Bootstrap {
     binds: Binds,
     transparent: bool,
+    original_src: bool,
     no_blackhole: bool,
     http: Vec<u16>,
     services: Vec<(SocketAddr, SocketAddr)>,
@@ -54,6 +56,14 @@ impl Bootstrap {
     #[must_use]
     pub fn transparent(mut self) -> Self {
         self.transparent = true;
+        self
+    }
+
+    /// Passes inbound connections on from their clients' own addresses, with Istio's mark, as in
+    /// TPROXY mode.
+    #[must_use]
+    pub fn original_src(mut self) -> Self {
+        self.original_src = true;
         self
     }
 
@@ -94,10 +104,13 @@ impl Bootstrap {
         let mut listeners = vec![self.outbound(&writer), self.inbound(&writer)];
         let mut clusters = vec![
             original_dst("PassthroughCluster", None),
-            original_dst("InboundPassthroughClusterIpv4", Some(INBOUND_SOURCE.into())),
+            original_dst(
+                "InboundPassthroughClusterIpv4",
+                self.inbound_source(INBOUND_SOURCE.into()),
+            ),
             original_dst(
                 "InboundPassthroughClusterIpv6",
-                Some(INBOUND_SOURCE6.into()),
+                self.inbound_source(INBOUND_SOURCE6.into()),
             ),
             cluster("BlackHoleCluster", &[]),
         ];
@@ -174,7 +187,21 @@ impl Bootstrap {
             "name": "envoy.filters.listener.original_dst",
             "typed_config": typed("filters.listener.original_dst.v3.OriginalDst", json!({})),
         }]);
+        if self.original_src
+            && let Some(filters) = inbound["listener_filters"].as_array_mut()
+        {
+            let config = json!({"mark": PROXY_ID});
+            filters.push(json!({
+                "name": "envoy.filters.listener.original_src",
+                "typed_config": typed("filters.listener.original_src.v3.OriginalSrc", config),
+            }));
+        }
         inbound
+    }
+
+    /// Where inbound connections are passed on from, if not from their clients' addresses.
+    fn inbound_source(&self, passthrough: IpAddr) -> Option<IpAddr> {
+        (!self.original_src).then_some(passthrough)
     }
 
     fn blackhole(&self, writer: &Writer<'_>, port: u16) -> Option<Value> {

@@ -20,6 +20,7 @@ pub struct EnvoyBuilder<'a> {
     bootstrap: Bootstrap,
     workers: u32,
     net_admin: bool,
+    uid: u32,
     userns: Option<&'a UserNamespace>,
 }
 
@@ -31,6 +32,7 @@ impl<'a> EnvoyBuilder<'a> {
             bootstrap: Bootstrap::default(),
             workers: 1,
             net_admin: false,
+            uid: PROXY_ID,
             userns: None,
         }
     }
@@ -53,6 +55,14 @@ impl<'a> EnvoyBuilder<'a> {
     #[must_use]
     pub fn net_admin(mut self) -> Self {
         self.net_admin = true;
+        self
+    }
+
+    /// As user 0, known by its group 1337 only: so Istio's injector has it in TPROXY mode. It may do
+    /// no more than otherwise.
+    #[must_use]
+    pub fn as_root(mut self) -> Self {
+        self.uid = 0;
         self
     }
 
@@ -91,7 +101,7 @@ impl<'a> EnvoyBuilder<'a> {
         Envoy::run(&command, self.netns, dir)
     }
 
-    /// Envoy at its place as user 1337, without capabilities and without a way to new ones. The
+    /// Envoy at its place as its user, without capabilities and without a way to new ones. The
     /// program is run as its standard input: that user may not be allowed to reach where it is.
     fn command(&self) -> Command {
         let (program, more): (_, Vec<OsString>) = match self.userns {
@@ -110,7 +120,7 @@ impl<'a> EnvoyBuilder<'a> {
         };
         command.args(more);
         command.args([
-            &format!("--reuid={PROXY_ID}"),
+            &format!("--reuid={}", self.uid),
             &format!("--regid={PROXY_ID}"),
             "--clear-groups",
             "--no-new-privs",

@@ -14,7 +14,7 @@ struct Program {
 }
 
 /// What the tests really run. A test that needs another program adds a line here.
-const PROGRAMS: [Program; 8] = [
+const PROGRAMS: [Program; 10] = [
     Program {
         name: "ip",
         package: "iproute2",
@@ -49,6 +49,16 @@ const PROGRAMS: [Program; 8] = [
         name: "ip6tables-restore",
         package: "iptables",
         reason: "the same for IPv6",
+    },
+    Program {
+        name: "nft",
+        package: "nftables",
+        reason: "makes and tells rules that `doctor` is to find",
+    },
+    Program {
+        name: "strace",
+        package: "strace",
+        reason: "tells which system calls the agent makes, to compare with the systemd unit",
     },
     Program {
         name: "conntrack",

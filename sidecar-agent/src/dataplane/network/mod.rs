@@ -4,8 +4,10 @@
 mod netlink;
 mod read;
 mod setup;
+mod sockets;
 mod steering;
 
 pub use read::{Network, RouteTo};
 pub use setup::Setup;
+pub use sockets::listening;
 pub use steering::Steering;

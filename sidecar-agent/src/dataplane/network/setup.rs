@@ -90,7 +90,12 @@ impl Setup {
         netlink::within(netns, async |handle| {
             self.change(&handle, steering, passthrough_v6).await
         })
-        .with_context(|| format!("setting up the routing of {}", netns.path.display()))?;
+        .with_context(|| {
+            format!(
+                "setting up the routing of {} (the agent needs CAP_NET_ADMIN)",
+                netns.path.display()
+            )
+        })?;
         Ok(true)
     }
 

@@ -34,19 +34,22 @@ pub use set::{Expected, Set};
 /// The map that all sets share.
 pub const WORKLOADS: &str = "WORKLOADS";
 
-const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
-
-/// The directory of this agent's pins, locked.
+/// The directory of this agent's pins.
 pub struct PinDir {
     path: PathBuf,
-    _lock: OwnedFd,
+    dir: OwnedFd,
+}
+
+/// Keeps other agents from a pin directory, for as long as it lives.
+pub struct Lock {
+    _dir: OwnedFd,
 }
 
 impl PinDir {
-    /// Makes the directory if it is not there, mounts a bpffs above it if none is, and locks it.
+    /// Makes the directory if it is not there, and mounts a bpffs above it if none is.
     ///
     /// # Errors
-    /// If it cannot be made, is not the agent's alone, or another agent has it.
+    /// If it cannot be made, or is not the agent's alone.
     pub fn open(path: &Path) -> Result<Self> {
         let parent = path
             .parent()
@@ -58,23 +61,23 @@ impl PinDir {
             }
             _ => {}
         }
-        Self::lock(path)
+        Self::at(path)
     }
 
-    /// Locks the directory; `None` if there is none.
+    /// Opens the directory; `None` if there is none.
     ///
     /// # Errors
-    /// If it is not the agent's alone, or another agent has it.
+    /// If it is not the agent's alone.
     pub fn existing(path: &Path) -> Result<Option<Self>> {
         match fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
-            Ok(_) => Self::lock(path).map(Some),
+            Ok(_) => Self::at(path).map(Some),
         }
     }
 
-    fn lock(path: &Path) -> Result<Self> {
-        let lock = openat(
+    fn at(path: &Path) -> Result<Self> {
+        let dir = openat(
             CWD,
             path,
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
@@ -82,22 +85,34 @@ impl PinDir {
         )
         .with_context(|| format!("opening {}", path.display()))?;
         // bpffs is often mounted for everybody to write: whoever owns the directory rules its pins.
-        let found = fstat(&lock).with_context(|| format!("reading {}", path.display()))?;
+        let found = fstat(&dir).with_context(|| format!("reading {}", path.display()))?;
         if found.st_uid != geteuid().as_raw() || found.st_mode & 0o022 != 0 {
             bail!(
                 "{} belongs to another user, or others may write to it; remove it",
                 path.display()
             );
         }
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).with_context(|| {
-            format!(
-                "locking {}: another agent uses it; stop that one, or give this one another --bpffs",
-                path.display()
-            )
-        })?;
         Ok(Self {
             path: path.to_owned(),
-            _lock: lock,
+            dir,
+        })
+    }
+
+    /// Keeps other agents from it.
+    ///
+    /// # Errors
+    /// If another agent has it.
+    pub fn lock(&self) -> Result<Lock> {
+        let path = self.path.display();
+        flock(&self.dir, FlockOperation::NonBlockingLockExclusive).with_context(|| {
+            format!(
+                "locking {path}: another agent uses it; stop that one, or give this one another \
+                 --bpffs"
+            )
+        })?;
+        let dir = self.dir.try_clone();
+        Ok(Lock {
+            _dir: dir.with_context(|| format!("locking {path}"))?,
         })
     }
 
@@ -201,16 +216,20 @@ fn remove_pin(path: &Path) -> Result<()> {
     }
 }
 
+/// Whether a path is in a BPF file system.
+#[must_use]
+pub fn is_bpffs(path: &Path) -> bool {
+    const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+    rustix::fs::statfs(path).is_ok_and(|found| u64::try_from(found.f_type) == Ok(BPF_FS_MAGIC))
+}
+
 fn mount_bpffs(at: &Path) -> Result<()> {
-    let is_bpffs = || {
-        rustix::fs::statfs(at).is_ok_and(|found| u64::try_from(found.f_type) == Ok(BPF_FS_MAGIC))
-    };
     // A directory within a bpffs mount is as good as the mount itself.
-    if is_bpffs() {
+    if is_bpffs(at) {
         return Ok(());
     }
     fs::create_dir_all(at).with_context(|| format!("creating {}", at.display()))?;
-    if is_bpffs() {
+    if is_bpffs(at) {
         return Ok(());
     }
     rustix::mount::mount(

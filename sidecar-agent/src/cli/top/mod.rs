@@ -1,0 +1,131 @@
+//! `top`.
+
+mod figures;
+mod view;
+
+use std::{
+    io::{IsTerminal as _, stdout},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use ratatui::{
+    DefaultTerminal,
+    crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
+};
+
+use self::figures::Figures;
+use super::output::print_text;
+use crate::observe::{
+    admin::{self, Answer, Request},
+    status::Status,
+};
+
+/// Arguments of `top`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print one table and end; also done where stdout is no terminal.
+    #[arg(long)]
+    once: bool,
+    /// Time over which rates are taken.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u64).range(1..=3600)
+    )]
+    interval: u64,
+    /// The running agent's directory.
+    #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = super::inputs::RUN_DIR)]
+    run_dir: PathBuf,
+}
+
+/// A state, and when it was.
+struct Sample {
+    at: Instant,
+    status: Status,
+}
+
+impl Sample {
+    fn take(run_dir: &Path) -> Result<Self> {
+        match admin::ask(run_dir, &Request::Status)? {
+            Answer::Status(status) => Ok(Self {
+                at: Instant::now(),
+                status: *status,
+            }),
+            Answer::Error(message) => bail!(message),
+            _ => bail!("the agent has answered something else"),
+        }
+    }
+
+    fn since(&self, before: &Self) -> Figures {
+        Figures::new(&before.status, &self.status, self.at - before.at)
+    }
+}
+
+/// Shows what the agent's workloads do, again and again, until `q` is pressed.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let interval = Duration::from_secs(args.interval);
+    let first = Sample::take(&args.run_dir)?;
+    if args.once || !stdout().is_terminal() {
+        std::thread::sleep(interval);
+        let figures = Sample::take(&args.run_dir)?.since(&first);
+        print_text(&view::plain(&figures))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut terminal = ratatui::try_init().context("taking over the terminal")?;
+    let ended = live(&mut terminal, &args.run_dir, interval, first);
+    ratatui::restore();
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+fn live(
+    terminal: &mut DefaultTerminal,
+    run_dir: &Path,
+    interval: Duration,
+    first: Sample,
+) -> Result<()> {
+    let mut figures = first.since(&first);
+    let mut before = first;
+    // The agent may go and come: what was seen last stays, with what is wrong.
+    let mut trouble = None;
+    loop {
+        terminal
+            .draw(|frame| view::draw(frame, &figures, trouble.as_deref()))
+            .context("drawing")?;
+        if is_over(before.at + interval)? {
+            return Ok(());
+        }
+        if before.at.elapsed() < interval {
+            // The terminal was resized.
+            continue;
+        }
+        match Sample::take(run_dir) {
+            Ok(now) => {
+                figures = now.since(&before);
+                before = now;
+                trouble = None;
+            }
+            Err(error) => {
+                before.at = Instant::now();
+                trouble = Some(format!("{error:#}"));
+            }
+        }
+    }
+}
+
+/// Waits until a time, or an event that must be drawn; true: the user has had enough.
+fn is_over(until: Instant) -> Result<bool> {
+    let left = until.saturating_duration_since(Instant::now());
+    if !event::poll(left).context("waiting for a key")? {
+        return Ok(false);
+    }
+    let is_end = |key: KeyEvent| {
+        key.kind == KeyEventKind::Press
+            && (matches!(key.code, KeyCode::Char('q') | KeyCode::Esc)
+                || key.code == KeyCode::Char('c') && key.modifiers == KeyModifiers::CONTROL)
+    };
+    Ok(matches!(event::read().context("reading a key")?, Event::Key(key) if is_end(key)))
+}

@@ -1,0 +1,199 @@
+//! Figures on a terminal, and as plain text.
+
+use ratatui::{
+    Frame,
+    layout::{Constraint, Layout},
+    style::{Color, Modifier, Style},
+    text::Line,
+    widgets::{Paragraph, Row as TableRow, Table},
+};
+use sidecar_common::Path;
+
+use super::figures::{Figures, Row};
+use crate::{
+    cli::{output::table, render::printable},
+    observe::status::State,
+};
+
+/// Draws the whole screen; `trouble`: why the figures are old.
+pub fn draw(frame: &mut Frame<'_>, figures: &Figures, trouble: Option<&str>) {
+    let [head, body, foot] = Layout::vertical([
+        Constraint::Length(2),
+        Constraint::Min(1),
+        Constraint::Length(1),
+    ])
+    .areas(frame.area());
+    let lines: Vec<Line<'_>> = heading(figures).into_iter().map(Line::from).collect();
+    frame.render_widget(Paragraph::new(lines), head);
+
+    let header = columns().map(str::to_owned);
+    let header = TableRow::new(header).style(Style::new().add_modifier(Modifier::REVERSED));
+    let rows = figures.rows.iter().map(|row| {
+        let style = match row.state {
+            State::Captured | State::Off => Style::new(),
+            State::Stale => Style::new().fg(Color::Yellow),
+            State::Pending => Style::new().fg(Color::Red),
+        };
+        TableRow::new(cells(row)).style(style)
+    });
+    let names = figures.rows.iter().map(|row| row.workload.chars().count());
+    let longest = names.max().and_then(|longest| u16::try_from(longest).ok());
+    let longest = longest.unwrap_or_default().clamp(20, 48);
+    let widths = [Constraint::Length(longest), Constraint::Length(8)]
+        .into_iter()
+        .chain(Path::ALL.iter().map(|_| Constraint::Length(8)))
+        .chain([Constraint::Length(10), Constraint::Fill(1)]);
+    frame.render_widget(Table::new(rows, widths).header(header), body);
+
+    let (text, style) = match trouble {
+        Some(trouble) => (printable(trouble), Style::new().fg(Color::Red)),
+        None => (
+            "q: quit".to_owned(),
+            Style::new().add_modifier(Modifier::DIM),
+        ),
+    };
+    frame.render_widget(Paragraph::new(text).style(style), foot);
+}
+
+/// The same as text.
+#[must_use]
+pub fn plain(figures: &Figures) -> String {
+    let rows = figures.rows.iter().map(|row| cells(row).to_vec());
+    let [first, second] = heading(figures);
+    [first, second, table(&columns(), rows)].join("\n")
+}
+
+fn heading(figures: &Figures) -> [String; 2] {
+    let states = State::ALL
+        .iter()
+        .zip(figures.states)
+        .map(|(state, count)| format!("{count} {}", state.name()));
+    let states: Vec<String> = states.collect();
+    [
+        format!(
+            "sidecar-agent {}, pid {}; workloads: {}; configuration {}, {} findings",
+            figures.version,
+            figures.pid,
+            states.join(", "),
+            figures.generation,
+            figures.findings
+        ),
+        format!(
+            "relay: {} connections, {}/s to targets, {}/s to clients",
+            figures.relayed,
+            bytes(figures.to_target),
+            bytes(figures.to_client)
+        ),
+    ]
+}
+
+/// `PASS/S`, ..., in the order of `Path::ALL`.
+const PER_SECOND: [&str; Path::ALL.len()] = ["PASS/S", "DIRECT/S", "RELAY/S", "PROXY/S", "DENY/S"];
+
+fn columns() -> [&'static str; 9] {
+    let [pass, direct, relay, proxy, deny] = PER_SECOND;
+    [
+        "WORKLOAD", "STATE", pass, direct, relay, proxy, deny, "TOTAL", "PROBLEM",
+    ]
+}
+
+fn cells(row: &Row) -> [String; 9] {
+    let [pass, direct, relay, proxy, deny] = row.rates.map(rate);
+    [
+        printable(&row.workload),
+        row.state.name().to_owned(),
+        pass,
+        direct,
+        relay,
+        proxy,
+        deny,
+        row.total.to_string(),
+        printable(&row.problem),
+    ]
+}
+
+fn rate(rate: f64) -> String {
+    if rate > 0.0 && rate < 10.0 {
+        format!("{rate:.1}")
+    } else {
+        format!("{rate:.0}")
+    }
+}
+
+fn bytes(bytes: f64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB"];
+    let mut value = bytes;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ratatui::{Terminal, backend::TestBackend};
+
+    use super::*;
+    use crate::cli::top::figures::tests::status;
+
+    fn figures() -> Figures {
+        Figures::new(&status(10, 0), &status(30, 1 << 20), Duration::from_secs(2))
+    }
+
+    fn screen(trouble: Option<&str>) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(110, 8)).unwrap();
+        terminal
+            .draw(|frame| draw(frame, &figures(), trouble))
+            .unwrap();
+        let text = terminal.backend().to_string();
+        let lines = text.lines().map(|line| line.trim_matches('"').trim_end());
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_screen_shows_heading_table_and_help() {
+        let expected = "\
+sidecar-agent 1.2.3, pid 4321; workloads: 1 captured, 1 stale, 1 pending; configuration 7, 3 findings
+relay: 12 connections, 512.0 KiB/s to targets, 1.0 MiB/s to clients
+WORKLOAD             STATE    PASS/S   DIRECT/S RELAY/S  PROXY/S  DENY/S   TOTAL      PROBLEM
+prod/busy            captured 0        20       0        0        0        61
+prod/idle            stale    0        0        0        0        0        5000
+prod/absent          pending  0        0        0        0        0        0          its cgroup is not there
+
+q: quit";
+        assert_eq!(screen(None), expected);
+    }
+
+    #[test]
+    fn trouble_is_shown_and_cannot_control_the_terminal() {
+        let text = screen(Some("the agent is\u{1b}[2J gone"));
+        assert!(text.ends_with("the agent is [2J gone"), "{text}");
+        assert!(text.contains("prod/busy"), "{text}");
+    }
+
+    #[test]
+    fn plain_text_has_the_same() {
+        let expected = "\
+sidecar-agent 1.2.3, pid 4321; workloads: 1 captured, 1 stale, 1 pending; configuration 7, 3 findings
+relay: 12 connections, 512.0 KiB/s to targets, 1.0 MiB/s to clients
+ WORKLOAD     STATE     PASS/S  DIRECT/S  RELAY/S  PROXY/S  DENY/S  TOTAL  PROBLEM
+ prod/busy    captured  0       20        0        0        0       61
+ prod/idle    stale     0       0         0        0        0       5000
+ prod/absent  pending   0       0         0        0        0       0      its cgroup is not there";
+        assert_eq!(plain(&figures()), expected);
+    }
+
+    #[test]
+    fn a_screen_that_is_too_small_is_no_failure() {
+        for (width, height) in [(1, 1), (10, 2), (300, 3)] {
+            let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+            terminal
+                .draw(|frame| draw(frame, &figures(), None))
+                .unwrap();
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Who else is attached where our programs are, or would be.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+};
+
+use aya::{maps::MapInfo, programs::loaded_programs};
+
+use super::{
+    netns::Netns,
+    object::CGROUP_PROGRAMS,
+    sys::{self, AttachType},
+};
+
+/// A map that all our programs use, and hardly anybody else's.
+const OUR_MAP: &str = "WORKLOADS";
+
+/// How programs are attached at one hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// With `BPF_F_ALLOW_MULTI`, or by links: others may come, all run.
+    Multi,
+    /// With `BPF_F_ALLOW_OVERRIDE`: a program of a cgroup below runs instead.
+    Override,
+    /// With neither: nobody may attach here or below.
+    Exclusive,
+}
+
+/// A program that is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The kernel's id.
+    pub id: u32,
+    /// Its name; empty where it has none, or we may not see it.
+    pub name: String,
+    /// Whether it is this agent's, or that of another run of it.
+    pub is_ours: bool,
+}
+
+/// One of our hooks, at one cgroup or network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// The name of our program for it.
+    pub name: &'static str,
+    /// How its programs are attached.
+    pub sharing: Sharing,
+    /// Those that are attached there itself.
+    pub programs: Vec<Attached>,
+}
+
+/// Our hooks of the cgroup at `path` that have programs.
+///
+/// # Errors
+/// If the cgroup cannot be opened, or the kernel does not answer (`CAP_NET_ADMIN` is needed).
+pub fn of_cgroup(path: &Path) -> io::Result<Vec<Hook>> {
+    let cgroup = File::open(path)?;
+    of(cgroup.as_fd(), &CGROUP_PROGRAMS)
+}
+
+/// The same of a network namespace: `sk_lookup`.
+///
+/// # Errors
+/// If the kernel does not answer.
+pub fn of_netns(netns: &Netns) -> io::Result<Vec<Hook>> {
+    let mut hooks = of(netns.as_fd(), &[("sk_lookup", AttachType::SkLookup)])?;
+    // The kernel tells no flags there: there may be several.
+    for hook in &mut hooks {
+        hook.sharing = Sharing::Multi;
+    }
+    Ok(hooks)
+}
+
+fn of(target: BorrowedFd<'_>, hooks: &[(&'static str, AttachType)]) -> io::Result<Vec<Hook>> {
+    let mut found = Vec::new();
+    for &(name, attach_type) in hooks {
+        let attached = sys::prog_query(target, attach_type)?;
+        if !attached.programs.is_empty() {
+            found.push((name, attached));
+        }
+    }
+    let ids = found.iter().flat_map(|(_, attached)| &attached.programs);
+    let known = look_up(&ids.copied().collect());
+    let hook = |(name, attached): (_, sys::Attached)| Hook {
+        name,
+        sharing: sharing(attached.flags),
+        programs: attached
+            .programs
+            .iter()
+            .map(|id| {
+                known.get(id).cloned().unwrap_or(Attached {
+                    id: *id,
+                    name: String::new(),
+                    is_ours: false,
+                })
+            })
+            .collect(),
+    };
+    Ok(found.into_iter().map(hook).collect())
+}
+
+fn sharing(flags: u32) -> Sharing {
+    const ALLOW_OVERRIDE: u32 = 1;
+    const ALLOW_MULTI: u32 = 2;
+    if flags & ALLOW_MULTI != 0 {
+        Sharing::Multi
+    } else if flags & ALLOW_OVERRIDE != 0 {
+        Sharing::Override
+    } else {
+        Sharing::Exclusive
+    }
+}
+
+/// Those of these programs that we may look at (`CAP_SYS_ADMIN`).
+fn look_up(ids: &BTreeSet<u32>) -> BTreeMap<u32, Attached> {
+    if ids.is_empty() {
+        return BTreeMap::new();
+    }
+    loaded_programs()
+        .map_while(Result::ok)
+        .filter(|program| ids.contains(&program.id()))
+        .map(|program| {
+            let maps = program.map_ids().ok().flatten().unwrap_or_default();
+            let is_ours = maps.into_iter().any(|map| {
+                MapInfo::from_id(map).is_ok_and(|map| map.name_as_str() == Some(OUR_MAP))
+            });
+            let attached = Attached {
+                id: program.id(),
+                name: program.name_as_str().unwrap_or_default().to_owned(),
+                is_ours,
+            };
+            (attached.id, attached)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_as_the_kernel_has_them() {
+        assert_eq!(sharing(0), Sharing::Exclusive);
+        assert_eq!(sharing(1), Sharing::Override);
+        assert_eq!(sharing(2), Sharing::Multi);
+        assert_eq!(sharing(3), Sharing::Multi);
+    }
+}

@@ -1,0 +1,81 @@
+//! Listening sockets of a namespace, by `sock_diag`: /proc/net/tcp also walks every connection, which
+//! takes seconds on a busy node.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use anyhow::{Context as _, Result, bail};
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_sock_diag::{
+    SockDiagMessage,
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP},
+    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
+};
+use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
+
+use crate::dataplane::netns::Netns;
+
+/// What one answer of the kernel's fits in.
+const BUFFER: usize = 64 * 1024;
+
+/// The addresses of all TCP sockets that listen in a namespace, by inode number.
+///
+/// # Errors
+/// If the namespace cannot be entered, or netlink fails.
+pub fn listening(netns: &Netns) -> Result<BTreeMap<u64, SocketAddr>> {
+    netns
+        .run(|| {
+            let mut found = BTreeMap::new();
+            for (family, any) in [
+                (AF_INET, SocketId::new_v4()),
+                (AF_INET6, SocketId::new_v6()),
+            ] {
+                dump(family, any, &mut found)?;
+            }
+            anyhow::Ok(found)
+        })?
+        .with_context(|| format!("listing the listeners of {}", netns.path.display()))
+}
+
+fn dump(family: u8, any: SocketId, found: &mut BTreeMap<u64, SocketAddr>) -> Result<()> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let request = SockDiagMessage::InetRequest(InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::LISTEN,
+        socket_id: any,
+    });
+    let mut request = NetlinkMessage::new(header, request.into());
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut buffer = Vec::with_capacity(BUFFER);
+    loop {
+        buffer.clear();
+        socket.recv(&mut buffer, 0)?;
+        let mut rest = buffer.as_slice();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
+                .context("an answer that is not understood")?;
+            let length = message.header.length as usize;
+            match message.payload {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(listener)) => {
+                    let id = &listener.header.socket_id;
+                    let address = SocketAddr::new(id.source_address, id.source_port);
+                    found.insert(listener.header.inode.into(), address);
+                }
+                NetlinkPayload::Done(_) => return Ok(()),
+                NetlinkPayload::Error(error) => bail!("{error}"),
+                _ => {}
+            }
+            // Messages are aligned to four bytes.
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! How full the maps are, and which updates the kernel refused.
+//!
+//! What only the agent writes is known from what it has written. `SOCKETS` and `ORIGINAL_DST` are
+//! written by programs as well: the sockets are counted whenever they are looked at anyway (once a
+//! second), the original destinations in batches, at most once a second. Of `ASKED_FOR` and
+//! `IDENTITIES`, storage of sockets and cgroups, the kernel tells no number; the rest are arrays.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::AsFd as _,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use aya::maps::MapData;
+use sidecar_common::{keys::Tuple, values::Original};
+
+use super::{Dataplane, attach::Attachment, object::Objects, sys};
+
+/// How long a count of the kernel's entries is used.
+const COUNT_AGAIN: Duration = Duration::from_secs(1);
+
+/// One map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Its name.
+    pub map: &'static str,
+    /// Entries in it; `None`: the kernel did not tell.
+    pub entries: Option<usize>,
+    /// Most entries.
+    pub capacity: u32,
+}
+
+/// Refused updates by map.
+#[derive(Default)]
+pub struct Failures(Mutex<BTreeMap<&'static str, u64>>);
+
+impl Failures {
+    /// Counts an update that failed, and says which map it was.
+    pub fn note<T, E>(&self, map: &'static str, updated: Result<T, E>) -> Result<T>
+    where
+        Result<T, E>: Context<T, E>,
+    {
+        if updated.is_err() {
+            self.count(map);
+        }
+        updated.with_context(|| format!("writing map {map}"))
+    }
+
+    /// Counts one.
+    pub fn count(&self, map: &'static str) {
+        *self.lock().entry(map).or_default() += 1;
+    }
+
+    /// So far, by map.
+    pub fn so_far(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What was counted last of what programs write.
+pub struct Counted {
+    /// Listening sockets.
+    pub sockets: usize,
+    originals: MapData,
+    last: Mutex<Option<(Instant, Option<usize>)>>,
+}
+
+impl Counted {
+    /// Opens what has to be counted.
+    pub fn open(objects: &Objects) -> Result<Self> {
+        Ok(Self {
+            sockets: 0,
+            originals: objects.open_map("ORIGINAL_DST")?,
+            last: Mutex::default(),
+        })
+    }
+
+    /// How many original destinations are remembered.
+    fn originals(&self, capacity: u32) -> Option<usize> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if let Some((at, entries)) = *last
+            && now - at < COUNT_AGAIN
+        {
+            return entries;
+        }
+        let entry = (size_of::<Tuple>(), size_of::<Original>());
+        let entries = sys::count_entries(self.originals.fd().as_fd(), entry, capacity)
+            .inspect_err(|error| tracing::debug!("counting the entries of ORIGINAL_DST: {error}"))
+            .ok();
+        *last = Some((now, entries));
+        entries
+    }
+}
+
+impl Dataplane {
+    /// How full the maps are that can be; see the module.
+    #[must_use]
+    pub fn maps(&self) -> Vec<Usage> {
+        let capacity = self.maps.capacity();
+        let total = |of: fn(&Attachment) -> usize| -> Option<usize> {
+            Some(self.attachments.values().map(of).sum())
+        };
+        let mut usage: Vec<Usage> = self
+            .usage()
+            .into_iter()
+            .map(|(map, entries, capacity)| Usage {
+                map,
+                entries: Some(entries),
+                capacity,
+            })
+            .collect();
+        let others = [
+            ("WORKLOADS", Some(self.attachments.len())),
+            ("INTERFACES", total(Attachment::told_interfaces)),
+            ("ROUTES", total(Attachment::told_routes)),
+            ("LOCAL_ADDRS", total(|of| of.local_addrs.len())),
+            ("LISTEN_INTEREST", total(|of| of.listen_ports.len())),
+            ("SOCKETS", Some(self.counted.sockets)),
+            (
+                "ORIGINAL_DST",
+                self.counted.originals(capacity.original_dst),
+            ),
+        ];
+        let capacities = BTreeMap::from(capacity.entries());
+        usage.extend(others.into_iter().map(|(map, entries)| Usage {
+            map,
+            entries,
+            capacity: capacities.get(map).copied().unwrap_or_default(),
+        }));
+        usage
+    }
+
+    /// Updates of maps that were refused so far: the agent's, and where programs write, theirs.
+    ///
+    /// # Errors
+    /// If the kernel's counters cannot be read.
+    pub fn refused_updates(&self) -> Result<BTreeMap<&'static str, u64>> {
+        use sidecar_common::values::Lost;
+        let mut refused = self.maps.failures().so_far();
+        let by_programs = [
+            ("SOCKETS", Lost::SOCKETS),
+            ("ORIGINAL_DST", Lost::ORIGINAL_DST),
+        ];
+        for (map, what) in by_programs {
+            *refused.entry(map).or_default() += self.counters.lost(what)?;
+        }
+        Ok(refused)
+    }
+}

@@ -1,0 +1,116 @@
+//! What the kernel can do for us.
+
+use std::path::Path;
+
+use super::{
+    Check,
+    catalogue::{self, Code},
+};
+use crate::dataplane::{
+    cgroup,
+    probe::{self, Feature, Trial},
+};
+
+/// How many lines of the verifier's log are shown.
+const LAST_LINES: usize = 6;
+
+/// Which kernel it is. Nothing follows from that.
+pub fn release() -> Check {
+    let system = rustix::system::uname();
+    let release = system.release().to_string_lossy().into_owned();
+    let machine = system.machine().to_string_lossy().into_owned();
+    Check::info("kernel", format!("{release} on {machine}"))
+}
+
+/// Tries every feature.
+pub fn features(program: &Path) -> Vec<Check> {
+    // Where there is no cgroup2, that is said elsewhere.
+    let root = cgroup::root().ok();
+    probe::everything(root.as_deref())
+        .into_iter()
+        .chain([probe::borrowed_socket(program)])
+        .map(judge)
+        .collect()
+}
+
+/// Tries what is no work.
+pub fn quick() -> Vec<Check> {
+    vec![judge(probe::netns_cookie())]
+}
+
+fn judge(trial: Trial) -> Check {
+    let (what, code) = describe(trial.feature);
+    match trial.result {
+        Ok(()) => Check::ok(what, "works"),
+        Err(error) => Check::finding(what, code, shortened(&format!("{error:#}"))),
+    }
+}
+
+fn describe(feature: Feature) -> (String, &'static Code) {
+    let (what, code) = match feature {
+        Feature::Program(name) => return (format!("program {name}"), catalogue::PROGRAM),
+        Feature::Scratch => ("namespaces to try in", catalogue::NOT_TRIED),
+        Feature::Maps => ("BPF maps", catalogue::MAPS),
+        Feature::CgroupLink => ("links to a cgroup", catalogue::CGROUP_LINK),
+        Feature::NetnsLink => ("link to a network namespace", catalogue::NETNS_LINK),
+        Feature::CgroupStorage => ("cgroup storage by id", catalogue::CGROUP_STORAGE),
+        Feature::MappedArray => ("mapped array", catalogue::MAPPED_ARRAY),
+        Feature::SocketMap => ("listening socket in a sockhash", catalogue::SOCKET_MAP),
+        Feature::RingBuffer => ("ring buffer", catalogue::RING_BUFFER),
+        Feature::NetnsCookie => ("network namespace cookie", catalogue::NETNS_COOKIE),
+        Feature::BorrowedSocket => ("pidfd_getfd", catalogue::BORROWED_SOCKET),
+    };
+    (what.to_owned(), code)
+}
+
+/// The verifier's log is long, and its end tells the cause.
+fn shortened(error: &str) -> String {
+    let lines: Vec<&str> = error
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty() && !line.starts_with("processed "))
+        .collect();
+    let Some((first, rest)) = lines.split_first() else {
+        return String::new();
+    };
+    let last = rest.len().saturating_sub(LAST_LINES);
+    let skipped = (last > 0).then_some("...");
+    [*first]
+        .into_iter()
+        .chain(skipped)
+        .chain(rest.iter().skip(last).copied())
+        .collect::<Vec<_>>()
+        .join("\n          ")
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+    use crate::doctor::report::State;
+
+    #[test]
+    fn what_fails_is_found_by_its_code() {
+        let trial = |result| Trial {
+            feature: Feature::Program("connect4"),
+            result,
+        };
+        assert_eq!(judge(trial(Ok(()))).state, State::Ok);
+        let failed = judge(trial(Err(anyhow!("EPERM"))));
+        assert_eq!(failed.check, "program connect4");
+        assert_eq!(failed.finding.unwrap().code, catalogue::PROGRAM.id);
+    }
+
+    #[test]
+    fn of_a_long_log_the_beginning_and_the_end_are_shown() {
+        let log = "r1 = r2\n".repeat(99);
+        let text = format!("loading: EINVAL\n{log}unknown func bpf_set_retval#187\nprocessed 99\n");
+        let shown = shortened(&text);
+        let lines: Vec<_> = shown.lines().map(str::trim).collect();
+        assert_eq!(lines.first(), Some(&"loading: EINVAL"));
+        assert_eq!(lines.last(), Some(&"unknown func bpf_set_retval#187"));
+        assert_eq!(lines.len(), LAST_LINES + 2, "{shown}");
+        assert_eq!(shortened("one"), "one");
+    }
+}

@@ -1,0 +1,191 @@
+//! From one agent to the next, without a connection that is refused.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::SocketAddr,
+    os::unix::net::UnixStream,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    thread,
+};
+
+use anyhow::{Context as _, ensure};
+use sidecar_tests::{
+    Client, Mode, Probe, Server,
+    lab::{Lab, service},
+    require_root,
+};
+
+/// One relayed listener each way, one that is served in the kernel alone, and the rest refused.
+const SIDECAR: &str = "\
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: relayed, namespace: prod-us1}
+spec:
+  ingress:
+  - port: {number: 9080, protocol: TCP, name: in}
+    defaultEndpoint: unix:///var/run/app.sock
+  egress:
+  - port: {number: 0, protocol: TCP, name: out}
+    bind: unix:///run/out.sock
+    hosts: ['*/*']
+  - hosts: ['*/*']
+";
+
+/// A lab with an application on a unix socket. No agent runs yet.
+fn lab(application: Mode) -> anyhow::Result<Lab> {
+    let mut lab = Lab::new()?;
+    lab.announce("10.96.0.0/16")?;
+    lab.serve("10.96.0.1:9081", "service")?;
+    let application = Server::unix(&lab.in_root("/var/run/app.sock"))
+        .place(lab.inside())
+        .mode(application)
+        .name("application")
+        .start()?;
+    lab.keep(application);
+    lab.write(
+        "services.yaml",
+        &service("prod-us1", "service", "10.96.0.1".parse()?, 9081),
+    )?;
+    lab.write("sidecar.yaml", SIDECAR)?;
+    lab.write_workload(&[])?;
+    lab.write_mesh("outboundTrafficPolicy:\n  mode: REGISTRY_ONLY\n")?;
+    Ok(lab)
+}
+
+/// The same, with an agent; the application tells its name.
+fn relayed() -> anyhow::Result<Lab> {
+    let mut lab = lab(Mode::Banner)?;
+    lab.start_agent()?;
+    Ok(lab)
+}
+
+fn ingress(lab: &Lab) -> SocketAddr {
+    (lab.workload().v4, 9080).into()
+}
+
+/// While `change` runs, connections are made through the relay and through the kernel alone, one
+/// after the other. None may fail.
+fn under_load(
+    lab: &mut Lab,
+    change: impl FnOnce(&mut Lab) -> anyhow::Result<()>,
+) -> anyhow::Result<u32> {
+    let relay = Probe::start(lab.outside())?;
+    let kernel = Probe::start(lab.inside())?;
+    let (to_relay, to_kernel) = (ingress(lab), "10.96.0.1:9081".parse()?);
+    let (done, made) = (AtomicBool::new(false), AtomicU32::new(0));
+    let visit = |probe: &Probe, address, name: &str| -> anyhow::Result<()> {
+        while !done.load(Ordering::Relaxed) {
+            let seen = probe.visit(address)?.with_context(|| {
+                format!("connection {} to {name}", made.load(Ordering::Relaxed))
+            })?;
+            ensure!(seen.name == name, "{seen:?}");
+            made.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    let visit = &visit;
+    thread::scope(|scope| {
+        let relayed = scope.spawn(move || visit(&relay, to_relay, "application"));
+        let direct = scope.spawn(move || visit(&kernel, to_kernel, "service"));
+        let changed = change(lab);
+        done.store(true, Ordering::Relaxed);
+        let results = [relayed.join(), direct.join()];
+        for result in results {
+            result.map_err(|_| anyhow::anyhow!("a client panicked"))??;
+        }
+        changed
+    })?;
+    Ok(made.into_inner())
+}
+
+#[test]
+fn no_connection_is_refused_while_agents_follow_each_other() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = relayed()?;
+    let first = lab.agent()?.pid();
+    let made = under_load(&mut lab, |lab| {
+        for _ in 0..3 {
+            let before = lab.agent_mut()?.succeed::<&str>(&[])?;
+            lab.wait_captured()?;
+            ensure!(before.wait()?.success(), "it did not end well");
+        }
+        Ok(())
+    })?;
+    ensure!(lab.agent()?.pid() != first, "nothing has changed");
+    ensure!(made > 20, "only {made} connections");
+    println!("{made} connections while agents followed each other");
+    Ok(())
+}
+
+/// Maps of another size: the next agent's programs are beside those of the one before.
+#[test]
+fn no_connection_is_refused_when_the_maps_change() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = relayed()?;
+    under_load(&mut lab, |lab| {
+        for rules in ["100000", "200000"] {
+            let before = lab.agent_mut()?.succeed(&["--max-rules", rules])?;
+            lab.wait_captured()?;
+            ensure!(before.wait()?.success(), "it did not end well");
+        }
+        Ok(())
+    })?;
+    let pins = lab.agent()?.bpffs().join("sidecar-agent");
+    ensure!(pins.join("set-3").exists(), "the maps have not changed");
+    Ok(())
+}
+
+#[test]
+fn live_connections_go_on_in_the_agent_before_which_ends_with_the_last() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = lab(Mode::Echo)?;
+    lab.start_agent_with(|agent| agent.args(["--drain", "20"]))?;
+    lab.wait_captured()?;
+    let mut held = Client::tcp(ingress(&lab)).place(lab.outside()).hold()?;
+    ensure!(held.exchange("there?")? == "there?");
+    let before = lab.agent_mut()?.succeed::<&str>(&[])?;
+    lab.wait_captured()?;
+    ensure!(held.exchange("still there?")? == "still there?");
+    ensure!(
+        before.has_ended()?.is_none(),
+        "it has ended before its connection"
+    );
+    drop(held);
+    ensure!(before.wait()?.success(), "it did not end well");
+    Ok(())
+}
+
+#[test]
+fn one_that_does_not_load_or_does_not_confirm_changes_nothing() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = relayed()?;
+    let pid = lab.agent()?.pid();
+    under_load(&mut lab, |lab| {
+        let agent = lab.agent()?;
+        let output = agent.cli(&["run", "--take-over", "--max-rules", "4294967295"])?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            !output.status.success() && error.contains("loading BPF maps"),
+            "{error}"
+        );
+        // One that asks, and is gone.
+        let mut stream = UnixStream::connect(agent.run_dir().join("admin.sock"))?;
+        stream.write_all(b"\"take-over\"\n")?;
+        let mut offer = String::new();
+        BufReader::new(&stream).read_line(&mut offer)?;
+        ensure!(offer.contains("descriptor"), "{offer}");
+        drop(stream);
+        agent.wait_log("has not taken over")?;
+        lab.wait_captured()
+    })?;
+    ensure!(lab.agent()?.pid() == pid, "another agent runs");
+    Ok(())
+}
+
+#[test]
+fn where_none_runs_it_just_starts() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = lab(Mode::Banner)?;
+    lab.start_agent_with(|agent| agent.args(["--take-over"]))?;
+    lab.wait_captured()
+}

@@ -1,0 +1,7 @@
+//! What the agent tells about itself.
+
+mod health;
+mod logs;
+mod metrics;
+mod top;
+mod trace;
