@@ -7,7 +7,10 @@ use std::{collections::BTreeSet, fs, net::Ipv6Addr};
 use anyhow::{Context as _, Result};
 use rtnetlink::{
     Error, Handle, RouteMessageBuilder,
-    packet_route::route::{RouteMessage, RouteScope, RouteType},
+    packet_route::{
+        address::{AddressAttribute, AddressFlags},
+        route::{RouteMessage, RouteScope, RouteType},
+    },
 };
 use rustix::io::Errno;
 
@@ -100,7 +103,11 @@ impl Setup {
                 .any(|rule| matches!(rule, Steering::ToTransparentProxy { .. })),
         )?;
         if passthrough_v6 && !self.passthrough_v6 {
-            let request = handle.address().add(LO, PASSTHROUGH_V6.into(), 128);
+            let mut request = handle.address().add(LO, PASSTHROUGH_V6.into(), 128);
+            // Of use at once: otherwise it is looked for duplicates first, and a proxy that is called
+            // meanwhile cannot bind it.
+            let nodad = AddressAttribute::Flags(AddressFlags::Nodad);
+            request.message_mut().attributes.push(nodad);
             exists_or(request.execute().await).context("adding ::6 to lo")?;
         }
         // Not taken away again: a proxy may have it in use, and it is nobody else's.
