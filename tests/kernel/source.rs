@@ -169,3 +169,17 @@ fn what_the_proxy_passes_on_is_left_alone() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// As long as the kernel looks for duplicates of an address, nobody can bind it: what the proxy passes
+/// on would come from the workload's own address, and be led to the proxy again.
+#[test]
+fn the_address_that_inbound_ipv6_is_passed_on_from_is_of_use_at_once() -> anyhow::Result<()> {
+    require_root!();
+    let fixture = Fixture::of_pod(Planner::new().proxied())?;
+    let addresses = fixture.netns.ip("-6 -o address show dev lo to ::6")?;
+    assert!(
+        addresses.contains("::6/128 scope global nodad"),
+        "{addresses}"
+    );
+    Ok(())
+}

@@ -11,8 +11,16 @@ use std::{
 use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
+<<<<<<< HEAD
     Error, Handle, IpVersion, RouteMessageBuilder,
     packet_route::route::{RouteMessage, RouteScope, RouteType},
+=======
+    Error, Handle, RouteMessageBuilder,
+    packet_route::{
+        address::{AddressAttribute, AddressFlags},
+        route::{RouteMessage, RouteScope, RouteType},
+    },
+>>>>>>> left4
 };
 use rustix::io::Errno;
 
@@ -152,7 +160,11 @@ impl Setup {
                 .any(|rule| matches!(rule, Steering::ToTransparentProxy { .. })),
         )?;
         if passthrough_v6 && !self.passthrough_v6 {
-            let request = handle.address().add(LO, PASSTHROUGH_V6.into(), 128);
+            let mut request = handle.address().add(LO, PASSTHROUGH_V6.into(), 128);
+            // Of use at once: otherwise it is looked for duplicates first, and a proxy that is called
+            // meanwhile cannot bind it.
+            let nodad = AddressAttribute::Flags(AddressFlags::Nodad);
+            request.message_mut().attributes.push(nodad);
             exists_or(request.execute().await).context("adding ::6 to lo")?;
         }
         // Not taken away again: a proxy may have it in use, and it is nobody else's.
