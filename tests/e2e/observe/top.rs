@@ -37,7 +37,7 @@ fn one_table_where_no_terminal_is() -> anyhow::Result<()> {
         let mut lines = text.lines();
         let heading = lines.next().context("no heading")?;
         ensure!(
-            heading.contains("workloads: 1 captured, 0 stale, 1 pending"),
+            heading.contains("workloads: 1 captured, 0 stale, 0 off, 1 pending"),
             "{text}"
         );
         let relay = lines.next().context("no second line")?;

@@ -11,16 +11,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
-<<<<<<< HEAD
     Error, Handle, IpVersion, RouteMessageBuilder,
-    packet_route::route::{RouteMessage, RouteScope, RouteType},
-=======
-    Error, Handle, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressFlags},
         route::{RouteMessage, RouteScope, RouteType},
     },
->>>>>>> left4
 };
 use rustix::io::Errno;
 
