@@ -281,3 +281,29 @@ fn virtual_interfaces_are_found_by_the_beginning_of_their_names() -> anyhow::Res
     assert_eq!(steered(&fixture)?, names([]));
     Ok(())
 }
+
+/// To the kernel, a rule for everything is there already if one for a network is.
+#[test]
+fn virtual_interfaces_are_steered_whatever_networks_are_included() -> anyhow::Result<()> {
+    require_root!();
+    let virtuals = || {
+        Planner::new()
+            .proxied()
+            .interface("vm1", Interface::VIRTUAL)
+    };
+    let some = || {
+        virtuals()
+            .virtual_range("93.184.0.0/16")
+            .virtual_range("2001:db8:ffff::/48")
+    };
+    let all = || virtuals().flags(PlanHeader::VIRTUAL_ALL);
+    let mut fixture = Fixture::without_plan()?;
+    let guest = Guest::behind(&fixture, "vm1", 1)?;
+    let _proxy = serve(fixture.as_proxy(), "[::]:15001", "proxy")?;
+    for plan in [some(), all(), some(), all()] {
+        fixture.follow(plan)?;
+        guest.is_captured()?;
+        assert_eq!(steered(&fixture)?, names(["vm1"]));
+    }
+    Ok(())
+}

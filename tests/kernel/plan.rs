@@ -149,6 +149,12 @@ impl Planner {
         self
     }
 
+    /// A network that is captured where it is called by a virtual interface, if not all are.
+    pub fn virtual_range(mut self, net: &str) -> Self {
+        self.0.virtual_ranges.insert(network(net));
+        self
+    }
+
     /// DNS to these networks is the proxy's.
     pub fn dns(mut self, nets: &[&str]) -> Self {
         self.0.header.dns_port = DNS_PORT;

@@ -93,11 +93,11 @@ fn ranges(rng: &mut Rng, options: &mut OptionSet) {
 
 fn interfaces(rng: &mut Rng, options: &mut OptionSet) {
     if percent(rng, 20) {
-        let interfaces = ["net1", "net1", "eth0", "net1,eth0"];
+        let interfaces = ["net1", "net+", "eth0", "net1,eth0"];
         one(rng, &interfaces).clone_into(&mut options.exclude_interfaces);
     }
     if percent(rng, 15) {
-        "net1".clone_into(&mut options.reroute_virtual_interfaces);
+        one(rng, &["net1", "net+"]).clone_into(&mut options.reroute_virtual_interfaces);
     }
 }
 

@@ -26,7 +26,7 @@ use crate::dataplane::netns::Netns;
 pub(super) const TABLE: u8 = 133;
 /// The mark that a transparent proxy has on its connections to the application; Istio's.
 pub(super) const PROXY_MARK: u32 = 1337;
-/// Before the rules for the main and default tables (32766, 32767).
+/// Before the rules for the main and default tables (32766, 32767). The next is ours, too.
 pub(super) const PRIORITY: u32 = 13_300;
 /// Has an accepted socket answer with the mark of what it accepted.
 const MARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";

@@ -109,7 +109,7 @@ impl Steering {
                 _ => {}
             }
         }
-        if rule.header.table != TABLE || priority != Some(PRIORITY) {
+        if rule.header.table != TABLE {
             return None;
         }
         let v4 = rule.header.family == AddressFamily::Inet;
@@ -117,13 +117,23 @@ impl Steering {
             .iter()
             .find(|net| net.addr().is_ipv4() == v4)?
             .addr();
-        match (interface, mark) {
-            (Some(interface), _) => Some(Self::From {
+        let steering = match (interface, mark) {
+            (Some(interface), _) => Self::From {
                 interface,
                 to: IpNet::new(to.unwrap_or(anywhere), rule.header.dst_len).ok()?,
-            }),
-            (None, Some(PROXY_MARK)) => Some(Self::ToTransparentProxy { v4 }),
-            _ => None,
+            },
+            (None, Some(PROXY_MARK)) => Self::ToTransparentProxy { v4 },
+            _ => return None,
+        };
+        (priority == Some(steering.priority())).then_some(steering)
+    }
+
+    /// The kernel takes a rule without a network for the same as one with a network, where
+    /// everything else is: when it is added, and when it is deleted.
+    fn priority(&self) -> u32 {
+        match self {
+            Self::From { to, .. } if to.prefix_len() == 0 => PRIORITY + 1,
+            Self::From { .. } | Self::ToTransparentProxy { .. } => PRIORITY,
         }
     }
 
@@ -133,7 +143,7 @@ impl Steering {
         message.header.family = family(self.is_v4());
         message.header.table = TABLE;
         message.header.action = RuleAction::ToTable;
-        message.attributes = vec![RuleAttribute::Priority(PRIORITY)];
+        message.attributes = vec![RuleAttribute::Priority(self.priority())];
         match self {
             Self::From { interface, to } => {
                 message
