@@ -12,6 +12,7 @@ use sidecar_common::{
 use sidecar_tests::{Kind, apps::wire::mapped, require_root};
 
 use crate::{
+    dns::answering,
     fixture::{Fixture, reached, serve},
     plan::{DNS_PORT, OUTBOUND_PORT, Planner, at, deny, direct, proxy, relay, rule},
 };
@@ -290,18 +291,20 @@ fn a_proxys_connections_and_dns_are_told() -> anyhow::Result<()> {
 
     // A query of an unconnected socket, one of a connected one, and what is no query.
     let server = at("10.1.0.53:53");
-    let answering = format!("127.0.0.1:{DNS_PORT}");
-    let socket = app.socket(Kind::Udp4)??;
-    let _ = socket.send_to("who", server)?;
-    let connected = app.socket(Kind::Udp4)??;
-    connected.connect(server)??;
-    let _ = socket.send_to("who", at("10.1.0.53:54"))?;
+    let proxy = format!("127.0.0.1:{DNS_PORT}");
     let query = || Told {
         transport: Transport::Udp,
-        ..outbound(Path::Proxy, Reason::Dns, "10.1.0.53:53", Some(&answering))
+        ..outbound(Path::Proxy, Reason::Dns, "10.1.0.53:53", Some(&proxy))
     };
-    assert_eq!(taken(&mut tap), [query(), query()]);
-    Ok(())
+    answering(&fixture, &proxy, || {
+        let socket = app.socket(Kind::Udp4)??;
+        let _ = socket.send_to("who", server)?;
+        let connected = app.socket(Kind::Udp4)??;
+        connected.connect(server)??;
+        let _ = socket.send_to("who", at("10.1.0.53:54"))?;
+        assert_eq!(taken(&mut tap), [query(), query()]);
+        Ok(())
+    })
 }
 
 #[test]

@@ -128,7 +128,9 @@ impl Dataplane {
                 self.counted.originals(capacity.original_dst),
             ),
         ];
-        let capacities = BTreeMap::from(capacity.entries());
+        let mut capacities = BTreeMap::from(capacity.entries());
+        // The map of all sets has more.
+        capacities.insert("WORKLOADS", capacity.workloads);
         usage.extend(others.into_iter().map(|(map, entries)| Usage {
             map,
             entries,
