@@ -1,8 +1,11 @@
 //! DNS, while the proxy's port for it is not there.
 
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
 use rustix::io::Errno;
 use sidecar_common::{Reason, values::PlanHeader};
-use sidecar_tests::{Kind, require_root};
+use sidecar_tests::{Kind, Probe, require_root};
 
 use super::{answered, awake, promptly, refused};
 use crate::{
@@ -16,6 +19,8 @@ const SERVERS: [(Kind, &str, &str); 2] = [
     (Kind::Udp4, "10.244.1.5:53", "127.0.0.1:15053"),
     (Kind::Udp6, "[fd00:244::5]:53", "[::1]:15053"),
 ];
+
+type Ask = fn(&Probe, Kind, SocketAddr) -> anyhow::Result<(String, SocketAddr)>;
 
 fn plan() -> Planner {
     Planner::new()
@@ -35,16 +40,18 @@ fn open_the_server_is_asked_until_the_proxy_is_there() -> anyhow::Result<()> {
         answering(&fixture, server, || {
             for round in 1..=2 {
                 let before = fixture.outbound(Reason::ProxyGone)?;
-                for ask in [ask, ask_connected] {
-                    let (_, sender) = promptly(server, || ask(&app, kind, at(server)))?;
+                for (what, ask) in [("unconnected", ask as Ask), ("connected", ask_connected)] {
+                    let (_, sender) = promptly(server, || ask(&app, kind, at(server)))
+                        .with_context(|| format!("{what} to {server}, round {round}, no proxy"))?;
                     assert_eq!(sender, at(server));
                 }
                 // Two datagrams and a connect.
                 assert_eq!(fixture.outbound(Reason::ProxyGone)?, before + 3);
                 let before = fixture.outbound(Reason::Dns)?;
                 answering(&fixture, proxy, || {
-                    for ask in [ask, ask_connected] {
-                        let (_, sender) = promptly(server, || ask(&app, kind, at(server)))?;
+                    for (what, ask) in [("unconnected", ask as Ask), ("connected", ask_connected)] {
+                        let (_, sender) = promptly(server, || ask(&app, kind, at(server)))
+                            .with_context(|| format!("{what} to {server}, round {round}"))?;
                         assert_eq!(sender, at(server));
                     }
                     Ok(())
