@@ -10,6 +10,7 @@ use sidecar_common::{Path, Reason};
 use sidecar_tests::{
     DEADLINE, Kind, Probe,
     apps::wire::{canonical, mapped},
+    poll::poll_result,
     require_root,
 };
 
@@ -35,7 +36,7 @@ pub fn answering<T>(
     let server = fixture.netns.run(|| UdpSocket::bind(address))??;
     server.set_read_timeout(Some(DEADLINE))?;
     let stop = fixture.netns.run(|| UdpSocket::bind((address.ip(), 0)))??;
-    thread::scope(|scope| {
+    let done = thread::scope(|scope| {
         scope.spawn(|| {
             let mut question = [0; 64];
             while let Ok((length, client)) = server.recv_from(&mut question) {
@@ -50,7 +51,16 @@ pub fn answering<T>(
         let done = closure();
         stop.send_to(b"stop", address)?;
         done
-    })
+    })?;
+    // A process that another test has just forked still has the socket until it execs.
+    drop(server);
+    poll_result(DEADLINE, "the name server to be gone", || {
+        fixture
+            .netns
+            .run(|| UdpSocket::bind(address))?
+            .map_err(Into::into)
+    })?;
+    Ok(done)
 }
 
 /// Asks on a socket that is not connected.
