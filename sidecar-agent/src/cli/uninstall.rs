@@ -41,7 +41,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         uninstall::inventory(&pin_dir)?
     } else {
         let found = uninstall::uninstall(&pin_dir)?;
-        crate::runtime::remove_files(&args.run_dir, &args.state_dir)?;
+        crate::runtime::own_files::remove(&args.run_dir, &args.state_dir)?;
         found
     };
     print(args.format, &found, || human(&found, args.dry_run))?;

@@ -1,38 +1,32 @@
 //! The running agent: takes in what changed, works out what is wanted, brings the kernel to it.
 
+mod ending;
 mod handover;
 mod node;
+pub mod own_files;
 mod relays;
 mod service;
+mod telling;
 mod toggles;
 
 use std::{
     collections::BTreeMap,
-    io::ErrorKind,
     net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::oneshot,
-    time::{MissedTickBehavior, interval, timeout},
-};
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
     compile::Compiler,
     dataplane::{self, Capacity, Prepared},
     model::{Compat, FailurePolicy, diagnostic::Severity},
     observe::{
-        admin::{self, Admin, Answer, Call, Request, Taken},
-        health::{Health, Pending},
-        http::{self, Web},
-        metrics::Metrics,
-        status::{Status, TraceStatus},
-        trace::{Directory, Hub},
+        admin::{Admin, Answer, Call, Request, Taken},
+        status::Status,
+        trace::Directory,
     },
     relay::{Engine, EngineConfig},
     source::{
@@ -40,10 +34,11 @@ use crate::{
         files,
     },
 };
+use ending::{Signals, hand_over};
 use handover::Predecessor;
 use node::Node;
-use relays::Paused;
 use service::Service;
+use telling::Telling;
 use toggles::Toggles;
 
 /// How often a workload that could not be captured is tried again, and namespaces are looked at.
@@ -51,10 +46,6 @@ const REFRESH: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether applications listen where a Sidecar declares a listener.
 const LOOK_FOR_COLLISIONS: Duration = Duration::from_secs(10);
-
-/// How long TCP listeners that the next agent has not taken are served still: for what was led to
-/// them, and has not arrived yet.
-const STRAGGLERS: Duration = Duration::from_secs(2);
 
 /// Settings of a running agent.
 #[derive(Clone, Debug)]
@@ -87,6 +78,15 @@ pub struct Options {
     pub metrics_per_workload: bool,
     /// Longest time in which the main loop must turn once.
     pub stall_limit: Duration,
+}
+
+impl Options {
+    fn dataplane(&self) -> dataplane::Config {
+        dataplane::Config {
+            pin_dir: dataplane::default_pin_dir(&self.bpffs),
+            capacity: self.capacity,
+        }
+    }
 }
 
 /// Runs until SIGTERM or SIGINT, or until the next agent has taken over. What is captured stays so:
@@ -202,80 +202,8 @@ struct Started {
     telling: Telling,
 }
 
-/// What the agent tells of itself, beside what it is asked over the admin socket.
-struct Telling {
-    health: Arc<Health>,
-    metrics: Arc<Metrics>,
-    traces: Hub,
-    web: Option<Web>,
-}
-
-impl Telling {
-    fn new(options: &Options) -> Self {
-        Self {
-            health: Arc::new(Health::new(options.stall_limit)),
-            metrics: Arc::new(Metrics::new(options.metrics_per_workload)),
-            traces: Hub::default(),
-            web: None,
-        }
-    }
-
-    /// Serves metrics and health; `None`: nowhere.
-    async fn serve(&mut self, address: Option<SocketAddr>) -> Result<()> {
-        if let Some(address) = address {
-            let web = http::serve(address, self.health.clone(), self.metrics.clone()).await?;
-            tracing::info!("metrics and health at http://{}", web.address);
-            self.web = Some(web);
-        }
-        Ok(())
-    }
-
-    /// Leaves the address to the next agent.
-    async fn pause(&mut self) {
-        if let Some(web) = self.web.take() {
-            web.close().await;
-        }
-    }
-
-    /// The main loop turns: tells so, and whether anything is pending.
-    fn turn(&self, node: &Node) {
-        self.health.beat();
-        self.health.update(|readiness| {
-            readiness.applied = true;
-            readiness.workloads = node
-                .pending()
-                .map(|(name, why)| Pending {
-                    what: format!("workload {name}"),
-                    why: why.to_owned(),
-                })
-                .collect();
-        });
-    }
-
-    fn trace(&self, node: &Node) -> TraceStatus {
-        TraceStatus {
-            clients: self.traces.clients(),
-            lost_in_kernel: node.events_lost(),
-            lost_in_agent: self.traces.lost(),
-        }
-    }
-
-    /// The next scrape; never, where nothing is served.
-    async fn scraped(&mut self) -> Option<http::Scrape> {
-        match &mut self.web {
-            Some(web) => web.scrapes.recv().await,
-            None => std::future::pending().await,
-        }
-    }
-}
-
 async fn start(options: &Options) -> Result<Started> {
-    let load = || {
-        Prepared::load(&dataplane::Config {
-            pin_dir: dataplane::default_pin_dir(&options.bpffs),
-            capacity: options.capacity,
-        })
-    };
+    let load = || Prepared::load(&options.dataplane());
     let run_dir = &options.run_dir;
     let mut telling = Telling::new(options);
     let traces = || telling.traces.clone();
@@ -320,102 +248,10 @@ async fn start(options: &Options) -> Result<Started> {
     })
 }
 
-/// Offers the next agent what it needs, and waits until it has taken it. `None`: it has not.
-async fn hand_over(
-    admin: &Admin,
-    left: &Left,
-    reply: oneshot::Sender<Answer>,
-    taken: oneshot::Receiver<Taken>,
-) -> Option<Taken> {
-    let offer = handover::offer(admin.descriptor(), &left.paused);
-    // Whether it is there is told by its confirmation.
-    let _ = reply.send(Answer::Offer(offer));
-    taken.await.ok()
-}
-
-/// What is left of an agent that follows no configuration any more.
-pub struct Left {
-    /// It still moves the bytes of live connections.
-    pub engine: Engine,
-    /// What operators have said.
-    pub toggles: Toggles,
-    /// The relay's listeners, by workload.
-    pub paused: BTreeMap<String, Paused>,
-    /// Who is who, for those who trace.
-    pub directory: Directory,
-}
-
-impl Left {
-    /// Goes on as before.
-    fn go_on(self, options: &Options) -> Result<Node> {
-        let dataplane = dataplane::Dataplane::load(&dataplane::Config {
-            pin_dir: dataplane::default_pin_dir(&options.bpffs),
-            capacity: options.capacity,
-        })?;
-        let paused = self.paused.into_iter();
-        let sockets = paused.map(|(workload, paused)| (workload, paused.sockets));
-        let (engine, toggles) = (self.engine, self.toggles);
-        Node::start(
-            dataplane,
-            engine,
-            toggles,
-            sockets.collect(),
-            self.directory,
-        )
-    }
-
-    /// Ends with the last live connection, after `drain`, or with another signal.
-    async fn end(self, tcp: bool, drain: Duration, signals: &mut Signals) -> Result<()> {
-        if !tcp {
-            for (_, paused) in self.paused {
-                paused.serve_tcp(&self.engine);
-            }
-            let _ = timeout(STRAGGLERS, signals.any()).await;
-        }
-        let active = self.engine.stats().active;
-        if active > 0 {
-            tracing::info!(active, "waiting for relayed connections to end");
-        }
-        let engine = self.engine;
-        let drained = tokio::task::spawn_blocking(move || engine.shutdown(drain));
-        tokio::select! {
-            cut = drained => match cut.context("the relay ended badly")? {
-                0 => tracing::info!("ended"),
-                cut => tracing::warn!(cut, "ended; relayed connections were reset"),
-            },
-            // The process ends, and with it everything.
-            () = signals.any() => tracing::warn!("ended at once; relayed connections are reset"),
-        }
-        Ok(())
-    }
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate()).context("waiting for SIGTERM")?,
-            interrupt: signal(SignalKind::interrupt()).context("waiting for SIGINT")?,
-        })
-    }
-
-    /// Waits for one.
-    async fn any(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
 fn answer(node: &mut Node, request: Request, generation: u64, telling: &Telling) -> Answer {
     match request {
         Request::Status => Answer::Status(Box::new(Status {
-            metrics: telling.web.as_ref().map(|web| web.address),
+            metrics: telling.address(),
             trace: telling.trace(node),
             ..node.status(generation)
         })),
@@ -445,34 +281,4 @@ fn apply(node: &mut Node, compiler: &mut Compiler, input: &files::Update, dns: &
 fn has_errors(input: &files::Update) -> bool {
     let mut diagnostics = input.diagnostics.iter();
     diagnostics.any(|diagnostic| diagnostic.severity == Severity::Error)
-}
-
-/// Removes the files of an agent that does not run: its socket and what operators have said. What
-/// else is in those directories stays, and they do then.
-///
-/// # Errors
-/// If one cannot be removed.
-pub fn remove_files(run_dir: &Path, state_dir: &Path) -> Result<()> {
-    for (file, dir) in [
-        (admin::socket_path(run_dir), run_dir),
-        (toggles::path(state_dir), state_dir),
-    ] {
-        for (path, result) in [
-            (&*file, std::fs::remove_file(&file)),
-            (dir, std::fs::remove_dir(dir)),
-        ] {
-            match result {
-                Err(error)
-                    if !matches!(
-                        error.kind(),
-                        ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty
-                    ) =>
-                {
-                    return Err(error).with_context(|| format!("removing {}", path.display()));
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(())
 }

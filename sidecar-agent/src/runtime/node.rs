@@ -12,7 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use sidecar_common::keys::WorkloadId;
 
 use super::{
-    Left,
+    ending::Left,
     relays::{Sockets, WorkloadRelay, needs_relay},
     toggles::Toggles,
 };
