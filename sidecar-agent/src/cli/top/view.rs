@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn the_screen_shows_heading_table_and_help() {
         let expected = "\
-sidecar-agent 1.2.3, pid 4321; workloads: 1 captured, 1 stale, 1 pending; configuration 7, 3 findings
+sidecar-agent 1.2.3, pid 4321; workloads: 1 captured, 1 stale, 0 off, 1 pending; configuration 7, 3 findings
 relay: 12 connections, 512.0 KiB/s to targets, 1.0 MiB/s to clients
 WORKLOAD             STATE    PASS/S   DIRECT/S RELAY/S  PROXY/S  DENY/S   TOTAL      PROBLEM
 prod/busy            captured 0        20       0        0        0        61
@@ -178,7 +178,7 @@ q: quit";
     #[test]
     fn plain_text_has_the_same() {
         let expected = "\
-sidecar-agent 1.2.3, pid 4321; workloads: 1 captured, 1 stale, 1 pending; configuration 7, 3 findings
+sidecar-agent 1.2.3, pid 4321; workloads: 1 captured, 1 stale, 0 off, 1 pending; configuration 7, 3 findings
 relay: 12 connections, 512.0 KiB/s to targets, 1.0 MiB/s to clients
  WORKLOAD     STATE     PASS/S  DIRECT/S  RELAY/S  PROXY/S  DENY/S  TOTAL  PROBLEM
  prod/busy    captured  0       20        0        0        0       61
