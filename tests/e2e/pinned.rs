@@ -1,6 +1,12 @@
 //! What outlives the agent, and how it is told to go.
 
-use std::{fs, net::SocketAddr, process::Output, time::Instant};
+use std::{
+    ffi::OsStr,
+    fs,
+    net::SocketAddr,
+    process::{Command, Output, Stdio},
+    time::Instant,
+};
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
@@ -8,7 +14,8 @@ use sidecar_tests::{
     Client, DEADLINE, Place,
     lab::{Lab, WORKLOAD},
     poll::poll_result,
-    require_root,
+    programs, require_root,
+    tempdir::TempDir,
 };
 
 use crate::fixture::registry_only;
@@ -223,4 +230,35 @@ fn uninstalled_nothing_is_left() -> anyhow::Result<()> {
         ensure!(!path.exists(), "{} is left", path.display());
     }
     Ok(())
+}
+
+#[test]
+fn a_bpf_file_system_is_mounted_where_none_is() -> anyhow::Result<()> {
+    require_root!();
+    let lab = registry_only()?;
+    let dir = TempDir::new("sidecar-bpffs-")?;
+    let at = |name: &str| dir.path().join(name);
+    // In a mount namespace of its own, with which it goes.
+    let mut agent = Command::new("unshare")
+        .arg("--mount")
+        .arg(programs::agent()?)
+        .args(["run", "--metrics-address", ""])
+        .args([OsStr::new("--config"), lab.config_dir().as_os_str()])
+        .args([OsStr::new("--bpffs"), at("bpf").as_os_str()])
+        .args([OsStr::new("--run-dir"), at("run").as_os_str()])
+        .args([OsStr::new("--state-dir"), at("state").as_os_str()])
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mounts = format!("/proc/{}/mountinfo", agent.id());
+    let wanted = format!(" {} ", at("bpf").display());
+    let mounted = poll_result(DEADLINE, "the mount", || {
+        let mounts = fs::read_to_string(&mounts)?;
+        let mount = mounts.lines().find(|line| line.contains(&wanted));
+        let mount = mount.context("nothing is mounted there")?;
+        ensure!(mount.contains("- bpf bpf "), "{mount}");
+        Ok(())
+    });
+    agent.kill()?;
+    agent.wait()?;
+    mounted
 }
