@@ -5,6 +5,7 @@ mod attacks;
 mod bad_input;
 mod conformance;
 mod doctor;
+mod dump;
 mod failure;
 mod fixture;
 mod handover;

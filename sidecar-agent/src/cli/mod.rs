@@ -7,6 +7,7 @@ mod callers;
 mod capture;
 pub mod check;
 mod doctor;
+mod dump;
 mod explain;
 mod inputs;
 mod output;
@@ -71,6 +72,8 @@ enum Verb {
     Explain(explain::Args),
     /// Show what the running agent does.
     Status(status::Args),
+    /// Show what is in the kernel's maps, by name; needs no running agent, and disturbs none.
+    Dump(dump::Args),
     /// Turn the capture of one workload on or off, live; it stays so when the agent restarts.
     Capture(capture::Args),
     /// Remove what the agent has in the kernel, and nothing else; stopping it removes nothing.
@@ -112,6 +115,7 @@ pub fn main() -> ExitCode {
         Verb::Plan(args) => plan::run(&args),
         Verb::Explain(args) => explain::run(&args),
         Verb::Status(args) => status::run(&args),
+        Verb::Dump(args) => dump::run(&args),
         Verb::Capture(args) => capture::run(&args),
         Verb::Uninstall(args) => uninstall::run(&args),
         Verb::Doctor(args) => doctor::run(args),

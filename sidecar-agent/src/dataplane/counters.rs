@@ -11,7 +11,12 @@ use sidecar_common::{
     values::{DECISION_SLOTS, decision_slot},
 };
 
-use super::{maps::Capacity, object::Objects, sys};
+use super::{
+    maps::Capacity,
+    object::{Objects, open_map},
+    pins::Set,
+    sys,
+};
 
 /// Whose counters hold what workloads that are gone had counted.
 const GONE: WorkloadId = 0;
@@ -29,11 +34,16 @@ pub struct Counters {
 impl Counters {
     /// Opens the maps by their pins.
     pub fn open(objects: &Objects, capacity: &Capacity) -> Result<Self> {
-        let decisions = objects.open_map("COUNTERS")?;
+        Self::of_set(objects.set(), capacity)
+    }
+
+    /// The same, of a set whose programs need not be loaded.
+    pub fn of_set(set: &Set, capacity: &Capacity) -> Result<Self> {
+        let decisions = open_map(&set.map("COUNTERS"))?;
         Ok(Self {
             decisions: sys::MappedWords::map(decisions.fd().as_fd(), capacity.counters())
                 .context("mapping the COUNTERS array")?,
-            lost: Map::PerCpuArray(objects.open_map("LOST")?).try_into()?,
+            lost: Map::PerCpuArray(open_map(&set.map("LOST"))?).try_into()?,
         })
     }
 

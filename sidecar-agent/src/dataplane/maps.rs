@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
     sync::{Mutex, PoisonError},
 };
 
@@ -25,7 +26,8 @@ use sidecar_common::{
 use super::{
     contents::{self, Keys, Size, bits, by_plan},
     network::RouteTo,
-    object::{DIGESTS, Objects},
+    object::{DIGESTS, Objects, open_map},
+    pins::Set,
     slots::Slots,
     sys,
     usage::Failures,
@@ -112,46 +114,52 @@ pub struct Maps {
     used: Size,
     slots: Slots,
     identities: MapData,
-    plans: HashMap<MapData, PlanId, PlanHeader>,
-    digests: HashMap<MapData, PlanId, Digest>,
-    outbound: HashMap<MapData, RuleKey, Rule>,
-    prefixes: LpmTrie<MapData, PrefixKey, Rule>,
-    inbound: HashMap<MapData, RuleKey, Rule>,
-    backends: HashMap<MapData, BackendKey, Endpoint>,
-    owners: HashMap<MapData, OwnerKey, u8>,
-    interfaces: HashMap<MapData, WorkloadInterface, u32>,
-    routes: LpmTrie<MapData, RouteKey, Route>,
-    local_addrs: HashMap<MapData, WorkloadEndpoint, u8>,
-    listen_interest: HashMap<MapData, WorkloadPort, u64>,
-    sockets: SockHash<MapData, WorkloadEndpoint>,
-    original_dst: HashMap<MapData, Tuple, Original>,
+    pub(super) plans: HashMap<MapData, PlanId, PlanHeader>,
+    pub(super) digests: HashMap<MapData, PlanId, Digest>,
+    pub(super) outbound: HashMap<MapData, RuleKey, Rule>,
+    pub(super) prefixes: LpmTrie<MapData, PrefixKey, Rule>,
+    pub(super) inbound: HashMap<MapData, RuleKey, Rule>,
+    pub(super) backends: HashMap<MapData, BackendKey, Endpoint>,
+    pub(super) owners: HashMap<MapData, OwnerKey, u8>,
+    pub(super) interfaces: HashMap<MapData, WorkloadInterface, u32>,
+    pub(super) routes: LpmTrie<MapData, RouteKey, Route>,
+    pub(super) local_addrs: HashMap<MapData, WorkloadEndpoint, u8>,
+    pub(super) listen_interest: HashMap<MapData, WorkloadPort, u64>,
+    pub(super) sockets: SockHash<MapData, WorkloadEndpoint>,
+    pub(super) original_dst: HashMap<MapData, Tuple, Original>,
     failures: Failures,
 }
 
 impl Maps {
     /// Opens every map by its pin.
     pub fn open(objects: &Objects, capacity: Capacity) -> Result<Self> {
-        let hash = |name| objects.open_map(name).map(Map::HashMap);
-        let workloads = objects.open_map("WORKLOADS")?;
+        Self::of_set(objects.set(), objects.workloads(), capacity)
+    }
+
+    /// The same, of a set whose programs need not be loaded. `workloads`: the pin of the map that all
+    /// sets share.
+    pub fn of_set(set: &Set, workloads: &Path, capacity: Capacity) -> Result<Self> {
+        let open = |name| open_map(&set.map(name));
+        let hash = |name| open(name).map(Map::HashMap);
         Ok(Self {
             capacity,
-            set: objects.set().number,
+            set: set.number,
             used: Size::default(),
-            slots: Slots::map(&workloads)?,
-            identities: objects.open_map("IDENTITIES")?,
+            slots: Slots::map(&open_map(workloads)?)?,
+            identities: open("IDENTITIES")?,
             plans: hash("PLANS")?.try_into()?,
             digests: hash(DIGESTS)?.try_into()?,
             outbound: hash("OUTBOUND")?.try_into()?,
-            prefixes: Map::LpmTrie(objects.open_map("PREFIXES")?).try_into()?,
+            prefixes: Map::LpmTrie(open("PREFIXES")?).try_into()?,
             inbound: hash("INBOUND")?.try_into()?,
             backends: hash("BACKENDS")?.try_into()?,
             owners: hash("OWNERS")?.try_into()?,
             interfaces: hash("INTERFACES")?.try_into()?,
-            routes: Map::LpmTrie(objects.open_map("ROUTES")?).try_into()?,
+            routes: Map::LpmTrie(open("ROUTES")?).try_into()?,
             local_addrs: hash("LOCAL_ADDRS")?.try_into()?,
             listen_interest: hash("LISTEN_INTEREST")?.try_into()?,
-            sockets: Map::SockHash(objects.open_map("SOCKETS")?).try_into()?,
-            original_dst: Map::LruHashMap(objects.open_map("ORIGINAL_DST")?).try_into()?,
+            sockets: Map::SockHash(open("SOCKETS")?).try_into()?,
+            original_dst: Map::LruHashMap(open("ORIGINAL_DST")?).try_into()?,
             failures: Failures::default(),
         })
     }
@@ -603,7 +611,7 @@ impl Originals {
 }
 
 /// A route as it was before it was told to the kernel.
-fn route_to(key: &Key<RouteKey>, route: &Route) -> RouteTo {
+pub(super) fn route_to(key: &Key<RouteKey>, route: &Route) -> RouteTo {
     let addr = IpAddr::from(key.data().addr);
     let bits = key.prefix_len().saturating_sub(RouteKey::HEAD_BITS);
     let bits = match addr {

@@ -7,6 +7,7 @@ mod attach;
 pub mod cgroup;
 mod contents;
 mod counters;
+pub mod dump;
 mod found;
 pub mod hooks;
 mod interfaces;

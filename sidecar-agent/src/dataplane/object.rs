@@ -104,6 +104,11 @@ impl Objects {
         &self.set
     }
 
+    /// Where `WORKLOADS` is pinned.
+    pub fn workloads(&self) -> &Path {
+        &self.workloads
+    }
+
     /// Names of the programs for cgroups.
     pub fn cgroup_program_names() -> impl Iterator<Item = &'static str> {
         CGROUP_PROGRAMS.iter().map(|(name, _)| *name)
