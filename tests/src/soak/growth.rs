@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use aya::{maps::MapInfo, programs::links::PinnedLink};
 
 use super::{Check, world::World};
+use crate::poll::{DEADLINE, poll_result};
 
 /// What there is at one moment.
 pub struct Footprint {
@@ -63,8 +64,21 @@ impl Footprint {
         })
     }
 
-    /// Whether there is more now than there was.
-    pub fn compare(&self, now: &Self) -> Vec<Check> {
+    /// Whether there is more than there was, once what was just retired had its time to go.
+    ///
+    /// # Errors
+    /// As [`Footprint::of`].
+    pub fn settled(&self, world: &World) -> anyhow::Result<Vec<Check>> {
+        // What is more at the deadline is told by the checks.
+        let _ = poll_result(DEADLINE, "what was retired to go", || {
+            let checks = self.compare(&Self::of(world)?);
+            ensure!(checks.iter().all(|check| check.ok));
+            Ok(())
+        });
+        Ok(self.compare(&Self::of(world)?))
+    }
+
+    fn compare(&self, now: &Self) -> Vec<Check> {
         let same = |what: &str, before: usize, now: usize| {
             Check::new(what, before == now, format!("{before} before, {now} now"))
         };

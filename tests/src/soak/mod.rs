@@ -121,7 +121,7 @@ pub fn run(connections: u64, mut tell: impl FnMut(&str)) -> anyhow::Result<Vec<C
             wrong_toggles.join("; ")
         },
     ));
-    checks.extend(before.compare(&Footprint::of(&world)?));
+    checks.extend(before.settled(&world)?);
     let done: Vec<String> = EVENTS
         .iter()
         .zip(counts)
