@@ -172,7 +172,9 @@ fn compare(
     let Some(target) = outcome.target else {
         let is_refused = outcome.error == Some(Errno::CONNREFUSED);
         // Without a route, or a source address, nothing is said of the decision.
-        if path == Path::Deny && !is_refused {
+        if outcome.error.is_none() {
+            to.push("the kernel does not tell where the connection leads".to_owned());
+        } else if path == Path::Deny && !is_refused {
             to.push("the decision was to refuse, and connect(2) did not".to_owned());
         } else if path != Path::Deny && is_refused {
             to.push(format!("the decision was {path}, and connect(2) refused"));
@@ -211,7 +213,7 @@ fn compare(
 /// Who hears decisions: the ring has one reader only.
 enum Ear {
     /// Nobody else reads it.
-    Ring(Tap),
+    Ring(Box<Tap>),
     /// The agent does.
     Agent(UnixStream, Lines<BufReader<UnixStream>>),
 }
@@ -221,7 +223,7 @@ impl Ear {
         // What nobody took.
         while tap.take().is_some() {}
         tap.switch(true)?;
-        Ok(Self::Ring(tap))
+        Ok(Self::Ring(Box::new(tap)))
     }
 
     fn agent(args: &KernelArgs, workload: &WorkloadPlan, destination: SocketAddr) -> Result<Self> {
