@@ -220,7 +220,7 @@ pub fn explain(plan: &Plan, addresses: &[IpAddr], connection: &Connection<'_>) -
 }
 
 /// An id that no plan names: the largest that there is.
-const SOMEBODY: u32 = PlanHeader::NOBODY - 1;
+pub const SOMEBODY: u32 = PlanHeader::NOBODY - 1;
 
 /// The index of the one interface of which the connection tells.
 const INTERFACE: u32 = 2;

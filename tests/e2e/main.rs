@@ -6,6 +6,7 @@ mod bad_input;
 mod conformance;
 mod doctor;
 mod dump;
+mod explain_kernel;
 mod failure;
 mod fixture;
 mod handover;

@@ -12,9 +12,12 @@ use sidecar_common::decide::{Direction, Transport};
 
 use super::{
     inputs::{Compiled, Inputs},
+    kernel,
     output::{Format, print},
+    render::printable,
 };
 use crate::{
+    dataplane::compare::Followed,
     explain::{self, Connection, Explanation, WhileGone, Who},
     model::{FailurePolicy, ResourceRef, diagnostic::Location},
     resolve::{ResolvedWorkload, pool},
@@ -49,6 +52,8 @@ pub struct Args {
     /// The interface by which it leaves, or arrives.
     #[arg(long, value_name = "NAME")]
     interface: Option<String>,
+    #[command(flatten)]
+    kernel: kernel::KernelArgs,
     #[command(flatten)]
     format: Format,
 }
@@ -96,6 +101,9 @@ struct Answer<'a> {
     connection_pool: Option<Pool<'a>>,
     failure_policy: FailurePolicy,
     while_gone: Option<WhileGone>,
+    /// With `--kernel`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernel: Option<kernel::Answer>,
 }
 
 /// The connection pool settings that the proxy is left to honour.
@@ -158,9 +166,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let pool = (direction == Direction::Inbound)
         .then(|| pool(&found.workload, &explanation, address.port(), &places))
         .flatten();
-    let answer = answer(args, &found.workload, &explanation, &places, pool);
+    let mut answer = answer(args, &found.workload, &explanation, &places, pool);
+    if args.kernel.kernel {
+        if direction == Direction::Inbound {
+            bail!("--kernel asks about outbound connections only");
+        }
+        let ids = (args.uid, args.gid);
+        let asked = kernel::ask(&args.kernel, found, &explanation, address, ids);
+        answer.kernel = Some(asked.context("asking the kernel")?);
+    }
     print(args.format, &answer, || human(&answer)).context("printing the explanation")?;
-    Ok(ExitCode::SUCCESS)
+    Ok(match &answer.kernel {
+        Some(kernel) if !kernel.agrees => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    })
 }
 
 /// The settings for connections to a port that has a listener; others get none.
@@ -219,6 +238,7 @@ fn answer<'a>(
         connection_pool,
         failure_policy: workload.failure,
         while_gone: explanation.while_gone,
+        kernel: None,
     }
 }
 
@@ -266,6 +286,25 @@ fn human(answer: &Answer<'_>) -> String {
     });
     line("if gone", gone);
     line("policy", Some(answer.failure_policy.to_string()));
+    if let Some(kernel) = &answer.kernel {
+        let verdict = if kernel.agrees { "agrees" } else { "DIFFERS" };
+        let decided = kernel.decided.as_ref().map_or_else(
+            || "nothing decided".to_owned(),
+            |decided| format!("{}, {}", decided.path, decided.reason),
+        );
+        let target = kernel.target.map(|target| format!(", led to {target}"));
+        let Followed { slot, set, plan } = kernel.followed;
+        line(
+            "kernel",
+            Some(format!(
+                "{verdict}: {decided}{} (workload {slot}, plan {plan} of set {set})",
+                target.unwrap_or_default()
+            )),
+        );
+        for difference in &kernel.differences {
+            line("differs", Some(printable(difference)));
+        }
+    }
     lines.join("\n")
 }
 

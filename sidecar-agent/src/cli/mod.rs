@@ -10,6 +10,7 @@ mod doctor;
 mod dump;
 mod explain;
 mod inputs;
+mod kernel;
 mod output;
 mod plan;
 pub mod render;

@@ -108,8 +108,8 @@ pub fn processes(path: &Path) -> Vec<i32> {
     found
 }
 
-/// The agent's own cgroup, as a path.
-fn own_cgroup(root: &Path) -> Result<PathBuf> {
+/// The calling process's own cgroup, as a path.
+pub(super) fn own_cgroup(root: &Path) -> Result<PathBuf> {
     let own = Process::myself()
         .and_then(|process| process.cgroups())
         .context("reading /proc/self/cgroup")?

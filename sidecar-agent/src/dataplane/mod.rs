@@ -4,7 +4,9 @@
 //! switches a workload from one plan to another with one store. It decides nothing.
 
 mod attach;
+pub mod attempt;
 pub mod cgroup;
+pub mod compare;
 mod contents;
 mod counters;
 pub mod dump;

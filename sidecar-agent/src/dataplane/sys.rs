@@ -20,6 +20,7 @@ use super::Tap;
 
 const BPF_MAP_LOOKUP_ELEM: u32 = 1;
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
+const BPF_PROG_LOAD: u32 = 5;
 const BPF_OBJ_PIN: u32 = 6;
 const BPF_OBJ_GET: u32 = 7;
 const BPF_PROG_GET_FD_BY_ID: u32 = 13;
@@ -34,6 +35,8 @@ const BPF_LINK_GET_NEXT_ID: u32 = 31;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum AttachType {
+    /// `BPF_CGROUP_INET_EGRESS`.
+    Egress = 1,
     /// `BPF_CGROUP_SOCK_OPS`.
     SockOps = 3,
     /// `BPF_CGROUP_INET4_CONNECT`.
@@ -144,6 +147,42 @@ struct MapBatch {
     map_fd: u32,
     elem_flags: u64,
     flags: u64,
+}
+
+/// `union bpf_attr` of `BPF_PROG_LOAD`, as far as kernel 5.9 needs it.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct ProgLoad {
+    kind: u32,
+    instructions: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    attach_type: u32,
+}
+
+/// Loads a program that, attached to a cgroup, lets none of its packets leave.
+pub fn load_drop_all() -> io::Result<OwnedFd> {
+    /// `BPF_PROG_TYPE_CGROUP_SKB`.
+    const CGROUP_SKB: u32 = 8;
+    /// `r0 = 0; exit`: each `struct bpf_insn` begins with its code.
+    const CODE: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+    let attr = ProgLoad {
+        kind: CGROUP_SKB,
+        instructions: 2,
+        code: CODE.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        name: *b"sidecar_drop\0\0\0\0",
+        attach_type: AttachType::Egress as u32,
+        ..ProgLoad::default()
+    };
+    owned(bpf(BPF_PROG_LOAD, &attr)?)
 }
 
 /// Attaches a program to a cgroup or a network namespace. The link lives as long as its

@@ -7,7 +7,11 @@ use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf};
 use sidecar_common::{Event, values::Lost};
 use tokio::io::unix::AsyncFd;
 
-use super::{object::Objects, sys};
+use super::{
+    object::{Objects, open_map},
+    pins::Set,
+    sys,
+};
 
 /// The reader's end. There must be one only. Becomes readable when there is an event.
 pub struct Tap {
@@ -19,13 +23,18 @@ pub struct Tap {
 impl Tap {
     /// Opens the maps, with tracing off: whoever had it on is gone.
     pub(super) fn open(objects: &Objects) -> Result<Self> {
-        let mut tap = Self {
-            events: Map::RingBuf(objects.open_map("EVENTS")?).try_into()?,
-            switch: Map::Array(objects.open_map("TRACE")?).try_into()?,
-            lost: Map::PerCpuArray(objects.open_map("LOST")?).try_into()?,
-        };
+        let mut tap = Self::of_set(objects.set())?;
         tap.switch(false)?;
         Ok(tap)
+    }
+
+    /// Opens the maps of a set whose programs need not be loaded.
+    pub(super) fn of_set(set: &Set) -> Result<Self> {
+        Ok(Self {
+            events: Map::RingBuf(open_map(&set.map("EVENTS"))?).try_into()?,
+            switch: Map::Array(open_map(&set.map("TRACE"))?).try_into()?,
+            lost: Map::PerCpuArray(open_map(&set.map("LOST"))?).try_into()?,
+        })
     }
 
     /// Has the runtime watch it. Must be called within one.

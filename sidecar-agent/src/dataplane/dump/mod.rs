@@ -1,7 +1,7 @@
 //! What is in the maps, read from the pins: no agent is needed, and none is disturbed.
 
-mod names;
-mod reader;
+pub(super) mod names;
+pub(super) mod reader;
 mod rows;
 
 use std::{collections::BTreeMap, path::Path};

@@ -80,6 +80,17 @@ fn brief(rule: &Rule) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// A rule, and where it leads.
+pub fn whole(rule: &Rule) -> String {
+    let listener = listener(rule.listener).map(|index| format!(" by listener {index}"));
+    let target = match rule.backends {
+        0 => String::new(),
+        1 => format!(" to {}", rule.target),
+        more => format!(" to {more} backends of group {}", rule.group),
+    };
+    format!("{}{target}{}", brief(rule), listener.unwrap_or_default())
+}
+
 /// An entry of `PLANS`.
 pub fn plan(set: u16, plan: PlanId, header: &PlanHeader, digest: Option<Digest>) -> PlanRow {
     // Without a proxy these are of no meaning.
@@ -126,11 +137,10 @@ pub fn exact(set: u16, key: &RuleKey, of: &Rule) -> RuleRow {
     rule(set, key.plan, key.dst.to_string(), of)
 }
 
-/// An entry of `PREFIXES`.
-pub fn prefix(set: u16, key: &Key<PrefixKey>, of: &Rule) -> RuleRow {
-    let data = key.data();
-    let (addr, port, table) = (data.addr, data.port, data.table);
-    let bits = key.prefix_len().saturating_sub(PrefixKey::HEAD_BITS);
+/// A network, and a port of it.
+pub fn network(bits: u32, key: &PrefixKey) -> String {
+    let PrefixKey { addr, port, .. } = *key;
+    let bits = bits.saturating_sub(PrefixKey::HEAD_BITS);
     let bits = if addr.is_v4() && bits >= Addr::V4_PREFIX {
         bits - Addr::V4_PREFIX
     } else {
@@ -140,8 +150,14 @@ pub fn prefix(set: u16, key: &Key<PrefixKey>, of: &Rule) -> RuleRow {
         0 => "*".to_owned(),
         port => port.to_string(),
     };
-    let mut row = rule(set, data.plan, format!("{addr}/{bits} port {port}"), of);
-    if table == PrefixKey::VIRTUAL {
+    format!("{addr}/{bits} port {port}")
+}
+
+/// An entry of `PREFIXES`.
+pub fn prefix(set: u16, key: &Key<PrefixKey>, of: &Rule) -> RuleRow {
+    let data = key.data();
+    let mut row = rule(set, data.plan, network(key.prefix_len(), &data), of);
+    if data.table == PrefixKey::VIRTUAL {
         row.flags.push("virtual");
     }
     row

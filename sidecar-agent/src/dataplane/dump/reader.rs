@@ -23,7 +23,7 @@ use crate::dataplane::{
 };
 
 /// Capacities as the maps of a set have them.
-fn capacity(set: &Set) -> Result<Capacity> {
+pub fn capacity(set: &Set) -> Result<Capacity> {
     let of = |name: &str| {
         let info = MapInfo::from_pin(set.map(name));
         let info =
@@ -48,7 +48,7 @@ pub struct Reader {
 
 /// The entries of a hash map, each once. Where entries are removed meanwhile, the kernel begins anew,
 /// so there is an end.
-fn entries<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, most: u32) -> Vec<(K, V)> {
+pub fn entries<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, most: u32) -> Vec<(K, V)> {
     let keys = map.keys().take(most as usize).flatten();
     keys.filter_map(|key| Some((key, map.get(&key, 0).ok()?)))
         .collect()

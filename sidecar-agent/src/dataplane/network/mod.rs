@@ -9,5 +9,5 @@ mod steering;
 
 pub use read::{Network, RouteTo};
 pub use setup::Setup;
-pub use sockets::listening;
+pub use sockets::{connecting, listening};
 pub use steering::Steering;

@@ -1,4 +1,4 @@
-//! Listening sockets of a namespace, by `sock_diag`: /proc/net/tcp also walks every connection, which
+//! Sockets of a namespace, by `sock_diag`: /proc/net/tcp also walks every connection, which
 //! takes seconds on a busy node.
 
 use std::{collections::BTreeMap, net::SocketAddr};
@@ -10,7 +10,7 @@ use netlink_packet_core::{
 use netlink_packet_sock_diag::{
     SockDiagMessage,
     constants::{AF_INET, AF_INET6, IPPROTO_TCP},
-    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
+    inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags},
 };
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
 
@@ -24,21 +24,49 @@ const BUFFER: usize = 64 * 1024;
 /// # Errors
 /// If the namespace cannot be entered, or netlink fails.
 pub fn listening(netns: &Netns) -> Result<BTreeMap<u64, SocketAddr>> {
-    netns
-        .run(|| {
-            let mut found = BTreeMap::new();
-            for (family, any) in [
-                (AF_INET, SocketId::new_v4()),
-                (AF_INET6, SocketId::new_v6()),
-            ] {
-                dump(family, any, &mut found)?;
-            }
-            anyhow::Ok(found)
-        })?
-        .with_context(|| format!("listing the listeners of {}", netns.path.display()))
+    let mut found = BTreeMap::new();
+    all(netns, StateFlags::LISTEN, |socket| {
+        let id = &socket.socket_id;
+        let address = SocketAddr::new(id.source_address, id.source_port);
+        found.insert(socket.inode.into(), address);
+    })
+    .with_context(|| format!("listing the listeners of {}", netns.path.display()))?;
+    Ok(found)
 }
 
-fn dump(family: u8, any: SocketId, found: &mut BTreeMap<u64, SocketAddr>) -> Result<()> {
+/// Where the socket that is bound to this port of its own, and has no answer yet, connects to.
+///
+/// # Errors
+/// As [`listening`].
+pub fn connecting(netns: &Netns, port: u16) -> Result<Option<SocketAddr>> {
+    let mut found = None;
+    all(netns, StateFlags::SYN_SENT, |socket| {
+        let id = &socket.socket_id;
+        if id.source_port == port {
+            found = Some(SocketAddr::new(id.destination_address, id.destination_port));
+        }
+    })
+    .with_context(|| format!("listing the sockets of {}", netns.path.display()))?;
+    Ok(found)
+}
+
+fn all(
+    netns: &Netns,
+    states: StateFlags,
+    mut each: impl FnMut(&InetResponseHeader) + Send,
+) -> Result<()> {
+    netns.run(|| {
+        dump(AF_INET, SocketId::new_v4(), states.clone(), &mut each)?;
+        dump(AF_INET6, SocketId::new_v6(), states, &mut each)
+    })?
+}
+
+fn dump(
+    family: u8,
+    any: SocketId,
+    states: StateFlags,
+    each: &mut impl FnMut(&InetResponseHeader),
+) -> Result<()> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     let mut header = NetlinkHeader::default();
@@ -47,7 +75,7 @@ fn dump(family: u8, any: SocketId, found: &mut BTreeMap<u64, SocketAddr>) -> Res
         family,
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::empty(),
-        states: StateFlags::LISTEN,
+        states,
         socket_id: any,
     });
     let mut request = NetlinkMessage::new(header, request.into());
@@ -65,10 +93,8 @@ fn dump(family: u8, any: SocketId, found: &mut BTreeMap<u64, SocketAddr>) -> Res
                 .context("an answer that is not understood")?;
             let length = message.header.length as usize;
             match message.payload {
-                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(listener)) => {
-                    let id = &listener.header.socket_id;
-                    let address = SocketAddr::new(id.source_address, id.source_port);
-                    found.insert(listener.header.inode.into(), address);
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(socket)) => {
+                    each(&socket.header);
                 }
                 NetlinkPayload::Done(_) => return Ok(()),
                 NetlinkPayload::Error(error) => bail!("{error}"),
