@@ -158,7 +158,12 @@ fn real_binds(workload: &ResolvedWorkload, listener: &InboundListener) -> Vec<Ip
         .zip(listener.ingress)
         .and_then(|(sidecar, index)| sidecar.spec.ingress.get(index));
     match ingress {
-        Some(ingress) if ingress.bind.is_empty() => ANYWHERE.to_vec(),
+        // Also at the very addresses: in the host's namespace, lists have rules for those, which come
+        // before one for any address.
+        Some(ingress) if ingress.bind.is_empty() => {
+            let own = workload.addresses.iter().copied();
+            ANYWHERE.into_iter().chain(own).collect()
+        }
         _ => listener.binds.clone(),
     }
 }

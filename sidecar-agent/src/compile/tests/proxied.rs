@@ -184,6 +184,27 @@ fn the_hosts_namespace_is_not_captured_whole() {
     assert_eq!(node.kinds(), [FindingKind::Unreachable]);
 }
 
+/// There, the list of included ports has rules for the workload's very addresses.
+#[test]
+fn an_included_port_does_not_take_what_a_real_listener_has_on_the_host() {
+    let node = Node::new("10.0.0.1")
+        .on_host()
+        .proxied()
+        .annotate("traffic.sidecar.istio.io/includeInboundPorts", "80,81")
+        .sidecar(Sidecar {
+            ingress: vec![ingress(80, "", CaptureMode::None, "127.0.0.1:8080")],
+            ..Sidecar::default()
+        })
+        .compile();
+    node.inbound("10.0.0.9", "10.0.0.1:80")
+        .passes(Reason::NoneListener);
+    proxy(
+        &node.inbound("10.0.0.9", "10.0.0.1:81"),
+        Reason::IncludedPort,
+        "127.0.0.1:15006",
+    );
+}
+
 #[test]
 fn the_proxys_own_connections_pass() {
     let node = Node::new("10.0.0.1").proxied().compile();
