@@ -8,6 +8,7 @@ mod doctor;
 mod failure;
 mod fixture;
 mod handover;
+mod healing;
 mod in_use;
 mod life;
 mod observe;
