@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use crate::fixture::{registry_only, workload_entry};
 use anyhow::ensure;
 use sidecar_tests::{
-    Cgroup, Client, DEADLINE, Place, Server,
+    Cgroup, Client, DEADLINE, Namespace, Place, Server,
     lab::{Lab, service},
     poll::poll_result,
     require_root,
@@ -67,6 +67,54 @@ fn a_workload_that_comes_later_is_captured_and_one_that_goes_is_not() -> anyhow:
         ensure!(connected(place, "10.96.0.4:9080")?, "it is still captured");
         Ok(())
     })?;
+    ensure!(
+        !connected(lab.inside(), "10.96.0.4:9080")?,
+        "the other workload was let go too"
+    );
+    Ok(())
+}
+
+/// Its container is gone, and the file that declares it is still there.
+#[test]
+fn a_workload_whose_cgroup_and_namespace_are_removed_leaves_nothing() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = registry_only()?;
+    lab.start_agent()?;
+    let pins = lab.agent()?.bpffs().join("sidecar-agent/set-1");
+    let (first, second) = (pins.join("workload-1"), pins.join("workload-2"));
+    let entries = |lab: &Lab| -> anyhow::Result<Vec<(String, u64)>> {
+        let status = lab.agent()?.status()?;
+        let maps = status["maps"].as_array().into_iter().flatten();
+        let entries = maps.filter_map(|map| {
+            let name = map["map"].as_str()?.to_owned();
+            Some((name, map["entries"].as_u64()?))
+        });
+        let entries: Vec<_> = entries.collect();
+        ensure!(!entries.is_empty(), "{status}");
+        Ok(entries)
+    };
+    let before = entries(&lab)?;
+
+    let (cgroup, netns) = (Cgroup::new("other")?, Namespace::new("other")?);
+    let path = netns.path().display().to_string();
+    let entry = workload_entry("other", &cgroup.below_root()?, &path);
+    lab.write("other.yaml", &entry)?;
+    lab.wait_captured()?;
+    ensure!(second.join("sk_lookup").exists(), "not attached");
+    ensure!(entries(&lab)? != before, "it has no entry");
+
+    drop((cgroup, netns));
+    poll_result(DEADLINE, "it to leave nothing", || {
+        ensure!(!second.exists(), "its links are pinned");
+        let now = entries(&lab)?;
+        ensure!(now == before, "{now:?}, before {before:?}");
+        Ok(())
+    })?;
+    let status = lab.agent()?.wait_until("it to be told", |status| {
+        let mut workloads = status["workloads"].as_array().into_iter().flatten();
+        workloads.any(|of| of["workload"] == "prod-us1/other" && of["state"] == "pending")
+    })?;
+    ensure!(first.join("sk_lookup").exists(), "{status}");
     ensure!(
         !connected(lab.inside(), "10.96.0.4:9080")?,
         "the other workload was let go too"

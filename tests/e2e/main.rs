@@ -10,6 +10,7 @@ mod explain_kernel;
 mod failure;
 mod fixture;
 mod handover;
+mod healing;
 mod in_use;
 mod life;
 mod observe;

@@ -115,6 +115,23 @@ impl Loaded {
         })
     }
 
+    /// Attaches again what was detached of a workload whose proxy has no cgroup of its own.
+    pub fn heal(
+        &mut self,
+        workload: WorkloadId,
+        cgroup: &Cgroup,
+        netns: &Namespace,
+    ) -> anyhow::Result<()> {
+        let cgroup = open_cgroup(cgroup)?;
+        let netns = Netns::open(netns.path().to_str())?;
+        let binding = Binding {
+            cgroup: &cgroup,
+            proxy_cgroup: None,
+            netns: &netns,
+        };
+        self.dataplane.heal(workload, &binding)
+    }
+
     /// Installs a plan and makes it the workload's.
     pub fn follow(&mut self, workload: WorkloadId, plan: Plan) -> anyhow::Result<PlanId> {
         let plan = Arc::new(plan);

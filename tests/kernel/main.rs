@@ -5,6 +5,7 @@
 //! `10.0.0.0/8` and `fd00::/8` is a local one: a server on a wildcard answers at all of them, and
 //! tells which one was called.
 
+mod collection;
 mod connect4;
 mod connect6;
 mod counters;
@@ -14,6 +15,7 @@ mod failure;
 mod fixture;
 mod getpeername;
 mod getsockopt;
+mod healing;
 mod interfaces;
 mod left_alone;
 mod life;

@@ -1,11 +1,12 @@
-# Attaches a BPF program that does nothing (returns 1) and keeps it until standard input ends:
+#   detach PIN                       has a pinned link be attached to nothing (BPF_LINK_DETACH)
+# else attaches a BPF program that does nothing (returns 1) and keeps it until standard input ends:
 #   cgroup PATH ATTACH_TYPE FLAGS    as BPF_PROG_ATTACH has them
 #   netns PATH                       sk_lookup, by a link
 import ctypes, os, platform, struct, sys
 
 libc = ctypes.CDLL(None, use_errno=True)
 SYS_BPF = {"x86_64": 321}.get(platform.machine(), 280)
-PROG_LOAD, PROG_ATTACH, PROG_DETACH, LINK_CREATE = 5, 8, 9, 28
+PROG_LOAD, OBJ_GET, PROG_ATTACH, PROG_DETACH, LINK_CREATE, LINK_DETACH = 5, 7, 8, 9, 28, 34
 CGROUP_SOCK_ADDR, SK_LOOKUP = 18, 30
 SK_LOOKUP_ATTACH = 36
 
@@ -31,6 +32,12 @@ def done():
     print("ready", flush=True)
     sys.stdin.read()
 
+
+if sys.argv[1] == "detach":
+    path = ctypes.create_string_buffer(sys.argv[2].encode())
+    link = bpf(OBJ_GET, struct.pack("=QII", ctypes.addressof(path), 0, 0))
+    bpf(LINK_DETACH, struct.pack("=I", link))
+    sys.exit()
 
 target = os.open(sys.argv[2], os.O_RDONLY)
 if sys.argv[1] == "cgroup":

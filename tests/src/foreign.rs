@@ -9,6 +9,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
+use crate::command;
+
 /// Attaches and waits; see there.
 const SCRIPT: &str = include_str!("foreign.py");
 
@@ -24,6 +26,19 @@ pub enum Flags {
     Override = 1,
     /// `BPF_F_ALLOW_MULTI`.
     Multi = 2,
+}
+
+/// Has a pinned link be attached to nothing, as `bpftool link detach` has; its pin stays.
+///
+/// # Errors
+/// When there is no such link, or for want of root or of python3.
+pub fn detach_link(pin: &Path) -> anyhow::Result<()> {
+    command::output(
+        Command::new("python3")
+            .args(["-c", SCRIPT, "detach"])
+            .arg(pin),
+    )?;
+    Ok(())
 }
 
 /// A program named `foreign` that lets everything pass. Detached when dropped.

@@ -33,6 +33,10 @@ use crate::compile::Plan;
 /// The name of the pin of a workload's link to its namespace.
 const SK_LOOKUP: &str = "sk_lookup";
 
+/// What the names of the pins begin with of links to the workload's cgroup, and to its proxy's if
+/// that is apart.
+const PREFIXES: [&str; 2] = ["", "proxy-"];
+
 /// What is attached for one workload, and what the kernel was told of it. Dropping it detaches
 /// nothing: links are pinned.
 pub struct Attachment {
@@ -133,6 +137,27 @@ impl Attachment {
         self.refresh(maps)
     }
 
+    /// The links that are not as [`Attachment::new`] has made them, by the names of their pins.
+    pub fn broken_links(&self) -> Vec<String> {
+        // The order of `cgroups` is that of `attach`.
+        let of_cgroups = PREFIXES.iter().zip(&self.cgroups).flat_map(|(prefix, of)| {
+            let target = LinkTarget::Cgroup(of.0);
+            Objects::cgroup_program_names().map(move |name| (format!("{prefix}{name}"), target))
+        });
+        let of_netns = (SK_LOOKUP.to_owned(), self.netns.target());
+        of_cgroups
+            .chain([of_netns])
+            .filter(|(name, target)| !self.links.runs(name, *target, |_| true))
+            .map(|(name, _)| name)
+            .collect()
+    }
+
+    /// Attaches what is not attached any more to where it was.
+    pub fn attach_again(&mut self, objects: &Objects, binding: &Binding<'_>) -> Result<()> {
+        self.cgroups = attach(objects, self.identity.workload, &self.links, binding)?;
+        Ok(())
+    }
+
     /// Sets up what a plan needs of the workload's network, and tells the kernel of it, before that
     /// plan is in force.
     pub fn prepare(&mut self, maps: &mut Maps, id: PlanId, plan: &Plan) -> Result<()> {
@@ -222,8 +247,9 @@ impl Attachment {
         };
         if told != self.told {
             maps.set_interfaces(&self.told.interfaces, &told.interfaces)?;
+            self.told.interfaces = told.interfaces;
             maps.set_routes(workload, &self.told.routes, &told.routes)?;
-            self.told = told;
+            self.told.routes = told.routes;
         }
         let before = self.identity;
         let source = |found: Result<Option<IpAddr>, ()>| found.ok().flatten().map(Addr::from);
@@ -234,6 +260,16 @@ impl Attachment {
             self.publish_identity(maps)?;
         }
         Ok(network.interfaces)
+    }
+
+    /// What the kernel was told of it.
+    pub fn told(&self) -> ToldWorkload {
+        ToldWorkload {
+            local_addrs: self.local_addrs.clone(),
+            interfaces: self.told.interfaces.clone(),
+            routes: self.told.routes.clone(),
+            listen_ports: self.listen_ports.clone(),
+        }
     }
 
     /// Entries in map `INTERFACES`.
@@ -293,8 +329,9 @@ fn attach(
     let proxy_apart = binding
         .proxy_cgroup
         .filter(|proxy| !proxy.path.starts_with(&binding.cgroup.path));
-    let cgroups: Vec<(&str, &Cgroup)> = [("", Some(binding.cgroup)), ("proxy-", proxy_apart)]
+    let cgroups: Vec<(&str, &Cgroup)> = PREFIXES
         .into_iter()
+        .zip([Some(binding.cgroup), proxy_apart])
         .filter_map(|(prefix, cgroup)| Some((prefix, cgroup?)))
         .collect();
     let mut specs = Vec::new();

@@ -374,44 +374,55 @@ impl Maps {
         self.used = self.used.combine(keys.size(), usize::saturating_sub);
     }
 
-    /// Makes the addresses `now` the workload's own, which were those in `before`.
+    /// Makes the addresses `now` the workload's own, which were those in `before`. On failure none
+    /// of the others stays.
     pub fn set_local_addrs(
         &mut self,
         workload: WorkloadId,
         before: &BTreeSet<Addr>,
         now: &BTreeSet<Addr>,
     ) -> Result<()> {
-        for addr in now.difference(before) {
-            let key = local_addr_key(workload, *addr);
+        let added = now.difference(before).try_for_each(|&addr| {
+            let key = local_addr_key(workload, addr);
             self.failures
                 .note("LOCAL_ADDRS", self.local_addrs.insert(key, 1, 0))
-                .context("raise --max-workloads")?;
-        }
-        for addr in before.difference(now) {
+                .context("raise --max-workloads")
+        });
+        let gone = match added {
+            Ok(()) => before.difference(now),
+            Err(_) => now.difference(before),
+        };
+        for addr in gone {
             let _ = self.local_addrs.remove(&local_addr_key(workload, *addr));
         }
-        Ok(())
+        added
     }
 
-    /// Makes `now` what is known of a workload's interfaces, which was `before`.
+    /// Makes `now` what is known of a workload's interfaces, which was `before`. On failure none of
+    /// the others stays.
     pub fn set_interfaces(
         &mut self,
         before: &BTreeMap<WorkloadInterface, u32>,
         now: &BTreeMap<WorkloadInterface, u32>,
     ) -> Result<()> {
-        for (key, flags) in now {
+        let added = now.iter().try_for_each(|(key, flags)| {
             let written = self.interfaces.insert(key, flags, 0);
             self.failures
                 .note("INTERFACES", written)
-                .context("raise --max-workloads")?;
-        }
-        for key in before.keys().filter(|key| !now.contains_key(key)) {
+                .context("raise --max-workloads")
+        });
+        let (there, kept) = if added.is_ok() {
+            (before, now)
+        } else {
+            (now, before)
+        };
+        for key in there.keys().filter(|key| !kept.contains_key(key)) {
             let _ = self.interfaces.remove(key);
         }
-        Ok(())
+        added
     }
 
-    /// Makes `now` the workload's routes, which were `before`.
+    /// Makes `now` the workload's routes, which were `before`. On failure none of the others stays.
     pub fn set_routes(
         &mut self,
         workload: WorkloadId,
@@ -425,7 +436,7 @@ impl Maps {
                 RouteKey { workload, addr },
             )
         };
-        for route in now {
+        let added = now.iter().try_for_each(|route| {
             let value = Route {
                 interface: route.interface,
                 source: route.source.map_or(Addr::ANY, Addr::from),
@@ -433,13 +444,18 @@ impl Maps {
             let written = self.routes.insert(&key(route), value, 0);
             self.failures
                 .note("ROUTES", written)
-                .context("raise --max-workloads")?;
-        }
-        let is_gone = |route: &&RouteTo| !now.iter().any(|other| other.net == route.net);
-        for route in before.iter().filter(is_gone) {
+                .context("raise --max-workloads")
+        });
+        let (there, kept) = if added.is_ok() {
+            (before, now)
+        } else {
+            (now, before)
+        };
+        let is_gone = |route: &&RouteTo| !kept.iter().any(|other| other.net == route.net);
+        for route in there.iter().filter(is_gone) {
             let _ = self.routes.remove(&key(route));
         }
-        Ok(())
+        added
     }
 
     /// Adds ports whose listeners must be known, before a plan that needs them. On failure none of
@@ -470,6 +486,9 @@ impl Maps {
         new: &BTreeSet<u16>,
     ) {
         let gone: BTreeSet<u16> = old.difference(new).copied().collect();
+        if gone.is_empty() {
+            return;
+        }
         for &port in &gone {
             let _ = self.listen_interest.remove(&workload_port(workload, port));
         }
@@ -548,26 +567,26 @@ impl Maps {
         found
     }
 
-    /// Removes what is left of a workload that was detached.
-    pub fn forget_workload(&mut self, workload: WorkloadId) {
-        if let Some(told) = self.told_workloads().remove(&workload) {
-            let ToldWorkload {
-                local_addrs,
-                interfaces,
-                routes,
-                listen_ports,
-            } = told;
-            // Removing cannot fail for want of room.
-            let _ = self.set_local_addrs(workload, &local_addrs, &BTreeSet::new());
-            let _ = self.set_interfaces(&interfaces, &BTreeMap::new());
-            let _ = self.set_routes(workload, &routes, &[]);
-            self.drop_listen_interest(workload, &listen_ports, &BTreeSet::new());
+    /// Removes what the kernel was told of a workload that was detached. What programs have entered
+    /// for it is left: see [`forget_entered`](Self::forget_entered).
+    pub fn forget_told(&mut self, workload: WorkloadId, told: &ToldWorkload) {
+        // Removing cannot fail for want of room.
+        let _ = self.set_local_addrs(workload, &told.local_addrs, &BTreeSet::new());
+        let _ = self.set_interfaces(&told.interfaces, &BTreeMap::new());
+        let _ = self.set_routes(workload, &told.routes, &[]);
+        for &port in &told.listen_ports {
+            let _ = self.listen_interest.remove(&workload_port(workload, port));
         }
-        self.remove_sockets(|key| key.workload == workload);
         let _ = self.plans.remove(&refusing_plan(workload));
-        // The slot's next workload must not inherit them.
+    }
+
+    /// Removes what programs (and the relay) have entered for workloads that were detached: the next
+    /// workloads in their slots must not inherit it. It walks all of `SOCKETS` and `ORIGINAL_DST`,
+    /// so it is for many workloads at a time.
+    pub fn forget_entered(&mut self, is_gone: impl Fn(WorkloadId) -> bool) {
+        self.remove_sockets(|key| is_gone(key.workload));
         let originals = self.original_dst.keys().flatten();
-        let keys: Vec<_> = originals.filter(|key| key.workload == workload).collect();
+        let keys: Vec<_> = originals.filter(|key| is_gone(key.workload)).collect();
         for key in keys {
             let _ = self.original_dst.remove(&key);
         }

@@ -11,6 +11,7 @@ mod contents;
 mod counters;
 pub mod dump;
 mod found;
+mod healing;
 pub mod hooks;
 mod interfaces;
 mod listeners;
@@ -52,7 +53,7 @@ use self::{
     contents::Keys,
     counters::Counters,
     found::Found,
-    maps::{Digest, Maps},
+    maps::{Digest, Maps, ToldWorkload},
     object::{NETNS_PROGRAM, Objects},
     pins::{Links, Lock, Set},
     usage::Counted,
@@ -114,12 +115,15 @@ pub struct Dataplane {
     found: BTreeMap<WorkloadId, Found>,
     /// Sets that decide for some workloads until this one does.
     old_sets: Vec<Set>,
+    /// Detached workloads of which sockets and connections may still be in the maps. Their slots are
+    /// not given to others before that is removed.
+    leaving: BTreeSet<WorkloadId>,
     /// Links of old sets that decide no more. What they decided before may still be on its way.
     retired_links: Vec<(Instant, Links)>,
     plans: BTreeMap<Digest, InstalledPlan>,
     next_plan: PlanId,
     /// On the pins, for as long as this lives.
-    _lock: Lock,
+    lock: Lock,
 }
 
 struct InstalledPlan {
@@ -354,14 +358,16 @@ impl Dataplane {
             for links in [Some(&attachment.links), attachment.replaces.as_ref()] {
                 remove_links(links);
             }
-            self.forget(workload);
+            self.forget(workload, &attachment.told());
         }
         self.retire_plans();
     }
 
     /// Looks again for what changes without telling us: addresses of the namespaces, listening
-    /// sockets that a full map or a race has missed; and deletes plans that nobody uses.
+    /// sockets that a full map or a race has missed; and deletes plans that nobody uses, and what
+    /// detached workloads have left.
     pub fn refresh(&mut self) {
+        self.sweep();
         let mut sockets = self.maps.sockets();
         self.counted.sockets = sockets.values().map(BTreeSet::len).sum();
         for (&workload, attachment) in &mut self.attachments {
@@ -490,7 +496,8 @@ impl Dataplane {
         self.counters.lost(Lost::EVENTS)
     }
 
-    fn free_slot(&self) -> Result<WorkloadId> {
+    fn free_slot(&mut self) -> Result<WorkloadId> {
+        self.sweep();
         let slots = self.maps.capacity().workloads;
         let is_free = |slot: &WorkloadId| {
             !self.attachments.contains_key(slot) && !self.found.contains_key(slot)
@@ -531,22 +538,46 @@ impl Dataplane {
     /// Removes what the maps have of workloads to which nothing is attached: an agent was ended in
     /// the middle of it.
     fn forget_unattached(&mut self) {
-        let told = self.maps.told_workloads().into_keys();
-        let words = self.maps.words().into_keys();
-        let nobodys: BTreeSet<_> = told
-            .chain(words)
-            .filter(|workload| !self.found.contains_key(workload))
-            .collect();
-        for workload in nobodys {
-            self.maps.store(workload, Word::default());
-            self.forget(workload);
+        let mut told = self.maps.told_workloads();
+        for workload in self.maps.words().into_keys() {
+            told.entry(workload).or_default();
         }
+        let set = self.maps.set();
+        for (workload, told) in told {
+            match self.found.get(&workload) {
+                None => {
+                    self.maps.store(workload, Word::default());
+                    self.forget(workload, &told);
+                }
+                // It was on its way into this set.
+                Some(found) if found.word.set() != set => self.maps.forget_told(workload, &told),
+                Some(_) => {}
+            }
+        }
+        let found = &self.found;
+        self.maps.forget_entered(|workload| {
+            let found = found.get(&workload);
+            found.is_none_or(|found| found.word.set() != set)
+        });
+        self.leaving.clear();
     }
 
-    /// Leaves nothing of a workload in the maps but what all that are gone had counted.
-    fn forget(&mut self, workload: WorkloadId) {
-        self.maps.forget_workload(workload);
+    /// Leaves nothing of a workload, of which the kernel was told this, but what all that are gone
+    /// had counted, and what [`sweep`](Self::sweep) removes.
+    fn forget(&mut self, workload: WorkloadId, told: &ToldWorkload) {
+        self.maps.forget_told(workload, told);
+        self.leaving.insert(workload);
         self.counters.retire(workload);
+    }
+
+    /// Removes what is left of all that were detached since the last time: once for many, as it
+    /// takes a walk through whole maps.
+    fn sweep(&mut self) {
+        let leaving = std::mem::take(&mut self.leaving);
+        if !leaving.is_empty() {
+            self.maps
+                .forget_entered(|workload| leaving.contains(&workload));
+        }
     }
 
     /// Detaches from workloads that an earlier agent has left.
@@ -563,7 +594,7 @@ impl Dataplane {
                 let _ = self.maps.set_identity(cgroup, &Identity::default());
             }
             remove_links(Some(&found.links));
-            self.forget(workload);
+            self.forget(workload, &found.told);
         }
         self.retire_plans();
         self.remove_old_sets();

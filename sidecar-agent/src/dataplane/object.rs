@@ -17,7 +17,7 @@ use sidecar_common::keys::{PlanId, WorkloadId};
 
 use super::{
     maps::{Capacity, Digest, Originals},
-    pins::{Expected, PinDir, Set, WORKLOADS},
+    pins::{Expected, HeldPins, PinDir, Set, WORKLOADS},
     sys::{self, AttachType, ProgramInfo},
 };
 
@@ -59,6 +59,8 @@ pub struct Objects {
     /// Where `WORKLOADS` is pinned.
     workloads: PathBuf,
     capacity: Capacity,
+    /// The maps, once all are there.
+    held: HeldPins,
     /// Id of the map `WORKLOADS`.
     workloads_map: u32,
     /// What a copy of `sk_lookup` is, once one has been loaded.
@@ -71,6 +73,7 @@ impl Objects {
         let mut objects = Self {
             cgroup_programs: Vec::new(),
             workloads_map: 0,
+            held: HeldPins::default(),
             set,
             workloads: pins.workloads(),
             capacity,
@@ -109,6 +112,20 @@ impl Objects {
         &self.workloads
     }
 
+    /// Holds the maps, so that they do not depend on their pins any more.
+    pub fn hold_maps(&mut self) -> Result<()> {
+        self.held = self.set.hold(self.workloads.clone())?;
+        Ok(())
+    }
+
+    /// Makes the pins of maps again that were removed behind our back. Returns which those are.
+    ///
+    /// # Errors
+    /// If one cannot be made, or something else is in its place.
+    pub fn restore_pins(&self) -> Result<Vec<PathBuf>> {
+        self.held.restore()
+    }
+
     /// Names of the programs for cgroups.
     pub fn cgroup_program_names() -> impl Iterator<Item = &'static str> {
         CGROUP_PROGRAMS.iter().map(|(name, _)| *name)
@@ -116,6 +133,8 @@ impl Objects {
 
     /// Loads the copy of the `sk_lookup` program that serves `workload`.
     pub fn load_sk_lookup(&self, workload: WorkloadId) -> Result<OwnedFd> {
+        // A pin that is gone would be made anew, with a map that nobody else knows.
+        self.restore_pins()?;
         let set = u32::from(self.set.number);
         let mut object = self
             .loader()
@@ -123,7 +142,6 @@ impl Objects {
             .override_global("SET", &set, true)
             .load(NETNS_OBJECT)
             .context("opening BPF maps for sk_lookup")?;
-        // A pin that is gone would have been made anew, with a map that nobody else knows.
         if map_id(&object)? != self.workloads_map {
             bail!(
                 "the pins in {} were removed behind the agent's back; restart it",

@@ -1,7 +1,7 @@
 //! Starting: programs are loaded before anything is touched, then what an earlier agent has left is
 //! taken over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use sidecar_common::keys::PlanId;
@@ -82,7 +82,7 @@ impl Prepared {
         let Self {
             pins,
             capacity,
-            objects,
+            mut objects,
             others,
             is_new,
         } = self;
@@ -95,6 +95,7 @@ impl Prepared {
                 return Err(error);
             }
         };
+        objects.hold_maps()?;
         let mut maps = Maps::open(&objects, capacity)?;
         let sets: Vec<Set> = others.iter().chain([objects.set()]).cloned().collect();
         let found = found::look(&sets, &maps)?;
@@ -107,10 +108,11 @@ impl Prepared {
             attachments: BTreeMap::new(),
             found,
             old_sets: others,
+            leaving: BTreeSet::new(),
             retired_links: Vec::new(),
             plans,
             next_plan,
-            _lock: lock,
+            lock,
         };
         dataplane.forget_unattached();
         dataplane.let_go(|found| !found.is_alive());

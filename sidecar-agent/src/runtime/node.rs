@@ -1,6 +1,8 @@
 //! This node's workloads: wanted and actual, brought together one by one. What fails for one
 //! workload touches no other, keeps its last good plan, and is tried again.
 
+mod healing;
+
 use std::{
     collections::{BTreeMap, HashSet},
     os::fd::OwnedFd,
@@ -46,6 +48,10 @@ pub struct Node {
     inherited: BTreeMap<String, Sockets>,
     diagnostics: Vec<Diagnostic>,
     places: Arc<Places>,
+    /// The workload whose links were looked at last.
+    looked_at: String,
+    /// Why pins of maps that others have removed could not be made again.
+    pins_problem: Option<String>,
     /// Who is who, for those who trace.
     pub directory: Directory,
 }
@@ -57,6 +63,8 @@ struct Workload {
     problem: Option<String>,
     /// Applications in the way of its listeners. They do not keep the plan from being in force.
     in_use: Vec<Diagnostic>,
+    /// Why what others have detached could not be attached again.
+    damage: Option<String>,
 }
 
 /// A workload that is attached.
@@ -82,6 +90,26 @@ struct Place {
 }
 
 impl Workload {
+    fn new(wanted: WorkloadPlan) -> Self {
+        Self {
+            wanted,
+            live: None,
+            problem: None,
+            in_use: Vec::new(),
+            damage: None,
+        }
+    }
+
+    /// All that is wrong with it.
+    fn told_problem(&self) -> Option<String> {
+        let problems: Vec<_> = [&self.problem, &self.damage]
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+            .collect();
+        (!problems.is_empty()).then(|| problems.join("; "))
+    }
+
     /// Whether the kernel captures its new connections.
     fn is_captured(&self, dataplane: &Dataplane) -> bool {
         self.live.as_ref().is_some_and(|live| {
@@ -193,6 +221,8 @@ impl Node {
             inherited,
             diagnostics: Vec::new(),
             places: Arc::default(),
+            looked_at: String::new(),
+            pins_problem: None,
             directory,
         })
     }
@@ -262,20 +292,11 @@ impl Node {
         let mut before = std::mem::take(&mut self.workloads);
         for wanted in wanted {
             let name = wanted.workload.to_string();
-            let (live, problem, in_use) = before
-                .remove(&name)
-                .map_or((None, None, Vec::new()), |known| {
-                    (known.live, known.problem, known.in_use)
-                });
-            self.workloads.insert(
-                name,
-                Workload {
-                    wanted,
-                    live,
-                    problem,
-                    in_use,
-                },
-            );
+            let workload = match before.remove(&name) {
+                Some(known) => Workload { wanted, ..known },
+                None => Workload::new(wanted),
+            };
+            self.workloads.insert(name, workload);
         }
         // Those that are gone first: their cgroup may now be another's.
         for (name, workload) in before {
@@ -333,6 +354,7 @@ impl Node {
     pub fn refresh(&mut self) {
         self.dataplane.refresh();
         self.reconcile();
+        self.heal();
     }
 
     /// Asks the kernel where applications listen, and whether a listener of theirs is where a
@@ -442,7 +464,7 @@ impl Node {
                 None => State::Pending,
             },
             capture,
-            problem: workload.problem.clone(),
+            problem: workload.told_problem(),
             cgroup: resolved.cgroup.clone(),
             netns: resolved.netns.clone(),
             sidecar: resolved

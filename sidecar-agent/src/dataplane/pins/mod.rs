@@ -12,6 +12,7 @@
 //!
 //! Nothing here knows what is in a map. What is not of this shape is another's: told, and left alone.
 
+mod held;
 mod links;
 mod set;
 
@@ -28,6 +29,7 @@ use rustix::{
     process::geteuid,
 };
 
+pub use held::HeldPins;
 pub use links::{LinkSpec, Links};
 pub use set::{Expected, Set};
 
@@ -42,7 +44,26 @@ pub struct PinDir {
 
 /// Keeps other agents from a pin directory, for as long as it lives.
 pub struct Lock {
-    _dir: OwnedFd,
+    path: PathBuf,
+    dir: OwnedFd,
+}
+
+impl Lock {
+    /// Has it be on the directory that is at its path now; one that was removed behind our back is
+    /// made again.
+    ///
+    /// # Errors
+    /// If that cannot be made, or another agent has it.
+    pub fn renew(&mut self) -> Result<()> {
+        let same = |found: rustix::fs::Stat| {
+            let held = fstat(&self.dir);
+            held.is_ok_and(|held| (held.st_dev, held.st_ino) == (found.st_dev, found.st_ino))
+        };
+        if !rustix::fs::stat(&self.path).is_ok_and(same) {
+            *self = PinDir::open(&self.path)?.lock()?;
+        }
+        Ok(())
+    }
 }
 
 impl PinDir {
@@ -112,7 +133,8 @@ impl PinDir {
         })?;
         let dir = self.dir.try_clone();
         Ok(Lock {
-            _dir: dir.with_context(|| format!("locking {path}"))?,
+            dir: dir.with_context(|| format!("locking {path}"))?,
+            path: self.path.clone(),
         })
     }
 

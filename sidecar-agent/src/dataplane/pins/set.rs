@@ -16,7 +16,7 @@ use sidecar_common::{
     values::{Meta, WORKLOAD_SLOTS},
 };
 
-use super::{Links, entries, number, remove_pin};
+use super::{HeldPins, Links, entries, number, remove_pin};
 use crate::dataplane::sys;
 
 const PREFIX: &str = "set-";
@@ -185,6 +185,14 @@ impl Set {
                 })
             }
         })
+    }
+
+    /// Holds its maps, META as the last, and the one that all sets share.
+    pub fn hold(&self, workloads: PathBuf) -> Result<HeldPins> {
+        let meta = self.map(META);
+        let mut maps = self.maps()?;
+        maps.retain(|path| *path != meta);
+        HeldPins::hold([workloads].into_iter().chain(maps).chain([meta]))
     }
 
     /// What is in it that is no pin of this agent's.

@@ -1,0 +1,189 @@
+//! What others take away is noticed, and put back.
+
+use std::{fs, time::Instant};
+
+use anyhow::ensure;
+use rustix::io::Errno;
+use sidecar_agent::dataplane::Dataplane;
+use sidecar_tests::{Probe, Server, foreign::detach_link, require_root};
+
+use crate::{
+    fixture::{Fixture, Loaded},
+    plan::{Planner, at, deny, pass},
+};
+
+const CALLED: &str = "10.1.0.1:80";
+
+/// A workload that is refused [`CALLED`], and what calls it at port 81.
+struct Captured {
+    fixture: Fixture,
+    app: Probe,
+    _server: Server,
+}
+
+impl Captured {
+    fn new() -> anyhow::Result<Self> {
+        let fixture = Fixture::new(
+            Planner::new()
+                .outbound_default(deny())
+                .inbound("0.0.0.0:81", deny()),
+        )?;
+        let server = fixture.serve("0.0.0.0:80")?;
+        let app = fixture.app()?;
+        let captured = Self {
+            fixture,
+            app,
+            _server: server,
+        };
+        ensure!(captured.is_refused()?, "not captured");
+        Ok(captured)
+    }
+
+    fn is_refused(&self) -> anyhow::Result<bool> {
+        Ok(self.app.visit(at(CALLED))? == Err(Errno::CONNREFUSED))
+    }
+
+    fn pin(&self, name: &str) -> std::path::PathBuf {
+        let links = format!("workload-{}", self.fixture.workload);
+        self.fixture.loaded.maps_dir().join(links).join(name)
+    }
+
+    fn broken(&self) -> Vec<String> {
+        let Fixture {
+            loaded, workload, ..
+        } = &self.fixture;
+        loaded.dataplane.broken_links(*workload)
+    }
+
+    fn heal(&mut self) -> anyhow::Result<()> {
+        let Fixture {
+            loaded,
+            workload,
+            cgroup,
+            netns,
+        } = &mut self.fixture;
+        loaded.heal(*workload, cgroup, netns)
+    }
+}
+
+#[test]
+fn a_link_that_was_detached_is_attached_again() -> anyhow::Result<()> {
+    require_root!();
+    let mut captured = Captured::new()?;
+    assert!(captured.broken().is_empty());
+    for name in ["connect4", "sk_lookup"] {
+        detach_link(&captured.pin(name))?;
+    }
+    assert_eq!(captured.broken(), ["connect4", "sk_lookup"]);
+    assert!(!captured.is_refused()?, "it was not detached");
+    captured.heal()?;
+    assert!(captured.broken().is_empty(), "{:?}", captured.broken());
+    assert!(captured.is_refused()?, "not attached again");
+    Ok(())
+}
+
+#[test]
+fn a_link_whose_pin_was_removed_is_attached_again() -> anyhow::Result<()> {
+    require_root!();
+    let mut captured = Captured::new()?;
+    fs::remove_file(captured.pin("connect4"))?;
+    assert_eq!(captured.broken(), ["connect4"]);
+    assert!(!captured.is_refused()?, "it was not detached");
+    captured.heal()?;
+    assert!(captured.broken().is_empty(), "{:?}", captured.broken());
+    assert!(captured.is_refused()?, "not attached again");
+    Ok(())
+}
+
+/// As by `rm -r`: the maps as well, and the directories that they were in.
+#[test]
+fn all_pins_that_were_removed_are_made_again() -> anyhow::Result<()> {
+    require_root!();
+    let mut captured = Captured::new()?;
+    let pins = captured.fixture.loaded.pin_dir();
+    let before = names(&captured.fixture.loaded)?;
+    fs::remove_dir_all(&pins)?;
+    assert_eq!(captured.broken().len(), 11);
+    assert!(!captured.is_refused()?, "it was not detached");
+    captured.heal()?;
+    assert!(captured.broken().is_empty(), "{:?}", captured.broken());
+    assert_eq!(names(&captured.fixture.loaded)?, before);
+    assert!(captured.is_refused()?, "not attached again");
+    // These are the maps that the plan is in, and other workloads can be attached.
+    let cgroup = sidecar_tests::Cgroup::new("other")?;
+    let Fixture { loaded, netns, .. } = &mut captured.fixture;
+    let other = loaded.attach(&cgroup, netns)?;
+    loaded.follow(other, Planner::new().outbound_default(pass()).build())?;
+    assert!(loaded.dataplane.restore_pins()?.is_empty());
+    // The lock is on what is there now.
+    let config = sidecar_agent::dataplane::Config {
+        pin_dir: pins,
+        capacity: crate::fixture::CAPACITY,
+    };
+    let Err(error) = Dataplane::load(&config) else {
+        anyhow::bail!("two agents use the same pins");
+    };
+    let error = format!("{error:#}");
+    assert!(error.contains("another agent uses it"), "{error}");
+
+    let Captured {
+        fixture,
+        app,
+        _server,
+    } = captured;
+    let Fixture {
+        loaded,
+        workload,
+        cgroup,
+        netns,
+    } = fixture;
+    let mut loaded = loaded.again(crate::fixture::CAPACITY)?;
+    assert_eq!(loaded.attach(&cgroup, &netns)?, workload);
+    let called = app.visit(at(CALLED))?;
+    assert!(matches!(called, Err(Errno::CONNREFUSED)), "{called:?}");
+    Ok(())
+}
+
+/// Where a map was pinned is another's now: it is left alone, and said.
+#[test]
+fn what_is_in_the_place_of_a_pin_is_left_alone() -> anyhow::Result<()> {
+    require_root!();
+    let mut captured = Captured::new()?;
+    let pin = captured.fixture.loaded.maps_dir().join("OUTBOUND");
+    fs::remove_file(&pin)?;
+    aya::maps::Array::<aya::maps::MapData, u32>::create(1, 0)?.pin(&pin)?;
+    let dataplane = &mut captured.fixture.loaded.dataplane;
+    let error = format!("{:#}", dataplane.restore_pins().unwrap_err());
+    assert!(error.contains("OUTBOUND"), "{error}");
+    fs::remove_file(&pin)?;
+    assert_eq!(dataplane.restore_pins()?, [pin]);
+    assert!(captured.is_refused()?, "let go");
+    Ok(())
+}
+
+/// It is asked for every workload, again and again.
+#[test]
+fn looking_at_links_is_cheap() -> anyhow::Result<()> {
+    const TIMES: u32 = 1000;
+    require_root!();
+    let captured = Captured::new()?;
+    let started = Instant::now();
+    for _ in 0..TIMES {
+        assert!(captured.broken().is_empty());
+    }
+    let elapsed = started.elapsed();
+    println!("looking at the links of a workload {TIMES} times took {elapsed:?}");
+    assert!(elapsed.as_secs() < 5, "{elapsed:?} for {TIMES}");
+    Ok(())
+}
+
+fn names(loaded: &Loaded) -> anyhow::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for dir in [loaded.pin_dir(), loaded.maps_dir()] {
+        for entry in fs::read_dir(dir)? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
