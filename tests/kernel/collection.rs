@@ -104,7 +104,7 @@ fn descriptors() -> anyhow::Result<BTreeMap<String, usize>> {
         // That of the listing itself is gone.
         if let Ok(what) = fs::read_link(entry?.path()) {
             let what = what.display().to_string();
-            let kind = what.split_once("[").map_or(&*what, |(kind, _)| kind);
+            let kind = what.split_once('[').map_or(&*what, |(kind, _)| kind);
             *found.entry(kind.to_owned()).or_default() += 1;
         }
     }
@@ -132,7 +132,8 @@ fn pins(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 
 /// Entries of every map that is pinned here and is no array.
 fn entries(dir: &Path) -> anyhow::Result<BTreeMap<String, usize>> {
-    let counts: [(&str, fn(MapData) -> Result<usize, MapError>); 13] = [
+    type Count = fn(MapData) -> Result<usize, MapError>;
+    let counts: [(&str, Count); 13] = [
         ("PLANS", hash::<PlanId, PlanHeader>),
         ("DIGESTS", hash::<PlanId, [u8; 32]>),
         ("OUTBOUND", hash::<RuleKey, Rule>),

@@ -359,6 +359,8 @@ fn detached_nothing_is_left() -> anyhow::Result<()> {
     );
 
     fixture.loaded.dataplane.detach(fixture.workload);
+    // Sockets and connections are looked for once for all that have left.
+    fixture.loaded.dataplane.refresh();
     assert_eq!(entries(&pins)?, 0);
     assert_eq!(
         (
