@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use sidecar_common::keys::WorkloadId;
 
-use super::{Binding, Dataplane, attachment};
+use super::{Attachment, Binding, Dataplane, attachment};
 
 impl Dataplane {
     /// The links of a workload that are not there, or not attached to where it is: by the names of
@@ -15,7 +15,7 @@ impl Dataplane {
     pub fn broken_links(&self, workload: WorkloadId) -> Vec<String> {
         self.attachments
             .get(&workload)
-            .map(|attachment| attachment.broken_links())
+            .map(Attachment::broken_links)
             .unwrap_or_default()
     }
 
