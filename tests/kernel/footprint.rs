@@ -25,7 +25,7 @@ use sidecar_common::{
 use crate::fixture::Loaded;
 
 /// What there is of a dataplane.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Footprint {
     /// Entries of every map that is no array.
     pub entries: BTreeMap<String, usize>,
