@@ -1,34 +1,20 @@
 //! Nothing grows, however many workloads and connections there were.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    env, fs,
-    net::TcpListener,
-    os::fd::AsFd as _,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Instant,
-};
+use std::{env, fs, net::TcpListener, os::fd::AsFd as _, process::Command, time::Instant};
 
 use anyhow::{Context as _, ensure};
-use aya::{
-    Pod,
-    maps::{HashMap, LpmTrie, Map, MapData, MapError, MapInfo, MapType, SockHash},
-    programs::{loaded_links, loaded_programs},
-};
+use aya::maps::{HashMap, Map, MapData};
 use sidecar_agent::dataplane::{Capacity, Dataplane, RelaySockets};
 use sidecar_common::{
     Endpoint,
-    keys::{
-        BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
-        WorkloadId, WorkloadInterface, WorkloadPort,
-    },
-    values::{Original, PlanHeader, Route, Rule},
+    keys::{OwnerKey, Tuple, WorkloadId},
+    values::Original,
 };
 use sidecar_tests::{Bpffs, Cgroup, DEADLINE, Namespace, poll::poll_result, require_root};
 
 use crate::{
     fixture::{CAPACITY, Fixture, Loaded, namespace, serve},
+    footprint::{Footprint, entries},
     plan::{Planner, at, deny, direct, proxy},
 };
 
@@ -52,147 +38,6 @@ fn alone(name: &str, test: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Resul
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(())
-}
-
-/// What there is of a dataplane.
-#[derive(Debug, PartialEq, Eq)]
-struct Footprint {
-    /// Entries of every map that is no array.
-    entries: BTreeMap<String, usize>,
-    /// Workloads that follow something.
-    words: usize,
-    /// Files below the pin directory.
-    pins: usize,
-    links: usize,
-    programs: usize,
-    /// Of this process, by what they are.
-    descriptors: BTreeMap<String, usize>,
-}
-
-impl Footprint {
-    fn of(loaded: &Loaded, capacity: &Capacity) -> anyhow::Result<Self> {
-        let mut maps = BTreeSet::new();
-        for pin in pins(&loaded.maps_dir())? {
-            maps.insert(MapInfo::from_pin(pin)?.id());
-        }
-        let mut programs = BTreeSet::new();
-        // Programs and links of other tests come and go meanwhile.
-        for program in loaded_programs().flatten() {
-            if let Ok(Some(used)) = program.map_ids()
-                && used.iter().any(|map| maps.contains(map))
-            {
-                programs.insert(program.id());
-            }
-        }
-        let of_ours = |program: &u32| programs.contains(program);
-        let links = loaded_links().flatten().map(|link| link.program_id());
-        let words = (0..capacity.workloads).map(|slot| loaded.dataplane.word(slot));
-        Ok(Self {
-            entries: entries(&loaded.maps_dir())?,
-            words: words.filter(|word| word.plan() != 0).count(),
-            pins: files(&loaded.pin_dir())?,
-            links: links.filter(of_ours).count(),
-            programs: programs.len(),
-            descriptors: descriptors()?,
-        })
-    }
-}
-
-fn descriptors() -> anyhow::Result<BTreeMap<String, usize>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir("/proc/self/fd")? {
-        // That of the listing itself is gone.
-        if let Ok(what) = fs::read_link(entry?.path()) {
-            let what = what.display().to_string();
-            let kind = what.split_once('[').map_or(&*what, |(kind, _)| kind);
-            *found.entry(kind.to_owned()).or_default() += 1;
-        }
-    }
-    Ok(found)
-}
-
-fn files(dir: &Path) -> anyhow::Result<usize> {
-    let mut found = 0;
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        found += if path.is_dir() { files(&path)? } else { 1 };
-    }
-    Ok(found)
-}
-
-/// The pins of the maps of a set.
-fn pins(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        found.push(entry?.path());
-    }
-    found.retain(|path| path.is_file());
-    Ok(found)
-}
-
-/// Entries of every map that is pinned here and is no array.
-fn entries(dir: &Path) -> anyhow::Result<BTreeMap<String, usize>> {
-    type Count = fn(MapData) -> Result<usize, MapError>;
-    let counts: [(&str, Count); 13] = [
-        ("PLANS", hash::<PlanId, PlanHeader>),
-        ("DIGESTS", hash::<PlanId, [u8; 32]>),
-        ("OUTBOUND", hash::<RuleKey, Rule>),
-        ("PREFIXES", trie::<PrefixKey, Rule>),
-        ("INBOUND", hash::<RuleKey, Rule>),
-        ("BACKENDS", hash::<BackendKey, Endpoint>),
-        ("OWNERS", hash::<OwnerKey, u8>),
-        ("INTERFACES", hash::<WorkloadInterface, u32>),
-        ("ROUTES", trie::<RouteKey, Route>),
-        ("LOCAL_ADDRS", hash::<WorkloadEndpoint, u8>),
-        ("LISTEN_INTEREST", hash::<WorkloadPort, u64>),
-        ("SOCKETS", sockets),
-        ("ORIGINAL_DST", originals),
-    ];
-    let mut found = BTreeMap::new();
-    for (name, count) in counts {
-        let entries = count(MapData::from_pin(dir.join(name))?).context(name)?;
-        found.insert(name.to_owned(), entries);
-    }
-    for pin in pins(dir)? {
-        let name = pin
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        // Storage of sockets and cgroups ends with them, and aya does not list it.
-        let is_counted = !matches!(
-            MapInfo::from_pin(&pin)?.map_type()?,
-            MapType::Array
-                | MapType::PerCpuArray
-                | MapType::RingBuf
-                | MapType::SkStorage
-                | MapType::CgroupStorage
-        );
-        ensure!(found.contains_key(&name) || !is_counted, "{name} is new");
-    }
-    Ok(found)
-}
-
-fn hash<K: Pod, V: Pod>(map: MapData) -> Result<usize, MapError> {
-    Ok(HashMap::<_, K, V>::try_from(Map::HashMap(map))?
-        .keys()
-        .count())
-}
-
-fn originals(map: MapData) -> Result<usize, MapError> {
-    let map = HashMap::<_, Tuple, Original>::try_from(Map::LruHashMap(map))?;
-    Ok(map.keys().count())
-}
-
-fn trie<K: Pod, V: Pod>(map: MapData) -> Result<usize, MapError> {
-    Ok(LpmTrie::<_, K, V>::try_from(Map::LpmTrie(map))?
-        .keys()
-        .count())
-}
-
-fn sockets(map: MapData) -> Result<usize, MapError> {
-    let map = SockHash::<_, WorkloadEndpoint>::try_from(Map::SockHash(map))?;
-    Ok(map.keys().count())
 }
 
 /// Resident memory of this process, in KiB.
@@ -270,12 +115,21 @@ fn workloads_that_came_and_went_leave_nothing() -> anyhow::Result<()> {
         let mut loaded = Loaded::at(Bpffs::temporary()?, capacity)?;
         let originals = MapData::from_pin(loaded.maps_dir().join("ORIGINAL_DST"))?;
         let mut originals: HashMap<_, Tuple, Original> = Map::LruHashMap(originals).try_into()?;
+        let empty = Footprint::of(&loaded, &capacity)?;
         // Tokio has a pair of sockets for signals, from its first use on.
         let first = loaded.attach(&crowds[0].cgroups[0], &crowds[0].netns)?;
         loaded.dataplane.detach(first);
         loaded.dataplane.refresh();
-        let before = Footprint::of(&loaded, &capacity)?;
-        ensure!(before.links == 0 && before.words == 0, "{before:?}");
+        // The kernel frees a program some time after its last user is gone.
+        let before = poll_result(DEADLINE, "the first one to be gone", || {
+            let now = Footprint::of(&loaded, &capacity)?;
+            let but_for_descriptors = Footprint {
+                descriptors: empty.descriptors.clone(),
+                ..now.clone()
+            };
+            ensure!(but_for_descriptors == empty, "{now:?}, before {empty:?}");
+            Ok(now)
+        })?;
         for turn in 1..=2 {
             let started = Instant::now();
             let mut workloads = Vec::new();

@@ -389,9 +389,21 @@ fn what_is_gone_is_collected() -> anyhow::Result<()> {
         ..
     } = Life::new()?;
     drop((app, cgroup));
+    let pins = loaded.pin_dir();
+    // The kernel detaches what was attached to a cgroup some time after it is gone.
+    let cgroup_is_gone = || {
+        let links = inventory(&pins)?.links;
+        let mut of_cgroup = links.iter().filter(|link| link.target.contains("cgroup"));
+        ensure!(
+            of_cgroup.all(|link| link.target.contains("gone")),
+            "{links:?}"
+        );
+        Ok(())
+    };
+    poll_result(DEADLINE, "the cgroup to be gone", cgroup_is_gone)?;
     let loaded = loaded.again(CAPACITY)?;
     assert!(loaded.dataplane.unclaimed().is_empty());
-    assert_eq!(inventory(&loaded.pin_dir())?.links.len(), 0);
+    assert_eq!(inventory(&pins)?.links.len(), 0);
     Ok(())
 }
 

@@ -13,6 +13,7 @@ mod dns;
 mod events;
 mod failure;
 mod fixture;
+mod footprint;
 mod getpeername;
 mod getsockopt;
 mod healing;

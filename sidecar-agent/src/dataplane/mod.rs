@@ -349,7 +349,9 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Detaches from a workload and forgets it.
+    /// Detaches from a workload and forgets it. What programs (and the relay) have entered of its
+    /// sockets and connections is removed by the next [`refresh`](Self::refresh), or before its slot
+    /// is given to another workload.
     pub fn detach(&mut self, workload: WorkloadId) {
         self.maps.store(workload, Word::default());
         if let Some(mut attachment) = self.attachments.remove(&workload) {
