@@ -18,6 +18,7 @@ extern crate std;
 pub mod addr;
 pub mod decide;
 pub mod event;
+pub mod kernel;
 pub mod keys;
 pub mod reason;
 pub mod values;

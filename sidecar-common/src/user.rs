@@ -11,6 +11,7 @@ use crate::{
     addr::{Addr, Endpoint},
     decide::{Direction, Transport},
     event::Event,
+    kernel::Kernel,
     keys::{
         BackendKey, OwnerKey, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
         WorkloadInterface, WorkloadPort,
@@ -42,6 +43,7 @@ pod!(
     Rule,
     PlanHeader,
     Identity,
+    Kernel,
     Meta,
     Original,
     Event

@@ -318,9 +318,10 @@ pub struct Identity {
     pub flags: u32,
     /// The proxy's own cgroup (inode id), or 0: connections from it are the proxy's.
     pub proxy_cgroup: u64,
-    /// The workload's network namespace (`SO_NETNS_COOKIE`): listeners in another one, as of a
-    /// container within the workload, cannot be given its connections.
-    pub netns_cookie: u64,
+    /// The workload's network namespace, by its cookie (`SO_NETNS_COOKIE`), or by its inode number
+    /// (see [`Kernel::NETNS_INODE`](crate::kernel::Kernel::NETNS_INODE)); listeners in another one,
+    /// as of a container within the workload, cannot be given its connections.
+    pub netns: u64,
     /// What uids of the workload's user namespace begin with on the host: there, the user `id` is
     /// `uid_base + id`.
     pub uid_base: u32,

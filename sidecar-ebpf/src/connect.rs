@@ -70,7 +70,7 @@ pub fn connect(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         destination: &asked_for,
     };
     outcome.report(&connection, || bound_to(sk, hook), || address(ctx, hook));
-    verdict(&outcome)
+    verdict(ctx, hook, transport, &outcome)
 }
 
 /// Decides, and leads the connection there. `bound_port`: what the socket is bound to.

@@ -10,17 +10,28 @@ macro_rules! read {
 }
 pub(crate) use read;
 
-/// Writes one field of a context structure.
+/// Writes one 32-bit field, or element of a field, of a context structure, given by its type. As
+/// one instruction: of two writes to the same field the compiler makes one to an address that it
+/// has computed before, which the verifier refuses.
 macro_rules! write {
-    ($pointer:expr, $($field:tt)+) => { write!(@ $pointer, $($field)+) };
-    (@ $pointer:expr, $field:ident = $value:expr) => {{
+    ($pointer:expr, $type:ident.$field:ident = $value:expr) => {
+        write!(@ $pointer, core::mem::offset_of!($type, $field), $value)
+    };
+    ($pointer:expr, $type:ident.$field:ident[$index:literal] = $value:expr) => {
+        write!(@ $pointer, core::mem::offset_of!($type, $field) + 4 * $index, $value)
+    };
+    (@ $pointer:expr, $offset:expr, $value:expr) => {
         // SAFETY: a writable field of the kernel's context, valid while the program runs.
-        unsafe { core::ptr::write_volatile(&raw mut (*$pointer).$field, $value) }
-    }};
-    (@ $pointer:expr, $field:ident[$index:literal] = $value:expr) => {{
-        // SAFETY: as above.
-        unsafe { core::ptr::write_volatile(&raw mut (*$pointer).$field[$index], $value) }
-    }};
+        unsafe {
+            core::arch::asm!(
+                "*(u32 *)({context} + {offset}) = {value}",
+                context = in(reg) $pointer,
+                offset = const $offset,
+                value = in(reg) u64::from($value),
+                options(nostack),
+            );
+        }
+    };
 }
 pub(crate) use write;
 

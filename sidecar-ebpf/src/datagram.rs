@@ -75,7 +75,7 @@ pub fn sendmsg(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
     };
     let source = || Endpoint::new(from(ctx, hook), read!(sk, src_port) as u16);
     outcome.report(&connection, source, || address(ctx, hook));
-    verdict(&outcome)
+    verdict(ctx, hook, Transport::Udp, &outcome)
 }
 
 /// The recvmsg hook.
@@ -128,12 +128,12 @@ fn send_from(
         return;
     }
     match hook {
-        Hook::V4 => write!(ctx, msg_src_ip4 = source.v4()),
+        Hook::V4 => write!(ctx, bpf_sock_addr.msg_src_ip4 = source.v4()),
         Hook::V6 => {
-            write!(ctx, msg_src_ip6[0] = source.words[0]);
-            write!(ctx, msg_src_ip6[1] = source.words[1]);
-            write!(ctx, msg_src_ip6[2] = source.words[2]);
-            write!(ctx, msg_src_ip6[3] = source.words[3]);
+            write!(ctx, bpf_sock_addr.msg_src_ip6[0] = source.words[0]);
+            write!(ctx, bpf_sock_addr.msg_src_ip6[1] = source.words[1]);
+            write!(ctx, bpf_sock_addr.msg_src_ip6[2] = source.words[2]);
+            write!(ctx, bpf_sock_addr.msg_src_ip6[3] = source.words[3]);
         }
     }
 }

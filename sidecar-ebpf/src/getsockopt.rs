@@ -125,7 +125,7 @@ fn answer(ctx: *mut bpf_sockopt, level: i32, original: &Endpoint) {
         unsafe {
             buffer.write_unaligned(SockaddrIn::new(&original.addr, original.port));
         }
-        write!(ctx, optlen = size_of::<SockaddrIn>() as i32);
+        write!(ctx, bpf_sockopt.optlen = size_of::<SockaddrIn>() as u32);
     } else {
         let buffer = start.cast::<SockaddrIn6>();
         // SAFETY: only compared with the end.
@@ -136,7 +136,7 @@ fn answer(ctx: *mut bpf_sockopt, level: i32, original: &Endpoint) {
         unsafe {
             buffer.write_unaligned(SockaddrIn6::new(&original.addr, original.port));
         }
-        write!(ctx, optlen = size_of::<SockaddrIn6>() as i32);
+        write!(ctx, bpf_sockopt.optlen = size_of::<SockaddrIn6>() as u32);
     }
-    write!(ctx, retval = 0);
+    write!(ctx, bpf_sockopt.retval = 0_u32);
 }

@@ -8,6 +8,7 @@ pub mod connect;
 mod ctx;
 pub mod datagram;
 pub mod getsockopt;
+mod kernel;
 mod listening;
 mod maps;
 mod outcome;

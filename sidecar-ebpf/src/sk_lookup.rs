@@ -10,14 +10,16 @@ use aya_ebpf::{
     programs::SkLookupContext,
 };
 use sidecar_common::{
-    Endpoint, IPPROTO_TCP, Path, Reason,
+    Addr, Endpoint, IPPROTO_TCP, Path, Reason,
     decide::{self, Direction, InboundCall, Transport},
+    kernel::Kernel,
     keys::{PlanId, WorkloadEndpoint, WorkloadId},
     values::PlanHeader,
 };
 
 use crate::{
     ctx::{read, read_addr},
+    kernel,
     maps::{self, KernelTables},
     outcome::{Connection, Outcome},
 };
@@ -33,7 +35,7 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
         Ok(None) => return SK_PASS,
         Err((plan, missing)) => (plan, Err(missing)),
     };
-    let call = call(ctx.lookup);
+    let mut call = call(ctx.lookup);
     let mut target = Endpoint::default();
     let outcome = match header {
         Err(missing) => Outcome::from(&missing),
@@ -50,6 +52,7 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
             if call.src.port == 0 && dst.addr.is_loopback() {
                 return SK_PASS;
             }
+            call.interface = interface(ctx.lookup, workload, header, &call.src.addr);
             lead(ctx, workload, plan, header, &call, &mut target)
         }
     };
@@ -129,6 +132,24 @@ fn call(ctx: *mut bpf_sk_lookup) -> InboundCall {
     InboundCall {
         src: Endpoint::new(src, u16::from_be(read!(ctx, remote_port))),
         dst: Endpoint::new(dst, read!(ctx, local_port) as u16),
-        interface: read!(ctx, ingress_ifindex),
+        interface: 0,
     }
+}
+
+/// The interface by which the connection arrives, where that makes a difference.
+#[inline(always)]
+fn interface(
+    ctx: *mut bpf_sk_lookup,
+    workload: WorkloadId,
+    header: &PlanHeader,
+    src: &Addr,
+) -> u32 {
+    if header.flags & (PlanHeader::EXCLUDED_INTERFACES | PlanHeader::VIRTUAL_INTERFACES) == 0 {
+        return 0;
+    }
+    if kernel::has(Kernel::INGRESS_IFINDEX) {
+        return read!(ctx, ingress_ifindex);
+    }
+    let back = KernelTables { workload }.route(src);
+    back.map_or(0, |route| route.interface)
 }

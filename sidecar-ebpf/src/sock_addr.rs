@@ -10,19 +10,20 @@ use aya_ebpf::{
 use sidecar_common::{
     Addr, Endpoint, IPPROTO_MPTCP, IPPROTO_TCP, IPPROTO_UDP, Path,
     decide::{Caller, Decision, OutboundCall, Transport},
+    kernel::Kernel,
     keys::PlanId,
     values::{Identity, Original},
 };
 
 use crate::{
     ctx::{read, write},
-    maps,
+    kernel, maps,
     outcome::Outcome,
 };
 
 /// Let the system call go on.
 pub const ALLOW: i32 = 1;
-/// End the system call with the error set by `bpf_set_retval`.
+/// End the system call: with the error set by `bpf_set_retval`, else with `EPERM`.
 const REFUSE: i32 = 0;
 
 const ECONNREFUSED: i32 = 111;
@@ -71,15 +72,15 @@ pub fn address(ctx: *mut bpf_sock_addr, hook: Hook) -> Endpoint {
 #[inline(always)]
 pub fn set_address(ctx: *mut bpf_sock_addr, hook: Hook, to: &Endpoint) {
     match hook {
-        Hook::V4 => write!(ctx, user_ip4 = to.addr.v4()),
+        Hook::V4 => write!(ctx, bpf_sock_addr.user_ip4 = to.addr.v4()),
         Hook::V6 => {
-            write!(ctx, user_ip6[0] = to.addr.words[0]);
-            write!(ctx, user_ip6[1] = to.addr.words[1]);
-            write!(ctx, user_ip6[2] = to.addr.words[2]);
-            write!(ctx, user_ip6[3] = to.addr.words[3]);
+            write!(ctx, bpf_sock_addr.user_ip6[0] = to.addr.words[0]);
+            write!(ctx, bpf_sock_addr.user_ip6[1] = to.addr.words[1]);
+            write!(ctx, bpf_sock_addr.user_ip6[2] = to.addr.words[2]);
+            write!(ctx, bpf_sock_addr.user_ip6[3] = to.addr.words[3]);
         }
     }
-    write!(ctx, user_port = u32::from(to.port.to_be()));
+    write!(ctx, bpf_sock_addr.user_port = u32::from(to.port.to_be()));
 }
 
 /// What the socket is bound to: an address, which may be a wildcard, and a port, which may be 0.
@@ -151,11 +152,22 @@ pub fn note(
 
 /// Ends the system call with `ECONNREFUSED` if the connection is refused.
 #[inline(always)]
-pub fn verdict(outcome: &Outcome) -> i32 {
+pub fn verdict(ctx: *mut bpf_sock_addr, hook: Hook, transport: Transport, outcome: &Outcome) -> i32 {
     if !matches!(outcome.path, Path::Deny) {
         return ALLOW;
     }
-    // SAFETY: sets the current system call's result; EPERM would be the default.
-    unsafe { bpf_set_retval(-ECONNREFUSED) };
-    REFUSE
+    if kernel::has(Kernel::SET_RETVAL) {
+        // SAFETY: sets the current system call's result.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+        return REFUSE;
+    }
+    match transport {
+        // Nobody can listen on port 0: the kernel itself refuses it.
+        Transport::Tcp => {
+            let nowhere = Endpoint::new(address(ctx, hook).addr.loopback(), 0);
+            set_address(ctx, hook, &nowhere);
+            ALLOW
+        }
+        Transport::Udp => REFUSE,
+    }
 }

@@ -1,10 +1,7 @@
 //! sock_ops: publishes original destinations once the source port is known, and learns of
 //! listening sockets.
 
-use aya_ebpf::{
-    EbpfContext as _, bindings::bpf_sock, helpers::generated::bpf_get_netns_cookie,
-    programs::SockOpsContext,
-};
+use aya_ebpf::{bindings::bpf_sock, programs::SockOpsContext};
 use sidecar_common::{
     Endpoint,
     decide::Tables as _,
@@ -14,6 +11,7 @@ use sidecar_common::{
 
 use crate::{
     ctx::{read, read_addr},
+    kernel,
     maps::{self, KernelTables},
 };
 
@@ -100,8 +98,13 @@ fn accepted(ctx: &SockOpsContext) {
 fn listening(ctx: &SockOpsContext) {
     let identity = maps::identity();
     let workload = identity.workload;
-    // SAFETY: the context is the kernel's own.
-    if workload == 0 || unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != identity.netns_cookie {
+    if workload == 0 {
+        return;
+    }
+    let Some(sk) = socket(ctx) else {
+        return;
+    };
+    if kernel::netns(ctx, sk) != Some(identity.netns) {
         return;
     }
     let endpoint = local(ctx);

@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::inputs::{BPFFS, Inputs, RUN_DIR, STATE_DIR};
-use crate::{dataplane::Capacity, doctor, privileges, runtime};
+use crate::{
+    dataplane::{Capacity, lift_memlock},
+    doctor, privileges, runtime,
+};
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
@@ -106,6 +109,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         compat,
     } = args.inputs;
     doctor::preflight(&args.bpffs)?;
+    lift_memlock();
     // As long as there is one thread only, whose heirs the others are.
     privileges::drop_others()?;
     let options = runtime::Options {

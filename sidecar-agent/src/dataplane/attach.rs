@@ -19,6 +19,7 @@ use super::{
     cgroup::Cgroup,
     found::Found,
     interfaces::Interfaces,
+    kernel,
     listeners::Transparency,
     maps::{Maps, ToldWorkload},
     netns::Netns,
@@ -102,7 +103,7 @@ impl Attachment {
             identity: Identity {
                 workload,
                 proxy_cgroup: binding.proxy_cgroup.map_or(0, |cgroup| cgroup.id),
-                netns_cookie: binding.netns.cookie()?,
+                netns: binding.netns.known_as(kernel::running())?,
                 // What is not looked at yet is as it was.
                 ..maps.identity(binding.cgroup.id).unwrap_or_default()
             },

@@ -14,6 +14,7 @@ mod found;
 mod healing;
 pub mod hooks;
 mod interfaces;
+mod kernel;
 mod listeners;
 mod maps;
 pub mod netns;
@@ -62,6 +63,7 @@ use crate::compile::Plan;
 
 pub use self::{
     counters::Count,
+    kernel::lift_memlock,
     maps::{Capacity, Originals},
     pins::is_bpffs,
     prepare::Prepared,

@@ -13,6 +13,8 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use sidecar_common::kernel::Kernel;
+
 use super::sys::{self, LinkTarget};
 use crate::relay::netns::within;
 
@@ -80,11 +82,14 @@ impl Netns {
             .with_context(|| format!("in the network namespace {}", self.path.display()))
     }
 
-    /// The cookie by which BPF programs know the namespace.
+    /// How BPF programs know the namespace on such a kernel: see `Identity::netns`.
     ///
     /// # Errors
-    /// If the namespace cannot be entered, or the kernel has no such cookies (before 5.14).
-    pub fn cookie(&self) -> Result<u64> {
+    /// If the namespace cannot be entered.
+    pub fn known_as(&self, kernel: &Kernel) -> Result<u64> {
+        if !kernel.has(Kernel::NETNS_COOKIE) {
+            return Ok(self.id.1);
+        }
         self.run(|| {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
             sys::netns_cookie(socket.as_fd())

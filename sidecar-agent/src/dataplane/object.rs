@@ -16,6 +16,7 @@ use aya::{
 use sidecar_common::keys::{PlanId, WorkloadId};
 
 use super::{
+    kernel,
     maps::{Capacity, Digest, Originals},
     pins::{Expected, HeldPins, PinDir, Set, WORKLOADS},
     sys::{self, AttachType, ProgramInfo},
@@ -83,6 +84,7 @@ impl Objects {
         let mut cgroup = objects
             .loader()
             .override_global("SET", &set, true)
+            .override_global("KERNEL", kernel::running(), true)
             .load(CGROUP_OBJECT)
             .context("loading BPF maps")?;
         objects.workloads_map = map_id(&cgroup)?;
@@ -140,6 +142,7 @@ impl Objects {
             .loader()
             .override_global("WORKLOAD", &workload, true)
             .override_global("SET", &set, true)
+            .override_global("KERNEL", kernel::running(), true)
             .load(NETNS_OBJECT)
             .context("opening BPF maps for sk_lookup")?;
         if map_id(&object)? != self.workloads_map {

@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File},
-    net::{TcpListener, UdpSocket},
+    net::TcpListener,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -29,6 +29,7 @@ use sidecar_common::{
 
 use super::{
     cgroup::Cgroup,
+    kernel,
     maps::Capacity,
     object::{CGROUP_OBJECT, CGROUP_PROGRAMS, NETNS_OBJECT, load_program, loader},
     pins::WORKLOADS,
@@ -68,8 +69,13 @@ pub enum Feature {
     SocketMap,
     /// A ring buffer.
     RingBuffer,
-    /// `SO_NETNS_COOKIE`.
-    NetnsCookie,
+    /// How programs tell the network namespace of a listening socket: by its cookie, or else by its
+    /// inode number.
+    ListenerNetns,
+    /// `bpf_set_retval` (`Kernel::SET_RETVAL`).
+    SetRetval,
+    /// `bpf_sk_lookup::ingress_ifindex` (`Kernel::INGRESS_IFINDEX`).
+    IngressIfindex,
     /// `pidfd_getfd`.
     BorrowedSocket,
 }
@@ -95,21 +101,20 @@ pub fn everything(cgroup_root: Option<&Path>) -> Vec<Trial> {
             vec![Trial { feature, result }]
         })
     });
-    trials.into_iter().chain([netns_cookie()]).collect()
+    trials.into_iter().chain(lacks()).collect()
 }
 
-/// Whether network namespaces have cookies that user space can read.
-#[must_use]
-pub fn netns_cookie() -> Trial {
-    let ask = || -> Result<()> {
-        let socket = UdpSocket::bind("0.0.0.0:0").context("opening a UDP socket")?;
-        sys::netns_cookie(socket.as_fd()).context("getsockopt(SO_NETNS_COOKIE)")?;
-        Ok(())
-    };
-    Trial {
-        feature: Feature::NetnsCookie,
-        result: ask(),
-    }
+/// What older kernels lack, and we can do without.
+fn lacks() -> [Trial; 3] {
+    let listener_netns = kernel::netns_cookie().or_else(|no_cookie| {
+        kernel::netns_inode().map(drop).map_err(|error| error.context(no_cookie))
+    });
+    [
+        (Feature::ListenerNetns, listener_netns),
+        (Feature::SetRetval, kernel::set_retval()),
+        (Feature::IngressIfindex, kernel::ingress_ifindex()),
+    ]
+    .map(|(feature, result)| Trial { feature, result })
 }
 
 /// Whether a descriptor of another process can be borrowed: of a child, which waits on its standard
@@ -174,6 +179,7 @@ impl Scratch {
 
     fn try_programs(&mut self, cgroup_root: Option<&Path>) {
         let loaded = loader(&self.pins, &self.pins.join(WORKLOADS), CAPACITY)
+            .override_global("KERNEL", kernel::running(), true)
             .load(CGROUP_OBJECT)
             .context("making the maps");
         let Some(mut object) = self.note(Feature::Maps, loaded) else {
@@ -247,6 +253,7 @@ fn private_bpffs() -> Result<PathBuf> {
 fn load_inbound(pins: &Path) -> Result<OwnedFd> {
     let mut object = loader(pins, &pins.join(WORKLOADS), CAPACITY)
         .override_global("WORKLOAD", &NOBODY, true)
+        .override_global("KERNEL", kernel::running(), true)
         .load(NETNS_OBJECT)
         .context("opening the maps")?;
     load_program(&mut object, "inbound")

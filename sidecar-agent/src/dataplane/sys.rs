@@ -173,13 +173,37 @@ pub fn load_drop_all() -> io::Result<OwnedFd> {
     const CGROUP_SKB: u32 = 8;
     /// `r0 = 0; exit`: each `struct bpf_insn` begins with its code.
     const CODE: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+    load(CGROUP_SKB, AttachType::Egress, *b"sidecar_drop\0\0\0\0", &CODE)
+}
+
+/// Loads a program that reads `bpf_sk_lookup::ingress_ifindex` (kernel 5.17): fails with `EACCES`
+/// where there is no such field.
+pub fn load_ingress_ifindex() -> io::Result<OwnedFd> {
+    /// `BPF_PROG_TYPE_SK_LOOKUP`.
+    const SK_LOOKUP: u32 = 30;
+    /// `r1 = *(u32 *)(r1 + 64); r0 = 1; exit`.
+    const CODE: [[u8; 8]; 3] = [
+        [0x61, 0x11, 64, 0, 0, 0, 0, 0],
+        [0xb7, 0, 0, 0, 1, 0, 0, 0],
+        [0x95, 0, 0, 0, 0, 0, 0, 0],
+    ];
+    load(SK_LOOKUP, AttachType::SkLookup, *b"sidecar_probe\0\0\0", &CODE)
+}
+
+/// Loads a program; `code` is in the byte order of this machine, as far as there is any in it.
+fn load(
+    kind: u32,
+    attach_type: AttachType,
+    name: [u8; 16],
+    code: &[[u8; 8]],
+) -> io::Result<OwnedFd> {
     let attr = ProgLoad {
-        kind: CGROUP_SKB,
-        instructions: 2,
-        code: CODE.as_ptr() as u64,
+        kind,
+        instructions: u32::try_from(code.len()).map_err(io::Error::other)?,
+        code: code.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
-        name: *b"sidecar_drop\0\0\0\0",
-        attach_type: AttachType::Egress as u32,
+        name,
+        attach_type: attach_type as u32,
         ..ProgLoad::default()
     };
     owned(bpf(BPF_PROG_LOAD, &attr)?)

@@ -50,10 +50,10 @@ catalogue! {
         "run `doctor` as root, outside of containers that withhold CAP_SYS_ADMIN";
     MAPS "SCD0102" Missing "the BPF maps cannot be made",
         "Nothing can be captured",
-        "use kernel 5.18 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF, CONFIG_BPF_STREAM_PARSER, CONFIG_NET and BTF; where the cause is EPERM, see the capabilities and the lockdown below";
+        "use kernel 5.10 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF, CONFIG_BPF_STREAM_PARSER, CONFIG_NET and BTF; where the cause is EPERM, see the capabilities and the lockdown below";
     PROGRAM "SCD0103" Missing "a BPF program is refused by the kernel",
         "Nothing can be captured",
-        "use kernel 5.18 or newer; the cause shown is the end of the verifier's log: report it, with the kernel's release, if the kernel is newer";
+        "use kernel 5.10 or newer; the cause shown is the end of the verifier's log: report it, with the kernel's release, if the kernel is newer";
     CGROUP_LINK "SCD0104" Missing "programs cannot be attached to a cgroup by links",
         "Nothing can be captured",
         "if a foreign program is reported below that keeps ours out, detach it; if the cgroup cannot be made, mount cgroup2 for writing; else use a kernel with CONFIG_CGROUP_BPF";
@@ -69,15 +69,21 @@ catalogue! {
     SOCKET_MAP "SCD0108" Missing "a listening socket cannot be entered into a sockhash",
         "Inbound connections cannot be handed to listeners, nor outbound ones to the relay",
         "use a kernel with CONFIG_BPF_STREAM_PARSER (from 5.8 it is on with CONFIG_NET_SOCK_MSG)";
-    NETNS_COOKIE "SCD0109" Missing "network namespaces have no cookies",
-        "Sockets of a workload cannot be told from those of others in its cgroup",
-        "use kernel 5.14 or newer";
+    LISTENER_NETNS "SCD0109" Warning "programs cannot tell the network namespace of a listening socket",
+        "The agent alone finds listeners: connections are refused for up to a second after an application or a proxy has begun to listen",
+        "use kernel 5.15 or newer (`bpf_get_netns_cookie` for sock_ops), or one that has CONFIG_DEBUG_INFO_BTF and whose lockdown is not `confidentiality`";
     BORROWED_SOCKET "SCD0110" Warning "sockets of other processes cannot be borrowed",
         "Connections to applications and proxies that listened before they were captured are refused until these listen anew",
         "allow pidfd_getfd(2): set kernel.yama.ptrace_scope below 3, permit it in the agent's seccomp profile, and let the agent have CAP_SYS_PTRACE";
     RING_BUFFER "SCD0111" Warning "the kernel has no ring buffers for BPF",
         "Decisions cannot be followed live; counters are not affected",
         "use kernel 5.8 or newer";
+    SET_RETVAL "SCD0112" Warning "programs cannot choose the error of a system call",
+        "A connection that is refused is led to port 0 of loopback, where the kernel refuses it: tools that watch `lo` see it; a refused datagram fails with EPERM instead of ECONNREFUSED",
+        "nothing has to be done; kernel 5.18 and newer have `bpf_set_retval`";
+    INGRESS_IFINDEX "SCD0113" Warning "programs cannot tell by which interface a connection arrives",
+        "Where interfaces are excluded, or virtual (annotations `traffic.sidecar.istio.io/excludeInterfaces` and `istio.io/reroute-virtual-interfaces`), a connection is taken to have arrived by the interface that leads back to its source; with asymmetric routes that is another one",
+        "use kernel 5.17 or newer where that matters";
 
     // Control groups.
     NO_CGROUP2 "SCD0201" Missing "cgroup2 is not mounted",

@@ -33,11 +33,6 @@ pub fn features(program: &Path) -> Vec<Check> {
         .collect()
 }
 
-/// Tries what is no work.
-pub fn quick() -> Vec<Check> {
-    vec![judge(probe::netns_cookie())]
-}
-
 fn judge(trial: Trial) -> Check {
     let (what, code) = describe(trial.feature);
     match trial.result {
@@ -57,7 +52,9 @@ fn describe(feature: Feature) -> (String, &'static Code) {
         Feature::MappedArray => ("mapped array", catalogue::MAPPED_ARRAY),
         Feature::SocketMap => ("listening socket in a sockhash", catalogue::SOCKET_MAP),
         Feature::RingBuffer => ("ring buffer", catalogue::RING_BUFFER),
-        Feature::NetnsCookie => ("network namespace cookie", catalogue::NETNS_COOKIE),
+        Feature::ListenerNetns => ("network namespace of listeners", catalogue::LISTENER_NETNS),
+        Feature::SetRetval => ("bpf_set_retval", catalogue::SET_RETVAL),
+        Feature::IngressIfindex => ("interface of arrival", catalogue::INGRESS_IFINDEX),
         Feature::BorrowedSocket => ("pidfd_getfd", catalogue::BORROWED_SOCKET),
     };
     (what.to_owned(), code)

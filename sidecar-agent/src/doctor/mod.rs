@@ -60,7 +60,6 @@ pub fn examine(options: &Options) -> Report {
 /// If something is missing that the agent cannot do without: with all of that.
 pub fn preflight(bpffs: &std::path::Path) -> Result<()> {
     let checks = [
-        kernel::quick(),
         cgroups::layout(),
         bpffs::look(bpffs),
         capabilities::look(),

@@ -143,6 +143,9 @@ impl Build<'_> {
             // Full debug information of every crate: BTF is made from it.
             "-Cdebuginfo=2".to_owned(),
             "-Clink-arg=--btf".to_owned(),
+            // Else every small copy is a call, whose frame counts as 32 bytes of the 512 that
+            // older kernels let a program and what it calls have.
+            "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
             format!("-Clinker={}", toolchain.linker.path.display()),
             format!("--cfg=bpf_target_arch=\"{}\"", self.arch),
         ];

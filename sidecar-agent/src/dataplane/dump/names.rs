@@ -209,7 +209,7 @@ pub fn identity(set: u16, cgroup: u64, identity: &Identity) -> IdentityRow {
         workload: identity.workload,
         flags: set_in(&[(Identity::ROUTED, "routed")], identity.flags),
         proxy_cgroup: (identity.proxy_cgroup != 0).then_some(identity.proxy_cgroup),
-        netns_cookie: identity.netns_cookie,
+        netns: identity.netns,
         uid_base: identity.uid_base,
         gid_base: identity.gid_base,
         source_v4: known(Addr::from_v4(identity.source_v4)),

@@ -216,8 +216,8 @@ rows! {
         flags: Flags,
         /// The id of the proxy's own cgroup.
         proxy_cgroup: Option<u64>,
-        /// The cookie of the workload's network namespace.
-        netns_cookie: u64,
+        /// The workload's network namespace, by its cookie, or by its inode number (`doctor` tells).
+        netns: u64,
         /// The host's uid of the workload's uid 0.
         uid_base: u32,
         /// The host's gid of the workload's gid 0.
