@@ -22,6 +22,9 @@ pub const PORT: &str = "/dev/ttyS1";
 /// an environment variable of what it does not know itself.
 pub const CGROUPS: &str = "cgroups";
 
+/// Where programs are.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Names a file that a test which cannot run here appends a line to (see `sidecar_tests::skip`).
 const SKIPS_ENV: &str = "SIDECAR_TEST_SKIPS";
 

@@ -12,6 +12,8 @@ use rustix::{
     system::{RebootCommand, reboot},
 };
 
+use sidecar_vm_init::PATH;
+
 use crate::{modules, mounts, suites};
 
 /// Files that one process may have open: more than the kernel's own default, as systemd has it.
@@ -66,8 +68,11 @@ fn boot() -> anyhow::Result<()> {
 }
 
 fn succeed(words: &[&str]) -> anyhow::Result<()> {
-    let status = Command::new(words[0])
-        .args(&words[1..])
+    // `sh` finds it in PATH; the kernel gives process 1 none.
+    let status = Command::new("sh")
+        .args(["-c", "exec \"$0\" \"$@\""])
+        .args(words)
+        .env("PATH", PATH)
         .status()
         .with_context(|| format!("cannot run `{}`", words.join(" ")))?;
     anyhow::ensure!(status.success(), "`{}`: {status}", words.join(" "));

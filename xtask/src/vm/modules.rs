@@ -14,6 +14,10 @@ use crate::cargo;
 /// What the tests use of the kernel that may be a module; `*` is any rest. A kernel need not have
 /// each: names changed, and what is built in is no module.
 pub const WANTED: &[&str] = &[
+    // What others ask for by the name of an algorithm.
+    "crc32c_*",
+    "hmac",
+    "sha256*",
     // Links.
     "veth",
     "dummy",

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::Deserialize;
 use sidecar_vm_init::Record;
 
-use super::qemu::{Run, Timed};
+use super::qemu::Run;
 
 /// How a test ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -205,6 +205,7 @@ impl Current {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::qemu::Timed;
 
     fn run(records: Vec<Record>, failure: Option<&str>) -> Results {
         let seconds = (1..).map(Duration::from_secs);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sidecar_vm_init::{Job, Suite};
+use sidecar_vm_init::{Job, PATH, Suite};
 
 use super::build::Built;
 use crate::cargo;
@@ -100,7 +100,7 @@ pub fn job(
         })
         .collect::<anyhow::Result<_>>()?;
     let env = [
-        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("PATH", PATH),
         ("HOME", "/root"),
         ("LC_ALL", "C.UTF-8"),
         ("SIDECAR_TEST_PREBUILT", "1"),
