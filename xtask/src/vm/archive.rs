@@ -197,11 +197,10 @@ fn offer(paragraph: &str) -> Option<Offer> {
     let package = field("Package")?;
     let release = package.strip_prefix("linux-image-")?;
     let flavoured = release.strip_suffix("-amd64")?;
-    let usual = |text: &str| !text.contains(|c: char| c.is_ascii_alphabetic());
-    let abi = flavoured.split("+deb").next()?.split(".deb").next()?;
+    let flavoured = flavoured.split('-').skip(1).any(starts_with_a_letter);
     let depends = field("Depends").unwrap_or_default();
     // Not `cloud` or `rt`, and no package that only depends on the newest of a series.
-    if !usual(abi) || depends.contains("linux-image-") {
+    if flavoured || depends.contains("linux-image-") {
         return None;
     }
     let version = Version::of_package(field("Version")?)?;
@@ -216,6 +215,10 @@ fn offer(paragraph: &str) -> Option<Offer> {
         release: release.to_owned(),
         packages: std::iter::once(package.to_owned()).chain(parts).collect(),
     })
+}
+
+fn starts_with_a_letter(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
 }
 
 #[cfg(test)]
@@ -238,6 +241,7 @@ mod tests {
     fn kernels_of_the_usual_kind() {
         let text = "Package: linux-image-5.10.0-46-amd64\nVersion: 5.10.262-1\nDepends: kmod\n\n\
                     Package: linux-image-5.10.0-46-cloud-amd64\nVersion: 5.10.262-1\n\n\
+                    Package: linux-image-6.12.118+deb13-rt-amd64\nVersion: 6.12.118-1\n\n\
                     Package: linux-image-6.1-amd64\nVersion: 6.1.192-2\n\
                     Depends: linux-image-6.1.0-56-amd64 (= 6.1.192-2)\n\n\
                     Package: linux-image-7.3.4+deb13-amd64\nVersion: 7.3.4-1~bpo13+1\n\
