@@ -16,6 +16,7 @@ mod setup;
 mod soak;
 mod suites;
 mod test;
+mod vm;
 
 #[derive(Parser)]
 #[command(
@@ -48,6 +49,8 @@ enum Command {
     Demo(demo::Args),
     /// Make connections while the agent is killed, restarted, upgraded and toggled (as root)
     Soak(soak::Args),
+    /// Run the tests that need a kernel on other kernels, in virtual machines
+    Vm(vm::Args),
     /// Write what of docs/ follows from the code
     GenDocs(gen_docs::Args),
 }
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Soak(args) => soak::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Vm(args) => vm::run(&args).map(verdict),
         Command::GenDocs(args) => gen_docs::run(&args).map(verdict),
     };
     done.unwrap_or_else(|error| {

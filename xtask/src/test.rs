@@ -164,11 +164,15 @@ fn read_skips(path: &Path) -> anyhow::Result<Vec<String>> {
     Ok(skips)
 }
 
+/// How many tests there were, by what became of them.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-struct Counts {
-    passed: usize,
-    failed: usize,
-    skipped: usize,
+pub struct Counts {
+    /// Tests that passed.
+    pub passed: usize,
+    /// Tests that failed.
+    pub failed: usize,
+    /// Tests that did not run.
+    pub skipped: usize,
 }
 
 impl Counts {
@@ -199,7 +203,8 @@ impl Counts {
         self.skipped += skips;
     }
 
-    fn line(self) -> String {
+    /// How it is told.
+    pub fn line(self) -> String {
         format!(
             "{} passed, {} failed, {} skipped",
             self.passed, self.failed, self.skipped

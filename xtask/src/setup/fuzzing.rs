@@ -62,7 +62,7 @@ pub fn ensure_nightly() -> anyhow::Result<()> {
 }
 
 /// The first line of what a program says of itself, blank ones apart.
-pub(super) fn version(program: &OsStr) -> anyhow::Result<String> {
+pub fn version(program: &OsStr) -> anyhow::Result<String> {
     let output = Command::new(program)
         .arg("--version")
         .stdin(Stdio::null())

@@ -12,12 +12,16 @@ use ebpf_build::{Compiler, Linker};
 
 use crate::cargo;
 
-mod apt;
+pub mod apt;
 mod compiler;
 mod envoy;
 pub mod fuzzing;
 mod linker;
 mod programs;
+mod vm;
+
+pub use fuzzing::version;
+pub use programs::names as programs;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -77,9 +81,28 @@ const ENVOY: [Need; 1] = [Need {
     install: |_| envoy::install(),
 }];
 
+/// What only virtual machines need besides.
+const VM: [Need; 2] = [
+    Need {
+        name: "qemu",
+        find: vm::find_qemu,
+        install: |_| vm::install_qemu(),
+    },
+    Need {
+        name: "programs that unpack kernels",
+        find: vm::find_tools,
+        install: |_| vm::install_tools(),
+    },
+];
+
 /// The command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let needs: Vec<&Need> = NEEDS.iter().chain(&FUZZING).chain(&ENVOY).collect();
+    let needs: Vec<&Need> = NEEDS
+        .iter()
+        .chain(&FUZZING)
+        .chain(&ENVOY)
+        .chain(&VM)
+        .collect();
     provide(&needs, args)
 }
 
@@ -139,6 +162,14 @@ pub fn ensure_with_fuzzing() -> anyhow::Result<()> {
 /// As [`run`].
 pub fn ensure_envoy() -> anyhow::Result<()> {
     ensure_all(&ENVOY.iter().collect::<Vec<_>>())
+}
+
+/// Installs what virtual machines need if it is missing; see [`ensure`].
+///
+/// # Errors
+/// As [`run`].
+pub fn ensure_vm() -> anyhow::Result<()> {
+    ensure_all(&VM.iter().collect::<Vec<_>>())
 }
 
 fn ensure_all(needs: &[&Need]) -> anyhow::Result<()> {

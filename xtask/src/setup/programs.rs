@@ -1,6 +1,6 @@
 //! Programs that the tests run.
 
-use std::{env, path::Path};
+use std::{env, ffi::OsStr, path::Path};
 
 use anyhow::bail;
 
@@ -89,14 +89,23 @@ pub fn install() -> anyhow::Result<()> {
     apt::install(&packages, || true)
 }
 
+/// Their names.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    PROGRAMS.iter().map(|program| program.name)
+}
+
 fn missing() -> impl Iterator<Item = &'static Program> {
     static TABLE: &[Program] = &PROGRAMS;
-    let path = env::var_os("PATH").unwrap_or_default();
-    // Where a distribution keeps programs for root, which a user's PATH may lack.
-    let dirs: Vec<_> = env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(|dir| Path::new(dir).to_owned()))
-        .collect();
     TABLE
         .iter()
-        .filter(move |program| !dirs.iter().any(|dir| dir.join(program.name).exists()))
+        .filter(|program| !is_there(OsStr::new(program.name)))
+}
+
+/// Whether there is a program of that name.
+pub fn is_there(name: &OsStr) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    // Where a distribution keeps programs for root, which a user's PATH may lack.
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(|dir| Path::new(dir).to_owned()))
+        .any(|dir| dir.join(name).exists())
 }
