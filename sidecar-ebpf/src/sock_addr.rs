@@ -152,7 +152,12 @@ pub fn note(
 
 /// Ends the system call with `ECONNREFUSED` if the connection is refused.
 #[inline(always)]
-pub fn verdict(ctx: *mut bpf_sock_addr, hook: Hook, transport: Transport, outcome: &Outcome) -> i32 {
+pub fn verdict(
+    ctx: *mut bpf_sock_addr,
+    hook: Hook,
+    transport: Transport,
+    outcome: &Outcome,
+) -> i32 {
     if !matches!(outcome.path, Path::Deny) {
         return ALLOW;
     }

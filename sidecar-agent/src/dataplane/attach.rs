@@ -15,7 +15,7 @@ use sidecar_common::{
 };
 
 use super::{
-    Binding, RETIRED_PLAN_GRACE,
+    Binding,
     cgroup::Cgroup,
     found::Found,
     interfaces::Interfaces,
@@ -26,6 +26,7 @@ use super::{
     network::{Network, RouteTo, Setup, Steering},
     object::Objects,
     pins::{LinkSpec, Links},
+    plans::RETIRED_PLAN_GRACE,
     sys::{AttachType, LinkTarget},
     userns::IdBases,
 };

@@ -81,7 +81,9 @@ pub fn netns_inode() -> Result<(u32, u32)> {
     let read = fs::read(BTF).with_context(|| format!("reading {BTF}"))?;
     let types = TypeInformation::new(&Btf(read)).map_err(|error| in_btf(&error))?;
     let offset = |of: &str, path: &str| -> Result<u32> {
-        let id = types.id_of(of).with_context(|| format!("{BTF} has no type {of}"))?;
+        let id = types
+            .id_of(of)
+            .with_context(|| format!("{BTF} has no type {of}"))?;
         match types.offset_of(id, path).map_err(|error| in_btf(&error))? {
             (_, Offset::ByteOffset(bytes)) => Ok(bytes),
             (_, Offset::BitOffsetAndSize(..)) => bail!("{path} of {of} in {BTF} is no plain field"),

@@ -4,15 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
-use sidecar_common::keys::PlanId;
 
 use super::{
-    Capacity, Config, Contents, Dataplane, InstalledPlan,
+    Capacity, Config, Dataplane,
     counters::Counters,
-    disown, found,
-    maps::{Digest, Maps},
+    found,
+    maps::Maps,
     object::{self, Objects},
     pins::{PinDir, Set},
+    plans::Plans,
     usage::Counted,
 };
 
@@ -99,7 +99,7 @@ impl Prepared {
         let mut maps = Maps::open(&objects, capacity)?;
         let sets: Vec<Set> = others.iter().chain([objects.set()]).cloned().collect();
         let found = found::look(&sets, &maps)?;
-        let (plans, next_plan) = find_plans(&mut maps);
+        let plans = Plans::find(&mut maps);
         let mut dataplane = Dataplane {
             maps,
             counters: Counters::open(&objects, &capacity)?,
@@ -111,7 +111,6 @@ impl Prepared {
             leaving: BTreeSet::new(),
             retired_links: Vec::new(),
             plans,
-            next_plan,
             lock,
         };
         dataplane.forget_unattached();
@@ -135,27 +134,4 @@ fn load_beside(pins: &PinDir, capacity: Capacity) -> Result<Objects> {
         tracing::warn!("{error:#}");
     }
     loaded
-}
-
-/// The complete plans in the maps, and the next id for one. What is left of others is removed.
-fn find_plans(maps: &mut Maps) -> (BTreeMap<Digest, InstalledPlan>, PlanId) {
-    let mut plans = BTreeMap::new();
-    let mut last = 0;
-    for (id, (digest, keys)) in maps.found_plans() {
-        last = last.max(id);
-        maps.adopt_plan(&keys);
-        let installed = InstalledPlan {
-            id,
-            contents: Contents::Found(keys),
-            unused_since: None,
-        };
-        match digest {
-            Some(digest) => {
-                disown(&mut plans, digest);
-                plans.insert(digest, installed);
-            }
-            None => installed.remove(maps),
-        }
-    }
-    (plans, last.saturating_add(1))
 }

@@ -107,7 +107,9 @@ pub fn everything(cgroup_root: Option<&Path>) -> Vec<Trial> {
 /// What older kernels lack, and we can do without.
 fn lacks() -> [Trial; 3] {
     let listener_netns = kernel::netns_cookie().or_else(|no_cookie| {
-        kernel::netns_inode().map(drop).map_err(|error| error.context(no_cookie))
+        kernel::netns_inode()
+            .map(drop)
+            .map_err(|error| error.context(no_cookie))
     });
     [
         (Feature::ListenerNetns, listener_netns),

@@ -122,7 +122,11 @@ fn build(command: &mut Command) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let output = command
         .output()
         .with_context(|| format!("cannot run {}", cargo::shown(command)))?;
-    ensure!(output.status.success(), "`{}` failed", cargo::shown(command));
+    ensure!(
+        output.status.success(),
+        "`{}` failed",
+        cargo::shown(command)
+    );
     let text = String::from_utf8(output.stdout).context("cargo printed no UTF-8")?;
     artifacts(&text)
 }

@@ -16,8 +16,14 @@ enum Entry {
     Directory,
     Link(PathBuf),
     /// The content of a file of this machine.
-    File { from: PathBuf, mode: u32, mtime: u32 },
-    Text { text: String },
+    File {
+        from: PathBuf,
+        mode: u32,
+        mtime: u32,
+    },
+    Text {
+        text: String,
+    },
 }
 
 /// Files by their paths, which begin at the root.
@@ -73,7 +79,8 @@ impl Initramfs {
     /// # Errors
     /// When it cannot be read.
     pub fn add_tree(&mut self, dir: &Path, wanted: fn(&Path) -> bool) -> anyhow::Result<()> {
-        let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+        let entries =
+            fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
         for entry in entries {
             let path = entry
                 .with_context(|| format!("cannot list {}", dir.display()))?
@@ -141,11 +148,17 @@ fn write_entry(out: &mut impl Write, number: u32, path: &Path, entry: &Entry) ->
     let header = newc::Builder::new(name).ino(number).nlink(1);
     match entry {
         Entry::Directory => put(out, header.mode(DIRECTORY).nlink(2), b""),
-        Entry::Link(target) => put(out, header.mode(LINK), target.as_os_str().as_encoded_bytes()),
+        Entry::Link(target) => put(
+            out,
+            header.mode(LINK),
+            target.as_os_str().as_encoded_bytes(),
+        ),
         Entry::Text { text } => put(out, header.mode(FILE | 0o644), text.as_bytes()),
-        Entry::File { from, mode, mtime } => {
-            put(out, header.mode(FILE | mode).mtime(*mtime), &fs::read(from)?)
-        }
+        Entry::File { from, mode, mtime } => put(
+            out,
+            header.mode(FILE | mode).mtime(*mtime),
+            &fs::read(from)?,
+        ),
     }
 }
 
@@ -185,7 +198,10 @@ mod tests {
             ("b/c/d.txt", 0o100_644, 4),
             ("b-link", 0o120_777, 1),
         ];
-        assert_eq!(names, expected.map(|(name, mode, size)| (name.to_owned(), mode, size)));
+        assert_eq!(
+            names,
+            expected.map(|(name, mode, size)| (name.to_owned(), mode, size))
+        );
         assert!(initramfs.has(Path::new("/b/c")));
     }
 }

@@ -122,7 +122,11 @@ fn list() -> anyhow::Result<()> {
         let texts: Vec<String> = of_series
             .iter()
             .map(|version| {
-                let mark = if cached.contains(version) { " (fetched)" } else { "" };
+                let mark = if cached.contains(version) {
+                    " (fetched)"
+                } else {
+                    ""
+                };
                 format!("{version}{mark}")
             })
             .collect();
@@ -216,7 +220,9 @@ fn whole(
         initramfs.add_tree(&workspace.join(data), |_| true)?;
     }
     for kernel in kernels {
-        let Some((modules, release)) = &kernel.modules else { continue };
+        let Some((modules, release)) = &kernel.modules else {
+            continue;
+        };
         let to = Path::new(MODULES).join(release);
         for module in fs::read_dir(modules)
             .with_context(|| format!("cannot list {}", modules.display()))?

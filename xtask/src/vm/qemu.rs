@@ -171,7 +171,12 @@ fn lines(stdout: ChildStdout) -> mpsc::Receiver<String> {
 /// # Errors
 /// When what was found out cannot be kept.
 pub fn accel(image: &Path, initramfs: &Path, dir: &Path) -> anyhow::Result<Accel> {
-    if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+    if fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_err()
+    {
         return Ok(Accel::Tcg);
     }
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
@@ -192,7 +197,11 @@ pub fn accel(image: &Path, initramfs: &Path, dir: &Path) -> anyhow::Result<Accel
     };
     fs::write(&verdict, format!("{} {word}", boot.trim()))
         .with_context(|| format!("cannot write {}", verdict.display()))?;
-    Ok(if accel.is_ok() { Accel::Kvm } else { Accel::Tcg })
+    Ok(if accel.is_ok() {
+        Accel::Kvm
+    } else {
+        Accel::Tcg
+    })
 }
 
 fn probe(image: &Path, initramfs: &Path, dir: &Path) -> anyhow::Result<()> {

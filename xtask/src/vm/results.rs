@@ -108,9 +108,16 @@ impl Results {
                     current.line(at, line);
                 }
             }
-            Record::Ended { suite, failure, skips } => {
-                let Some(mut ended) = current.take() else { return };
-                self.suites.insert(suite.clone(), at.saturating_sub(ended.since));
+            Record::Ended {
+                suite,
+                failure,
+                skips,
+            } => {
+                let Some(mut ended) = current.take() else {
+                    return;
+                };
+                self.suites
+                    .insert(suite.clone(), at.saturating_sub(ended.since));
                 ended.end(at, failure.as_deref(), skips);
                 self.tests.append(&mut ended.tests);
             }
@@ -179,7 +186,9 @@ impl Current {
         }
         for skip in skips {
             // `SKIPPED CRATE::TEST: WHY`
-            let Some((test, why)) = skip.strip_prefix("SKIPPED ").and_then(|s| s.split_once(": "))
+            let Some((test, why)) = skip
+                .strip_prefix("SKIPPED ")
+                .and_then(|s| s.split_once(": "))
             else {
                 continue;
             };
@@ -216,7 +225,9 @@ mod tests {
     }
 
     fn begun() -> Record {
-        Record::Begun { suite: "kernel".to_owned() }
+        Record::Begun {
+            suite: "kernel".to_owned(),
+        }
     }
 
     fn line(line: &str) -> Record {
@@ -234,7 +245,9 @@ mod tests {
 
     fn outcomes(results: &Results) -> Vec<(&str, &Outcome)> {
         let tests = results.tests.iter();
-        tests.map(|test| (test.name.as_str(), &test.outcome)).collect()
+        tests
+            .map(|test| (test.name.as_str(), &test.outcome))
+            .collect()
     }
 
     const STARTED: &str = r#"{ "type": "test", "event": "started", "name": "c::hangs" }"#;
@@ -250,7 +263,10 @@ mod tests {
                 line(OK),
                 line(FAILED),
                 line(r#"{ "type": "test", "name": "a::lacks", "event": "ok", "exec_time": 0.1 }"#),
-                ended(Some("exit status: 101"), &["SKIPPED kernel::a::lacks: MPTCP: none"]),
+                ended(
+                    Some("exit status: 101"),
+                    &["SKIPPED kernel::a::lacks: MPTCP: none"],
+                ),
                 Record::Finished,
             ],
             None,
@@ -272,14 +288,23 @@ mod tests {
         for (records, failure) in [
             (vec![begun(), line(OK), line(STARTED)], Some("it died")),
             (
-                vec![begun(), line(OK), line(STARTED), ended(Some("it died"), &[])],
+                vec![
+                    begun(),
+                    line(OK),
+                    line(STARTED),
+                    ended(Some("it died"), &[]),
+                ],
                 None,
             ),
         ] {
             let results = run(records, failure);
             let lost = Outcome::Failed("it had not ended: it died".to_owned());
             let all = Outcome::Failed("it died".to_owned());
-            let expected = [("a::b", &Outcome::Passed), ("all", &all), ("c::hangs", &lost)];
+            let expected = [
+                ("a::b", &Outcome::Passed),
+                ("all", &all),
+                ("c::hangs", &lost),
+            ];
             assert_eq!(outcomes(&results), expected);
         }
     }
@@ -293,10 +318,17 @@ mod tests {
 
     #[test]
     fn a_program_that_is_no_libtest_is_one_test() {
-        let results = run(vec![begun(), line("3 passed, 0 failed"), ended(None, &[])], None);
+        let results = run(
+            vec![begun(), line("3 passed, 0 failed"), ended(None, &[])],
+            None,
+        );
         assert_eq!(outcomes(&results), [("all", &Outcome::Passed)]);
         let results = run(
-            vec![begun(), line("FAILED x"), ended(Some(": exit status: 1"), &[])],
+            vec![
+                begun(),
+                line("FAILED x"),
+                ended(Some(": exit status: 1"), &[]),
+            ],
             None,
         );
         let failed = Outcome::Failed("FAILED x: exit status: 1".to_owned());

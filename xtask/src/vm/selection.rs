@@ -108,7 +108,10 @@ pub fn job(
         ("RUSTC_BOOTSTRAP", "1"),
     ];
     let env = env.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    Ok(Job { env: env.to_vec(), suites })
+    Ok(Job {
+        env: env.to_vec(),
+        suites,
+    })
 }
 
 fn args(
