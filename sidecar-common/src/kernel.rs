@@ -28,6 +28,14 @@ impl Kernel {
     /// interface that leads back.
     pub const INGRESS_IFINDEX: u32 = 8;
 
+    /// All of these, with their names.
+    pub const ALL: [(u32, &str); 4] = [
+        (Self::SET_RETVAL, "set_retval"),
+        (Self::NETNS_COOKIE, "netns_cookie"),
+        (Self::NETNS_INODE, "netns_inode"),
+        (Self::INGRESS_IFINDEX, "ingress_ifindex"),
+    ];
+
     /// Whether the kernel has this.
     #[inline(always)]
     #[must_use]

@@ -8,6 +8,7 @@ use sidecar_agent::{
     cli,
     doctor::{
         catalogue::{self as findings, Code as Finding, Severity as FindingSeverity},
+        kernel::FEATURES,
         report,
     },
     model::{
@@ -24,13 +25,14 @@ use sidecar_common::{Path, Reason};
 
 /// The files, by name below `docs/`, and what is in them.
 #[must_use]
-pub fn files() -> [(&'static str, String); 8] {
+pub fn files() -> [(&'static str, String); 9] {
     [
         ("capabilities.md", capabilities()),
         ("cli.md", command_line()),
         ("diagnostics.md", diagnostics()),
         ("doctor.md", doctor()),
         ("failure-policy.md", failure_policy()),
+        ("kernels.md", kernels()),
         ("metrics.md", metrics()),
         ("reasons.md", reasons()),
         ("settings.md", settings()),
@@ -93,8 +95,8 @@ fn doctor() -> String {
          the workloads, and at all cgroups above them.\n\n\
          Exit codes: {} all well, {} something is missing that the agent cannot do without, {} \
          only warnings, 2 wrong usage.\n\n\
-         `run` begins with those checks that take no time (cgroups, bpffs, capabilities, network \
-         namespace cookies, foreign programs at the root cgroup). It refuses to start where \
+         `run` begins with those checks that take no time (cgroups, bpffs, capabilities, \
+         foreign programs at the root cgroup). It refuses to start where \
          something is missing, and logs warnings.",
         report::WELL,
         report::MISSING,
@@ -117,6 +119,30 @@ fn doctor() -> String {
             page,
             "\n## {id}: {name}\n\n{severity}. {lost}.\n\nRemedy: {remedy}.\n"
         );
+    }
+    page
+}
+
+fn kernels() -> String {
+    let text = "The agent runs on Linux 5.10 and newer. It never asks for the version: what it \
+                needs of the kernel is tried, when it starts and by `sidecar-agent doctor`, which \
+                also tries every program. What an older kernel lacks is done another way, or left \
+                out, as the table tells; the metric `sidecar_agent_kernel_features` and `status -o \
+                json` tell what is in use on a node. Distributions may have a feature earlier than \
+                the first kernel that has it, or leave it out.\n\n\
+                `cargo xtask vm` runs the tests on kernels that this machine does not run.";
+    let mut page = head("Kernels", text);
+    page.push_str("\n| feature | since | without it | code |\n|---|---|---|---|\n");
+    for known in FEATURES {
+        let Finding {
+            id, severity, lost, ..
+        } = known.code;
+        let need = match severity {
+            FindingSeverity::Missing => "The agent does not run. ",
+            FindingSeverity::Warning => "",
+        };
+        let (name, since) = (known.name, known.since);
+        _ = writeln!(page, "| {name} | {since} | {need}{lost} | {id} |");
     }
     page
 }

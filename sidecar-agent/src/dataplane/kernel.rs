@@ -1,6 +1,6 @@
 //! What the running kernel has, found out by trying.
 
-use std::{fs, sync::OnceLock};
+use std::{collections::BTreeMap, fs, sync::OnceLock};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
@@ -41,6 +41,16 @@ pub fn running() -> &'static Kernel {
         }
         kernel
     })
+}
+
+/// The same by name.
+#[must_use]
+pub fn features() -> BTreeMap<String, bool> {
+    let kernel = running();
+    Kernel::ALL
+        .into_iter()
+        .map(|(feature, name)| (name.to_owned(), kernel.has(feature)))
+        .collect()
 }
 
 /// [`Kernel::SET_RETVAL`].

@@ -62,7 +62,7 @@ use self::{
 
 pub use self::{
     counters::Count,
-    kernel::lift_memlock,
+    kernel::{features as kernel_features, lift_memlock},
     maps::{Capacity, Originals},
     pins::is_bpffs,
     prepare::Prepared,

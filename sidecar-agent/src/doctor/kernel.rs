@@ -42,23 +42,114 @@ fn judge(trial: Trial) -> Check {
 }
 
 fn describe(feature: Feature) -> (String, &'static Code) {
-    let (what, code) = match feature {
-        Feature::Program(name) => return (format!("program {name}"), catalogue::PROGRAM),
-        Feature::Scratch => ("namespaces to try in", catalogue::NOT_TRIED),
-        Feature::Maps => ("BPF maps", catalogue::MAPS),
-        Feature::CgroupLink => ("links to a cgroup", catalogue::CGROUP_LINK),
-        Feature::NetnsLink => ("link to a network namespace", catalogue::NETNS_LINK),
-        Feature::CgroupStorage => ("cgroup storage by id", catalogue::CGROUP_STORAGE),
-        Feature::MappedArray => ("mapped array", catalogue::MAPPED_ARRAY),
-        Feature::SocketMap => ("listening socket in a sockhash", catalogue::SOCKET_MAP),
-        Feature::RingBuffer => ("ring buffer", catalogue::RING_BUFFER),
-        Feature::ListenerNetns => ("network namespace of listeners", catalogue::LISTENER_NETNS),
-        Feature::SetRetval => ("bpf_set_retval", catalogue::SET_RETVAL),
-        Feature::IngressIfindex => ("interface of arrival", catalogue::INGRESS_IFINDEX),
-        Feature::BorrowedSocket => ("pidfd_getfd", catalogue::BORROWED_SOCKET),
-    };
-    (what.to_owned(), code)
+    if let Feature::Program(name) = feature {
+        return (format!("program {name}"), catalogue::PROGRAM);
+    }
+    let known = FEATURES.iter().find(|known| known.feature == feature);
+    known.map_or_else(
+        || (format!("{feature:?}"), catalogue::NOT_TRIED),
+        |known| (known.name.to_owned(), known.code),
+    )
 }
+
+/// What is tried of the kernel, beside programs.
+#[derive(Debug)]
+pub struct Known {
+    feature: Feature,
+    /// Its name in the report.
+    pub name: &'static str,
+    /// The first kernel that has it.
+    pub since: &'static str,
+    /// What it is if it is not there.
+    pub code: &'static Code,
+}
+
+impl Known {
+    const fn new(
+        feature: Feature,
+        name: &'static str,
+        since: &'static str,
+        code: &'static Code,
+    ) -> Self {
+        Self {
+            feature,
+            name,
+            since,
+            code,
+        }
+    }
+}
+
+/// Everything that is tried of the kernel, beside programs: `docs/kernels.md` is made from it.
+pub const FEATURES: &[Known] = &[
+    Known::new(
+        Feature::Scratch,
+        "namespaces to try in",
+        "3.8",
+        catalogue::NOT_TRIED,
+    ),
+    Known::new(Feature::Maps, "BPF maps", "5.8", catalogue::MAPS),
+    Known::new(
+        Feature::NetnsLink,
+        "link to a network namespace",
+        "5.9",
+        catalogue::NETNS_LINK,
+    ),
+    Known::new(
+        Feature::CgroupLink,
+        "links to a cgroup",
+        "5.7",
+        catalogue::CGROUP_LINK,
+    ),
+    Known::new(
+        Feature::CgroupStorage,
+        "cgroup storage by id",
+        "5.9",
+        catalogue::CGROUP_STORAGE,
+    ),
+    Known::new(
+        Feature::MappedArray,
+        "mapped array",
+        "5.5",
+        catalogue::MAPPED_ARRAY,
+    ),
+    Known::new(
+        Feature::SocketMap,
+        "listening socket in a sockhash",
+        "5.8",
+        catalogue::SOCKET_MAP,
+    ),
+    Known::new(
+        Feature::RingBuffer,
+        "ring buffer",
+        "5.8",
+        catalogue::RING_BUFFER,
+    ),
+    Known::new(
+        Feature::BorrowedSocket,
+        "pidfd_getfd",
+        "5.6",
+        catalogue::BORROWED_SOCKET,
+    ),
+    Known::new(
+        Feature::ListenerNetns,
+        "network namespace of listeners",
+        "5.15, or BTF",
+        catalogue::LISTENER_NETNS,
+    ),
+    Known::new(
+        Feature::IngressIfindex,
+        "interface of arrival",
+        "5.17",
+        catalogue::INGRESS_IFINDEX,
+    ),
+    Known::new(
+        Feature::SetRetval,
+        "error of a refused call",
+        "5.18",
+        catalogue::SET_RETVAL,
+    ),
+];
 
 /// The verifier's log is long, and its end tells the cause.
 fn shortened(error: &str) -> String {

@@ -9,7 +9,7 @@ mod capabilities;
 pub mod catalogue;
 mod cgroups;
 mod hooks;
-mod kernel;
+pub mod kernel;
 mod limits;
 mod packet_filter;
 pub mod report;

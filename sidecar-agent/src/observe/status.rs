@@ -19,6 +19,9 @@ pub struct Status {
     pub pid: u32,
     /// Kernel release.
     pub kernel: String,
+    /// What the kernel has, of what the agent can do without: `docs/kernels.md`.
+    #[serde(default)]
+    pub kernel_features: BTreeMap<String, bool>,
     /// How many times the configuration was applied.
     pub generation: u64,
     /// The workloads of this node.

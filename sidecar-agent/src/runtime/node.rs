@@ -21,7 +21,7 @@ use super::{
 use crate::{
     cli::render,
     compile::{WorkloadPlan, in_use},
-    dataplane::{Binding, Dataplane, Originals, Tap, cgroup, netns::Netns},
+    dataplane::{Binding, Dataplane, Originals, Tap, cgroup, kernel_features, netns::Netns},
     model::{
         ResourceRef,
         diagnostic::Diagnostic,
@@ -408,6 +408,7 @@ impl Node {
                 .release()
                 .to_string_lossy()
                 .into_owned(),
+            kernel_features: kernel_features(),
             generation,
             workloads: self
                 .workloads

@@ -135,6 +135,10 @@ metrics! {
     FINDINGS = Metric::new(MetricType::Gauge, "configuration_findings").by(&["severity", "code"]);
     /// BPF programs attached to workloads' cgroups and network namespaces
     PROGRAMS = Metric::new(MetricType::Gauge, "programs_attached").by(&["program"]);
+    /// Whether a feature of the kernel is in use that the agent can do without (1), or it is done
+    /// without, as docs/kernels.md tells (0). `netns_inode` is not looked for where there is
+    /// `netns_cookie`
+    KERNEL_FEATURES = Metric::new(MetricType::Gauge, "kernel_features").by(&["feature"]);
     /// Entries in use of a BPF map. `SOCKETS` is as of the last look, a second ago at most. Storage
     /// of sockets and cgroups (`ASKED_FOR`, `IDENTITIES`) cannot be counted, and arrays (`COUNTERS`)
     /// need not be

@@ -53,6 +53,9 @@ impl Collector for Snapshot {
         let programs = status.programs.iter();
         let programs = programs.map(|(name, count)| (vec![name.clone()], *count as u64));
         out.gauges(&catalogue::PROGRAMS, programs)?;
+        let features = status.kernel_features.iter();
+        let features = features.map(|(name, has)| (vec![name.clone()], u64::from(*has)));
+        out.gauges(&catalogue::KERNEL_FEATURES, features)?;
         self.maps(&mut out)?;
         self.relay(&mut out)?;
         let trace = &status.trace;
