@@ -25,7 +25,9 @@ const TOOLS: [(&str, &str); 4] = [
 
 fn missing() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
     static TABLE: &[(&str, &str)] = &TOOLS;
-    TABLE.iter().filter(|(name, _)| !programs::is_there(OsStr::new(name)))
+    TABLE
+        .iter()
+        .filter(|(name, _)| !programs::is_there(OsStr::new(name)))
 }
 
 pub fn find_tools() -> anyhow::Result<String> {

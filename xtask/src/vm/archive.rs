@@ -233,7 +233,10 @@ mod tests {
                     s:/security bookworm-security main Debian\n";
         let found = Some(("m:/debian".to_owned(), "s:/security".to_owned()));
         assert_eq!(uris_in(text), found);
-        assert_eq!(uris_in(&text.replace(" Debian", "")).unwrap().1, "s:/security");
+        assert_eq!(
+            uris_in(&text.replace(" Debian", "")).unwrap().1,
+            "s:/security"
+        );
         assert_eq!(uris_in("m:/ubuntu noble main Ubuntu\n"), None);
     }
 

@@ -14,6 +14,9 @@ use crate::cargo;
 /// The package of the init.
 const INIT: &str = "sidecar-vm-init";
 
+/// The programs that tests run, and the runner of the test vectors.
+const PROGRAMS: [&str; 3] = ["sidecar-agent", "app", "conformance"];
+
 /// Programs that were built, by name.
 pub struct Built(Vec<(String, PathBuf)>);
 
@@ -41,18 +44,20 @@ impl Built {
 /// # Errors
 /// When something does not compile.
 pub fn tests(names: &[&str]) -> anyhow::Result<Built> {
-    let programs = ["-p", "sidecar-agent", "-p", "sidecar-tests", "--bins"];
-    let mut built = build(cargo::cargo(&["build"]).args(programs))?;
+    let mut build_programs = cargo::cargo(&["build", "-p", "sidecar-agent", "-p", "sidecar-tests"]);
+    for program in PROGRAMS {
+        build_programs.args(["--bin", program]);
+    }
+    let mut built = build(&mut build_programs)?;
     if !names.is_empty() {
         let mut command = cargo::cargo(&["test", "--no-run", "-p", "sidecar-tests"]);
         for name in names {
             command.args(["--test", name]);
         }
         let tests = build(&mut command)?;
-        // Cargo tells of the programs again.
-        let known = |path: &Path| built.iter().any(|(_, known)| known == path);
-        let new: Vec<_> = tests.into_iter().filter(|(_, path)| !known(path)).collect();
-        built.extend(new);
+        // Cargo tells of all programs of the package, too.
+        let asked_for = |(name, _): &(String, PathBuf)| names.contains(&name.as_str());
+        built.extend(tests.into_iter().filter(asked_for));
     }
     Ok(Built(built))
 }
@@ -122,7 +127,11 @@ fn build(command: &mut Command) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let output = command
         .output()
         .with_context(|| format!("cannot run {}", cargo::shown(command)))?;
-    ensure!(output.status.success(), "`{}` failed", cargo::shown(command));
+    ensure!(
+        output.status.success(),
+        "`{}` failed",
+        cargo::shown(command)
+    );
     let text = String::from_utf8(output.stdout).context("cargo printed no UTF-8")?;
     artifacts(&text)
 }

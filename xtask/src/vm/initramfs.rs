@@ -16,8 +16,14 @@ enum Entry {
     Directory,
     Link(PathBuf),
     /// The content of a file of this machine.
-    File { from: PathBuf, mode: u32, mtime: u32 },
-    Text { text: String },
+    File {
+        from: PathBuf,
+        mode: u32,
+        mtime: u32,
+    },
+    Text {
+        text: String,
+    },
 }
 
 /// Files by their paths, which begin at the root.
@@ -73,7 +79,8 @@ impl Initramfs {
     /// # Errors
     /// When it cannot be read.
     pub fn add_tree(&mut self, dir: &Path, wanted: fn(&Path) -> bool) -> anyhow::Result<()> {
-        let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+        let entries =
+            fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
         for entry in entries {
             let path = entry
                 .with_context(|| format!("cannot list {}", dir.display()))?
@@ -90,19 +97,9 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Adds a symbolic link.
-    pub fn add_link(&mut self, at: &Path, target: &Path) {
-        self.insert(at, Entry::Link(target.to_owned()));
-    }
-
     /// Adds a file with a text.
     pub fn add_text(&mut self, at: &Path, text: String) {
         self.insert(at, Entry::Text { text });
-    }
-
-    /// Whether there is something at a path.
-    pub fn has(&self, path: &Path) -> bool {
-        self.0.contains_key(path.strip_prefix("/").unwrap_or(path))
     }
 
     fn insert(&mut self, at: &Path, entry: Entry) {
@@ -128,7 +125,7 @@ impl Initramfs {
                 .with_context(|| format!("cannot put {} into an initramfs", path.display()))?;
         }
         newc::trailer(&mut out)
-            .and_then(|out| out.flush())
+            .and_then(Write::flush)
             .with_context(|| format!("cannot write {}", to.display()))
     }
 }
@@ -141,11 +138,17 @@ fn write_entry(out: &mut impl Write, number: u32, path: &Path, entry: &Entry) ->
     let header = newc::Builder::new(name).ino(number).nlink(1);
     match entry {
         Entry::Directory => put(out, header.mode(DIRECTORY).nlink(2), b""),
-        Entry::Link(target) => put(out, header.mode(LINK), target.as_os_str().as_encoded_bytes()),
+        Entry::Link(target) => put(
+            out,
+            header.mode(LINK),
+            target.as_os_str().as_encoded_bytes(),
+        ),
         Entry::Text { text } => put(out, header.mode(FILE | 0o644), text.as_bytes()),
-        Entry::File { from, mode, mtime } => {
-            put(out, header.mode(FILE | mode).mtime(*mtime), &fs::read(from)?)
-        }
+        Entry::File { from, mode, mtime } => put(
+            out,
+            header.mode(FILE | mode).mtime(*mtime),
+            &fs::read(from)?,
+        ),
     }
 }
 
@@ -166,7 +169,7 @@ mod tests {
         let archive = dir.path().join("archive");
         let mut initramfs = Initramfs::default();
         initramfs.add_text(Path::new("/b/c/d.txt"), "text".to_owned());
-        initramfs.add_link(Path::new("/b-link"), Path::new("b"));
+        initramfs.insert(Path::new("/b-link"), Entry::Link("b".into()));
         initramfs.write(&archive).unwrap();
         let mut file = File::open(&archive).unwrap();
         let mut names = Vec::new();
@@ -185,7 +188,9 @@ mod tests {
             ("b/c/d.txt", 0o100_644, 4),
             ("b-link", 0o120_777, 1),
         ];
-        assert_eq!(names, expected.map(|(name, mode, size)| (name.to_owned(), mode, size)));
-        assert!(initramfs.has(Path::new("/b/c")));
+        assert_eq!(
+            names,
+            expected.map(|(name, mode, size)| (name.to_owned(), mode, size))
+        );
     }
 }

@@ -74,6 +74,28 @@ pub struct Args {
     tests: Vec<String>,
 }
 
+impl Args {
+    /// For `cargo xtask test`: the oldest kernel, and one that is newer than those that people
+    /// run, with the tests of most worth for their time.
+    ///
+    /// # Errors
+    /// When what is said here is no command.
+    pub fn small(filter: Option<&str>) -> anyhow::Result<Self> {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            args: Args,
+        }
+        let tests = match &filter {
+            Some(filter) => std::slice::from_ref(filter),
+            None => SMALL,
+        };
+        let words = ["vm", "--kernel", "5.10,newest"].iter().chain(tests);
+        let command: Command = clap::Parser::try_parse_from(words)?;
+        Ok(command.args)
+    }
+}
+
 /// How cgroups are mounted, as an option.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Layout {
@@ -95,6 +117,9 @@ const THREADS: usize = 4;
 const CPUS: usize = 2;
 const LIMIT: Duration = Duration::from_mins(10);
 
+/// The tests that `cargo xtask test` runs in machines.
+const SMALL: &[&str] = &["kernel::connect4", "kernel::verifier"];
+
 /// Runs the tests in machines, and prints the sum of their counts as the last line.
 ///
 /// Returns whether at least one test ran and none failed.
@@ -103,7 +128,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         list()?;
         return Ok(true);
     }
-    let counts = counted(args)?;
+    let counts = counted(args, &prepare(args)?)?;
     println!("\n{}", counts.line());
     Ok(counts.failed == 0 && counts.passed > 0)
 }
@@ -122,7 +147,11 @@ fn list() -> anyhow::Result<()> {
         let texts: Vec<String> = of_series
             .iter()
             .map(|version| {
-                let mark = if cached.contains(version) { " (fetched)" } else { "" };
+                let mark = if cached.contains(version) {
+                    " (fetched)"
+                } else {
+                    ""
+                };
                 format!("{version}{mark}")
             })
             .collect();
@@ -136,31 +165,51 @@ fn list() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the tests in machines and tells of them; returns the sums.
+/// Everything that machines are made of, apart from the tests.
+pub struct Ready {
+    kernels: Vec<Kernel>,
+    dir: PathBuf,
+}
+
+/// Gets kernels and what runs them.
 ///
 /// # Errors
-/// When a kernel or qemu cannot be had, or something does not compile.
-pub fn counted(args: &Args) -> anyhow::Result<Counts> {
+/// When something cannot be had here: it is said what.
+pub fn prepare(args: &Args) -> anyhow::Result<Ready> {
     ensure!(
         std::env::consts::ARCH == "x86_64",
         "only machines with x86-64 can be run so far, on one of those"
     );
-    let suites = selection::wanted(&args.tests);
-    ensure!(!suites.is_empty(), "no suite is named like that");
-    setup::ensure()?;
     setup::ensure_vm()?;
     let dir = cargo::target_dir().join("vm");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let kernels = kernels(args, &dir)?;
+    Ok(Ready { kernels, dir })
+}
+
+/// Runs the tests in machines and tells of them; returns the sums.
+///
+/// # Errors
+/// When something does not compile, or a machine cannot be started.
+pub fn counted(args: &Args, ready: &Ready) -> anyhow::Result<Counts> {
+    let Ready { kernels, dir } = ready;
+    let suites = selection::wanted(&args.tests);
+    ensure!(!suites.is_empty(), "no suite is named like that");
+    setup::ensure()?;
     let built = build::tests(&selection::targets(&suites))?;
+    let suites = selection::with_tests(suites, &built)?;
+    if suites.is_empty() {
+        println!("no test has such a name");
+        return Ok(Counts::default());
+    }
     let job = selection::job(&suites, &built, args.threads, args.all)?;
     let image = dir.join("initramfs");
-    whole(&job, &kernels, &built, &dir)?.write(&image)?;
+    whole(&job, kernels, &built, dir)?.write(&image)?;
     let probe = dir.join("initramfs-probe");
     only_init(&Job::default())?.write(&probe)?;
-    let accel = qemu::accel(&kernels[0].image, &probe, &dir)?;
-    let all = run_all(args, &kernels, &image, accel, &dir)?;
-    tell(&all, &dir)?;
+    let accel = qemu::accel(&kernels[0].image, &probe, dir)?;
+    let all = run_all(args, kernels, &image, accel, dir)?;
+    tell(&all, dir)?;
     Ok(report::counts(&all))
 }
 
@@ -168,15 +217,15 @@ fn kernels(args: &Args, dir: &Path) -> anyhow::Result<Vec<Kernel>> {
     let mut store = None;
     let mut kernels: Vec<Kernel> = Vec::new();
     for wanted in &args.kernels {
-        let kernel = match wanted {
-            Wanted::Image(path) => store::image(path, args.modules.as_deref(), dir)?,
-            _ => {
-                let store = match &store {
-                    Some(store) => store,
-                    None => store.insert(Store::open()?),
-                };
-                store.get(wanted)?
-            }
+        let kernel = if let Wanted::Image(path) = wanted {
+            store::image(path, args.modules.as_deref(), dir)?
+        } else {
+            // Opened once, and only if it is needed: it may have to fetch package lists.
+            let store = match &store {
+                Some(store) => store,
+                None => store.insert(Store::open()?),
+            };
+            store.get(wanted)?
         };
         if !kernels.iter().any(|known| known.image == kernel.image) {
             kernels.push(kernel);
@@ -188,6 +237,7 @@ fn kernels(args: &Args, dir: &Path) -> anyhow::Result<Vec<Kernel>> {
     Ok(kernels)
 }
 
+/// With a job and nothing to do it with.
 fn only_init(job: &Job) -> anyhow::Result<Initramfs> {
     let mut initramfs = Initramfs::new();
     initramfs.add_as(&build::init()?, Path::new("/init"))?;
@@ -216,7 +266,9 @@ fn whole(
         initramfs.add_tree(&workspace.join(data), |_| true)?;
     }
     for kernel in kernels {
-        let Some((modules, release)) = &kernel.modules else { continue };
+        let Some((modules, release)) = &kernel.modules else {
+            continue;
+        };
         let to = Path::new(MODULES).join(release);
         for module in fs::read_dir(modules)
             .with_context(|| format!("cannot list {}", modules.display()))?
@@ -254,7 +306,7 @@ fn run_all(
                 cgroups,
                 cpus: args.cpus,
                 accel,
-                console: &logs.join("console.log"),
+                logs: &logs,
             };
             let run = machine.run(Duration::from_secs(args.timeout))?;
             let results = Results::of(&run);

@@ -69,7 +69,8 @@ pub fn copy(dir: &Path, out: &Path) -> anyhow::Result<()> {
     if !file.exists() {
         depmod(dir)?;
     }
-    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text =
+        fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let order = order(&text, WANTED);
     if order.is_empty() {
         bail!("{} has none of the modules that are wanted", dir.display());
@@ -129,10 +130,12 @@ fn order<'a>(text: &'a str, wanted: &[&str]) -> Vec<&'a str> {
         .collect();
     let is_wanted = |path: &str| {
         let name = name(path);
-        wanted.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(prefix) => name.starts_with(prefix),
-            None => name == *pattern,
-        })
+        wanted
+            .iter()
+            .any(|pattern| match pattern.strip_suffix('*') {
+                Some(prefix) => name.starts_with(prefix),
+                None => name == *pattern,
+            })
     };
     let mut seen = BTreeSet::new();
     let mut order = Vec::new();

@@ -119,7 +119,9 @@ pub fn tests(all: &All, interesting: bool) -> String {
 pub fn failures(results: &Results, whole: bool) -> String {
     let mut text = String::new();
     for test in &results.tests {
-        let Outcome::Failed(why) = &test.outcome else { continue };
+        let Outcome::Failed(why) = &test.outcome else {
+            continue;
+        };
         let shown = if whole { why.as_str() } else { reason(why) };
         let break_ = if whole { "\n" } else { " " };
         let _ = writeln!(text, "FAILED {}::{}:{break_}{shown}", test.suite, test.name);
@@ -130,7 +132,10 @@ pub fn failures(results: &Results, whole: bool) -> String {
 /// The line that says what went wrong: the one after that which says where, for a panic; the
 /// error that a test returned, else.
 fn reason(output: &str) -> &str {
-    let mut lines = output.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut lines = output
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
     let first = lines.clone().next().unwrap_or("it says nothing");
     let error = lines.clone().find(|line| line.starts_with("Error: "));
     let panic = lines
@@ -159,7 +164,10 @@ mod tests {
         let bad = Results {
             tests: vec![
                 test("a", Outcome::Skipped("no".to_owned())),
-                test("b", Outcome::Failed("thread panicked at x:\nwhy\n".to_owned())),
+                test(
+                    "b",
+                    Outcome::Failed("thread panicked at x:\nwhy\n".to_owned()),
+                ),
             ],
             ..Results::default()
         };
@@ -173,9 +181,15 @@ mod tests {
         assert!(suites.contains("2 passed"), "{suites}");
         assert!(suites.contains("1 FAILED"), "{suites}");
         let every = tests(&all, false);
-        assert!(every.contains("kernel::a") && every.contains("skipped 1.5 s"), "{every}");
+        assert!(
+            every.contains("kernel::a") && every.contains("skipped 1.5 s"),
+            "{every}"
+        );
         let failed = tests(&all, true);
-        assert!(!failed.contains("kernel::a") && failed.contains("FAILED 1.5 s"), "{failed}");
+        assert!(
+            !failed.contains("kernel::a") && failed.contains("FAILED 1.5 s"),
+            "{failed}"
+        );
         let counts = counts(&all);
         assert_eq!((counts.passed, counts.failed, counts.skipped), (2, 1, 1));
     }

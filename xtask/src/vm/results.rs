@@ -51,7 +51,8 @@ pub struct Results {
 struct Event {
     #[serde(rename = "type")]
     kind: String,
-    event: String,
+    #[serde(rename = "event")]
+    what: String,
     name: Option<String>,
     exec_time: Option<f64>,
     stdout: Option<String>,
@@ -108,9 +109,16 @@ impl Results {
                     current.line(at, line);
                 }
             }
-            Record::Ended { suite, failure, skips } => {
-                let Some(mut ended) = current.take() else { return };
-                self.suites.insert(suite.clone(), at.saturating_sub(ended.since));
+            Record::Ended {
+                suite,
+                failure,
+                skips,
+            } => {
+                let Some(mut ended) = current.take() else {
+                    return;
+                };
+                self.suites
+                    .insert(suite.clone(), at.saturating_sub(ended.since));
                 ended.end(at, failure.as_deref(), skips);
                 self.tests.append(&mut ended.tests);
             }
@@ -147,11 +155,11 @@ impl Current {
         let (Some(name), "test") = (&event.name, event.kind.as_str()) else {
             return;
         };
-        if event.event == "started" {
+        if event.what == "started" {
             self.begun.insert(name.clone(), at);
             return;
         }
-        let outcome = match event.event.as_str() {
+        let outcome = match event.what.as_str() {
             "ok" => Outcome::Passed,
             "ignored" => Outcome::Skipped(event.message.unwrap_or_default()),
             "failed" => {
@@ -179,7 +187,9 @@ impl Current {
         }
         for skip in skips {
             // `SKIPPED CRATE::TEST: WHY`
-            let Some((test, why)) = skip.strip_prefix("SKIPPED ").and_then(|s| s.split_once(": "))
+            let Some((test, why)) = skip
+                .strip_prefix("SKIPPED ")
+                .and_then(|s| s.split_once(": "))
             else {
                 continue;
             };
@@ -216,7 +226,9 @@ mod tests {
     }
 
     fn begun() -> Record {
-        Record::Begun { suite: "kernel".to_owned() }
+        Record::Begun {
+            suite: "kernel".to_owned(),
+        }
     }
 
     fn line(line: &str) -> Record {
@@ -234,7 +246,9 @@ mod tests {
 
     fn outcomes(results: &Results) -> Vec<(&str, &Outcome)> {
         let tests = results.tests.iter();
-        tests.map(|test| (test.name.as_str(), &test.outcome)).collect()
+        tests
+            .map(|test| (test.name.as_str(), &test.outcome))
+            .collect()
     }
 
     const STARTED: &str = r#"{ "type": "test", "event": "started", "name": "c::hangs" }"#;
@@ -250,7 +264,10 @@ mod tests {
                 line(OK),
                 line(FAILED),
                 line(r#"{ "type": "test", "name": "a::lacks", "event": "ok", "exec_time": 0.1 }"#),
-                ended(Some("exit status: 101"), &["SKIPPED kernel::a::lacks: MPTCP: none"]),
+                ended(
+                    Some("exit status: 101"),
+                    &["SKIPPED kernel::a::lacks: MPTCP: none"],
+                ),
                 Record::Finished,
             ],
             None,
@@ -272,14 +289,23 @@ mod tests {
         for (records, failure) in [
             (vec![begun(), line(OK), line(STARTED)], Some("it died")),
             (
-                vec![begun(), line(OK), line(STARTED), ended(Some("it died"), &[])],
+                vec![
+                    begun(),
+                    line(OK),
+                    line(STARTED),
+                    ended(Some("it died"), &[]),
+                ],
                 None,
             ),
         ] {
             let results = run(records, failure);
             let lost = Outcome::Failed("it had not ended: it died".to_owned());
             let all = Outcome::Failed("it died".to_owned());
-            let expected = [("a::b", &Outcome::Passed), ("all", &all), ("c::hangs", &lost)];
+            let expected = [
+                ("a::b", &Outcome::Passed),
+                ("all", &all),
+                ("c::hangs", &lost),
+            ];
             assert_eq!(outcomes(&results), expected);
         }
     }
@@ -293,10 +319,17 @@ mod tests {
 
     #[test]
     fn a_program_that_is_no_libtest_is_one_test() {
-        let results = run(vec![begun(), line("3 passed, 0 failed"), ended(None, &[])], None);
+        let results = run(
+            vec![begun(), line("3 passed, 0 failed"), ended(None, &[])],
+            None,
+        );
         assert_eq!(outcomes(&results), [("all", &Outcome::Passed)]);
         let results = run(
-            vec![begun(), line("FAILED x"), ended(Some(": exit status: 1"), &[])],
+            vec![
+                begun(),
+                line("FAILED x"),
+                ended(Some(": exit status: 1"), &[]),
+            ],
             None,
         );
         let failed = Outcome::Failed("FAILED x: exit status: 1".to_owned());

@@ -1,7 +1,11 @@
 //! Which tests run in virtual machines.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
 
+use anyhow::{Context as _, ensure};
 use sidecar_vm_init::{Job, PATH, Suite};
 
 use super::build::Built;
@@ -41,9 +45,12 @@ pub const SUITES: &[VmSuite] = &[
     },
 ];
 
+/// A suite and the filters of its tests.
+pub type Chosen = (&'static VmSuite, Vec<String>);
+
 /// The suites that filters want, each with its own: `SUITE::TEST` is of one, other texts of all
 /// that have tests. No filter wants all.
-pub fn wanted(filters: &[String]) -> Vec<(&'static VmSuite, Vec<String>)> {
+pub fn wanted(filters: &[String]) -> Vec<Chosen> {
     let of = |suite: &VmSuite| -> Option<Vec<String>> {
         let own: Vec<String> = filters
             .iter()
@@ -70,7 +77,7 @@ pub fn wanted(filters: &[String]) -> Vec<(&'static VmSuite, Vec<String>)> {
 }
 
 /// The targets of `cargo test` that have the tests of these suites.
-pub fn targets(suites: &[(&'static VmSuite, Vec<String>)]) -> Vec<&'static str> {
+pub fn targets(suites: &[Chosen]) -> Vec<&'static str> {
     suites
         .iter()
         .filter(|(suite, _)| suite.program.is_none())
@@ -78,16 +85,43 @@ pub fn targets(suites: &[(&'static VmSuite, Vec<String>)]) -> Vec<&'static str> 
         .collect()
 }
 
+/// The same without the suites that have no test of such a name: no machine is started for them.
+///
+/// # Errors
+/// When a program was not built, or does not tell its tests.
+pub fn with_tests(suites: Vec<Chosen>, built: &Built) -> anyhow::Result<Vec<Chosen>> {
+    let mut kept = Vec::new();
+    for (suite, filters) in suites {
+        if suite.program.is_some() || has_tests(built.path(suite.name)?, &filters)? {
+            kept.push((suite, filters));
+        }
+    }
+    Ok(kept)
+}
+
+fn has_tests(program: &Path, filters: &[String]) -> anyhow::Result<bool> {
+    let mut command = Command::new(program);
+    command.args(["--list", "--format", "terse"]).args(filters);
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {}", cargo::shown(&command)))?;
+    ensure!(
+        output.status.success(),
+        "`{}` failed with {}",
+        cargo::shown(&command),
+        output.status
+    );
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .any(|line| line.ends_with(": test")))
+}
+
 /// What a machine is to do. `all` runs what is left out, too.
 ///
 /// # Errors
 /// When a program was not built.
-pub fn job(
-    suites: &[(&'static VmSuite, Vec<String>)],
-    built: &Built,
-    threads: usize,
-    all: bool,
-) -> anyhow::Result<Job> {
+pub fn job(suites: &[Chosen], built: &Built, threads: usize, all: bool) -> anyhow::Result<Job> {
     let cases = cargo::workspace().join("tests/cases");
     let suites = suites
         .iter()
@@ -108,7 +142,10 @@ pub fn job(
         ("RUSTC_BOOTSTRAP", "1"),
     ];
     let env = env.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    Ok(Job { env: env.to_vec(), suites })
+    Ok(Job {
+        env: env.to_vec(),
+        suites,
+    })
 }
 
 fn args(

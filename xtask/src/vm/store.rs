@@ -86,8 +86,9 @@ impl Store {
                 }
                 &offer.version
             }
-            Err(error) => choose(wanted, &cached, |version| version)
-                .with_context(|| format!("no kernel {wanted} was fetched, and none can be: {error:#}"))?,
+            Err(error) => choose(wanted, &cached, |version| version).with_context(|| {
+                format!("no kernel {wanted} was fetched, and none can be: {error:#}")
+            })?,
         };
         let dir = self.dir.join(version.to_string());
         let release = fs::read_to_string(dir.join("release"))

@@ -19,10 +19,46 @@ use crate::setup;
 /// Programs besides those that the setup installs for the tests. What is not here is not there
 /// either; the tests that run it say so.
 const PROGRAMS: &[&str] = &[
-    "sh", "bash", "cat", "cp", "ls", "mkdir", "rm", "mv", "ln", "chmod", "chown", "id", "env",
-    "echo", "true", "false", "sleep", "kill", "timeout", "hostname", "uname", "dmesg", "ps",
-    "mount", "umount", "unshare", "script", "sysctl", "ss", "tc", "bridge", "head", "tail", "grep",
-    "sed", "stty", "iptables-save", "ip6tables", "ip6tables-save", "getent",
+    "sh",
+    "bash",
+    "cat",
+    "cp",
+    "ls",
+    "mkdir",
+    "rm",
+    "mv",
+    "ln",
+    "chmod",
+    "chown",
+    "id",
+    "env",
+    "echo",
+    "true",
+    "false",
+    "sleep",
+    "kill",
+    "timeout",
+    "hostname",
+    "uname",
+    "dmesg",
+    "ps",
+    "mount",
+    "umount",
+    "unshare",
+    "script",
+    "sysctl",
+    "ss",
+    "tc",
+    "bridge",
+    "head",
+    "tail",
+    "grep",
+    "sed",
+    "stty",
+    "iptables-save",
+    "ip6tables",
+    "ip6tables-save",
+    "getent",
 ];
 
 /// Files that programs read.
@@ -132,17 +168,34 @@ fn libraries_in(text: &str) -> Vec<PathBuf> {
 /// Adds the standard library of Python; returns what its parts load.
 fn add_python(initramfs: &mut Initramfs, python: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let output = Command::new(python)
-        .args(["-c", "import sysconfig; print(sysconfig.get_path('stdlib'))"])
+        .args([
+            "-c",
+            "import sysconfig; print(sysconfig.get_path('stdlib'))",
+        ])
         .stdin(Stdio::null())
         .output()
         .context("cannot run python3")?;
-    ensure!(output.status.success(), "python3 cannot tell where its library is");
+    ensure!(
+        output.status.success(),
+        "python3 cannot tell where its library is"
+    );
     let stdlib = String::from_utf8(output.stdout).context("python3 printed no UTF-8")?;
     let stdlib = Path::new(stdlib.trim());
     initramfs.add_tree(stdlib, |path| {
         let unused = [
-            "test", "tests", "idlelib", "lib2to3", "ensurepip", "site-packages", "dist-packages",
-            "pydoc_data", "tkinter", "turtledemo", "unittest", "distutils", "asyncio",
+            "test",
+            "tests",
+            "idlelib",
+            "lib2to3",
+            "ensurepip",
+            "site-packages",
+            "dist-packages",
+            "pydoc_data",
+            "tkinter",
+            "turtledemo",
+            "unittest",
+            "distutils",
+            "asyncio",
         ];
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
         !unused.contains(&name) && !name.starts_with("config-")

@@ -73,7 +73,9 @@ impl FromStr for Wanted {
         }
         match text.parse() {
             Ok(version) => Ok(Self::Series(version)),
-            Err(_) => bail!("neither `newest`, nor a version such as 5.10, nor the path of an image"),
+            Err(_) => {
+                bail!("neither `newest`, nor a version such as 5.10, nor the path of an image")
+            }
         }
     }
 }
@@ -118,7 +120,11 @@ mod tests {
     fn the_newest_of_what_is_asked_for() {
         let offers = ["6.1.192", "5.10.9", "6.12.3", "5.10.262", "6.18.5"];
         assert_eq!(chosen("5.10", &offers).unwrap(), "5.10.262");
-        assert_eq!(chosen("6.1", &offers).unwrap(), "6.1.192", "6.12 is not 6.1");
+        assert_eq!(
+            chosen("6.1", &offers).unwrap(),
+            "6.1.192",
+            "6.12 is not 6.1"
+        );
         assert_eq!(chosen("5.10.9", &offers).unwrap(), "5.10.9");
         assert_eq!(chosen("newest", &offers).unwrap(), "6.18.5");
         assert_eq!(chosen("5.15", &offers), None);
