@@ -9,12 +9,14 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use sidecar_vm_init::{Cgroups, JOB, Job, MODULES};
+use sidecar_vm_init::{Cgroups, Job};
 
 use crate::{cargo, setup, test::Counts};
 
 mod archive;
+mod args;
 mod build;
+mod contents;
 mod initramfs;
 mod modules;
 pub mod qemu;
@@ -25,100 +27,12 @@ mod store;
 mod userland;
 mod versions;
 
-use initramfs::Initramfs;
+pub use args::Args;
 use qemu::{Accel, Machine};
 use report::All;
 use results::Results;
 use store::{Kernel, Store};
 use versions::Wanted;
-
-#[derive(clap::Args)]
-pub struct Args {
-    /// Kernels: a series such as 5.10, whose newest is taken; a version; `newest`; or the path of
-    /// an image
-    #[arg(
-        long = "kernel",
-        value_name = "V,...",
-        value_delimiter = ',',
-        default_value = "5.10,6.1,6.12,newest"
-    )]
-    kernels: Vec<Wanted>,
-    /// The modules of the images given by path, if not where their release is installed:
-    /// a directory like /lib/modules/RELEASE
-    #[arg(long, value_name = "DIR")]
-    modules: Option<PathBuf>,
-    /// How cgroups are mounted: version 2 alone, or version 1 beside it, too
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "pure,hybrid")]
-    cgroups: Vec<Layout>,
-    /// Tests at a time in one machine
-    #[arg(long, default_value_t = THREADS)]
-    threads: usize,
-    /// Machines at a time; one for each two processors, unless said
-    #[arg(long)]
-    machines: Option<usize>,
-    /// Processors of a machine
-    #[arg(long, default_value_t = CPUS)]
-    cpus: usize,
-    /// Run the tests, too, that are left out for the time they take
-    #[arg(long)]
-    all: bool,
-    /// Seconds until a machine is ended
-    #[arg(long, default_value_t = LIMIT.as_secs())]
-    timeout: u64,
-    /// List the kernels that can be had, and the tests left out, and run none
-    #[arg(long)]
-    list: bool,
-    /// Run only the tests whose name contains one of these; `SUITE` and `SUITE::TEST` name those
-    /// of one suite
-    #[arg(value_name = "TEST")]
-    tests: Vec<String>,
-}
-
-impl Args {
-    /// For `cargo xtask test`: the oldest kernel, and one that is newer than those that people
-    /// run, with the tests of most worth for their time.
-    ///
-    /// # Errors
-    /// When what is said here is no command.
-    pub fn small(filter: Option<&str>) -> anyhow::Result<Self> {
-        #[derive(clap::Parser)]
-        struct Command {
-            #[command(flatten)]
-            args: Args,
-        }
-        let tests = match &filter {
-            Some(filter) => std::slice::from_ref(filter),
-            None => SMALL,
-        };
-        let words = ["vm", "--kernel", "5.10,newest"].iter().chain(tests);
-        let command: Command = clap::Parser::try_parse_from(words)?;
-        Ok(command.args)
-    }
-}
-
-/// How cgroups are mounted, as an option.
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Layout {
-    Pure,
-    Hybrid,
-}
-
-impl From<Layout> for Cgroups {
-    fn from(layout: Layout) -> Self {
-        match layout {
-            Layout::Pure => Self::Pure,
-            Layout::Hybrid => Self::Hybrid,
-        }
-    }
-}
-
-/// Measured: more wait for each other.
-const THREADS: usize = 4;
-const CPUS: usize = 2;
-const LIMIT: Duration = Duration::from_mins(10);
-
-/// The tests that `cargo xtask test` runs in machines.
-const SMALL: &[&str] = &["kernel::connect4", "kernel::verifier"];
 
 /// Runs the tests in machines, and prints the sum of their counts as the last line.
 ///
@@ -204,9 +118,9 @@ pub fn counted(args: &Args, ready: &Ready) -> anyhow::Result<Counts> {
     }
     let job = selection::job(&suites, &built, args.threads, args.all)?;
     let image = dir.join("initramfs");
-    whole(&job, kernels, &built, dir)?.write(&image)?;
+    contents::whole(&job, kernels, &built, dir)?.write(&image)?;
     let probe = dir.join("initramfs-probe");
-    only_init(&Job::default())?.write(&probe)?;
+    contents::only_init(&Job::default())?.write(&probe)?;
     let accel = qemu::accel(&kernels[0].image, &probe, dir)?;
     let all = run_all(args, kernels, &image, accel, dir)?;
     tell(&all, dir)?;
@@ -235,49 +149,6 @@ fn kernels(args: &Args, dir: &Path) -> anyhow::Result<Vec<Kernel>> {
         bail!("no kernel is asked for");
     }
     Ok(kernels)
-}
-
-/// With a job and nothing to do it with.
-fn only_init(job: &Job) -> anyhow::Result<Initramfs> {
-    let mut initramfs = Initramfs::new();
-    initramfs.add_as(&build::init()?, Path::new("/init"))?;
-    let text = serde_json::to_string(job).context("cannot make JSON of the job")?;
-    initramfs.add_text(Path::new(JOB), text);
-    Ok(initramfs)
-}
-
-/// With the tests and what they need, and the modules of all kernels: all machines have the same.
-fn whole(
-    job: &Job,
-    kernels: &[Kernel],
-    built: &build::Built,
-    dir: &Path,
-) -> anyhow::Result<Initramfs> {
-    let mut initramfs = only_init(job)?;
-    userland::add(&mut initramfs)?;
-    let stripped = dir.join("stripped");
-    fs::create_dir_all(&stripped).with_context(|| format!("cannot make {}", stripped.display()))?;
-    for program in built.paths() {
-        initramfs.add_as(&build::stripped(program, &stripped)?, program)?;
-        userland::add_libraries_of(&mut initramfs, program)?;
-    }
-    let workspace = cargo::workspace();
-    for data in ["docs", "deploy", "tests/cases", "tests/resources"] {
-        initramfs.add_tree(&workspace.join(data), |_| true)?;
-    }
-    for kernel in kernels {
-        let Some((modules, release)) = &kernel.modules else {
-            continue;
-        };
-        let to = Path::new(MODULES).join(release);
-        for module in fs::read_dir(modules)
-            .with_context(|| format!("cannot list {}", modules.display()))?
-            .flatten()
-        {
-            initramfs.add_as(&module.path(), &to.join(module.file_name()))?;
-        }
-    }
-    Ok(initramfs)
 }
 
 fn run_all(
