@@ -31,6 +31,7 @@ pub use args::Args;
 use qemu::{Accel, Machine};
 use report::All;
 use results::Results;
+use selection::Extent;
 use store::{Kernel, Store};
 use versions::Wanted;
 
@@ -116,7 +117,7 @@ pub fn counted(args: &Args, ready: &Ready) -> anyhow::Result<Counts> {
         println!("no test has such a name");
         return Ok(Counts::default());
     }
-    let job = selection::job(&suites, &built, args.threads, args.all)?;
+    let job = selection::job(&suites, &built, args.threads, extent(args))?;
     let image = dir.join("initramfs");
     contents::whole(&job, kernels, &built, dir)?.write(&image)?;
     let probe = dir.join("initramfs-probe");
@@ -125,6 +126,15 @@ pub fn counted(args: &Args, ready: &Ready) -> anyhow::Result<Counts> {
     let all = run_all(args, kernels, &image, accel, dir)?;
     tell(&all, dir)?;
     Ok(report::counts(&all))
+}
+
+/// Who says which tests wants all of those.
+fn extent(args: &Args) -> Extent {
+    if args.all || !args.tests.is_empty() {
+        Extent::All
+    } else {
+        Extent::Usual
+    }
 }
 
 fn kernels(args: &Args, dir: &Path) -> anyhow::Result<Vec<Kernel>> {
