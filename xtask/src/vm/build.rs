@@ -44,20 +44,19 @@ impl Built {
 /// # Errors
 /// When something does not compile.
 pub fn tests(names: &[&str]) -> anyhow::Result<Built> {
-    let mut build_programs = cargo::cargo(&["build", "-p", "sidecar-agent", "-p", "sidecar-tests"]);
-    for program in PROGRAMS {
-        build_programs.args(["--bin", program]);
+    let mut built = Vec::new();
+    // As `cargo xtask test` does it: together they would be built with other features.
+    for package in ["sidecar-tests", "sidecar-agent"] {
+        built.extend(build(&mut cargo::cargo(&[
+            "build", "--bins", "-p", package,
+        ]))?);
     }
-    let mut built = build(&mut build_programs)?;
-    if !names.is_empty() {
-        let mut command = cargo::cargo(&["test", "--no-run", "-p", "sidecar-tests"]);
-        for name in names {
-            command.args(["--test", name]);
-        }
-        let tests = build(&mut command)?;
-        // Cargo tells of all programs of the package, too.
-        let asked_for = |(name, _): &(String, PathBuf)| names.contains(&name.as_str());
-        built.extend(tests.into_iter().filter(asked_for));
+    built.retain(|(name, _)| PROGRAMS.contains(&name.as_str()));
+    for name in names {
+        let mut command = cargo::cargo(&["test", "--no-run", "-p", "sidecar-tests", "--test"]);
+        // Cargo tells of the programs of the package, too.
+        let tests = build(command.arg(name))?.into_iter();
+        built.extend(tests.filter(|(built, _)| built == name));
     }
     Ok(Built(built))
 }

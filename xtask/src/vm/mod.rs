@@ -132,6 +132,8 @@ pub fn counted(args: &Args, ready: &Ready) -> anyhow::Result<Counts> {
 fn extent(args: &Args) -> Extent {
     if args.all || !args.tests.is_empty() {
         Extent::All
+    } else if args.few {
+        Extent::Few
     } else {
         Extent::Usual
     }
