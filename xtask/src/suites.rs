@@ -18,6 +18,8 @@ pub enum Run {
     Tests(Tests),
     /// Each fuzz target for a short time; it counts as one test.
     Fuzz,
+    /// Tests in virtual machines.
+    Vm,
 }
 
 /// One run of `cargo test`.
@@ -114,5 +116,10 @@ pub const SUITES: &[Suite] = &[
         name: "fuzz",
         about: "each fuzz target for some seconds",
         run: Run::Fuzz,
+    },
+    Suite {
+        name: "vm",
+        about: "the oldest kernel and the newest, in virtual machines: each BPF program, each path",
+        run: Run::Vm,
     },
 ];

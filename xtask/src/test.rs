@@ -17,6 +17,7 @@ use crate::{
     fuzz::{self, Fuzzer},
     setup,
     suites::{Run, SUITES, Suite, Tests},
+    vm,
 };
 
 /// Names a file that a test which cannot run here appends a line to (see `sidecar_tests::skip`);
@@ -70,7 +71,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         .iter()
         .filter_map(|suite| match &suite.run {
             Run::Tests(tests) => Some(tests.programs),
-            Run::Fuzz => None,
+            Run::Fuzz | Run::Vm => None,
         })
         .flatten()
         .copied()
@@ -86,6 +87,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
             let counts = match &suite.run {
                 Run::Tests(tests) => run_tests(suite.name, tests, filter),
                 Run::Fuzz => run_fuzz(filter),
+                Run::Vm => run_vm(filter),
             }?;
             println!("== {}: {}", suite.name, counts.line());
             Ok(counts)
@@ -115,6 +117,21 @@ fn run_fuzz(filter: Option<&str>) -> anyhow::Result<Counts> {
         }
     }
     Ok(counts)
+}
+
+/// Counts as one test that is skipped where machines or their kernels cannot be had.
+fn run_vm(filter: Option<&str>) -> anyhow::Result<Counts> {
+    let args = vm::Args::small(filter)?;
+    match vm::prepare(&args) {
+        Ok(ready) => vm::counted(&args, &ready),
+        Err(error) => {
+            println!("SKIPPED vm: {error:#}");
+            Ok(Counts {
+                skipped: 1,
+                ..Counts::default()
+            })
+        }
+    }
 }
 
 fn run_tests(suite: &str, tests: &Tests, filter: Option<&str>) -> anyhow::Result<Counts> {

@@ -77,6 +77,8 @@ pub struct Job {
 pub struct Suite {
     /// The name of its suite.
     pub name: String,
+    /// The machines that run it.
+    pub cgroups: Cgroups,
     /// Its path.
     pub program: PathBuf,
     /// Its arguments.

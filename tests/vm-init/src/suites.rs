@@ -9,6 +9,8 @@ use std::{
 use anyhow::Context as _;
 use sidecar_vm_init::{Cgroups, JOB, Job, PORT, Record, Suite};
 
+use crate::mounts::cgroups_asked_for;
+
 /// The file for what tests say that skip themselves.
 const SKIPS: &str = "/run/skips";
 
@@ -61,7 +63,8 @@ pub fn run() -> anyhow::Result<()> {
     let text = fs::read_to_string(JOB).with_context(|| format!("cannot read {JOB}"))?;
     let job: Job = serde_json::from_str(&text).with_context(|| format!("{JOB} is no job"))?;
     let mut port = Port::open()?;
-    for suite in &job.suites {
+    let cgroups = cgroups_asked_for()?;
+    for suite in job.suites.iter().filter(|suite| suite.cgroups == cgroups) {
         run_suite(suite, &job.env, &mut port)?;
     }
     port.write(&Record::Finished)

@@ -14,6 +14,9 @@ use crate::cargo;
 /// The package of the init.
 const INIT: &str = "sidecar-vm-init";
 
+/// The programs that tests run, and the runner of the test vectors.
+const PROGRAMS: [&str; 3] = ["sidecar-agent", "app", "conformance"];
+
 /// Programs that were built, by name.
 pub struct Built(Vec<(String, PathBuf)>);
 
@@ -41,18 +44,19 @@ impl Built {
 /// # Errors
 /// When something does not compile.
 pub fn tests(names: &[&str]) -> anyhow::Result<Built> {
-    let programs = ["-p", "sidecar-agent", "-p", "sidecar-tests", "--bins"];
-    let mut built = build(cargo::cargo(&["build"]).args(programs))?;
-    if !names.is_empty() {
-        let mut command = cargo::cargo(&["test", "--no-run", "-p", "sidecar-tests"]);
-        for name in names {
-            command.args(["--test", name]);
-        }
-        let tests = build(&mut command)?;
-        // Cargo tells of the programs again.
-        let known = |path: &Path| built.iter().any(|(_, known)| known == path);
-        let new: Vec<_> = tests.into_iter().filter(|(_, path)| !known(path)).collect();
-        built.extend(new);
+    let mut built = Vec::new();
+    // As `cargo xtask test` does it: together they would be built with other features.
+    for package in ["sidecar-tests", "sidecar-agent"] {
+        built.extend(build(&mut cargo::cargo(&[
+            "build", "--bins", "-p", package,
+        ]))?);
+    }
+    built.retain(|(name, _)| PROGRAMS.contains(&name.as_str()));
+    for name in names {
+        let mut command = cargo::cargo(&["test", "--no-run", "-p", "sidecar-tests", "--test"]);
+        // Cargo tells of the programs of the package, too.
+        let tests = build(command.arg(name))?.into_iter();
+        built.extend(tests.filter(|(built, _)| built == name));
     }
     Ok(Built(built))
 }

@@ -9,12 +9,14 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use sidecar_vm_init::{Cgroups, JOB, Job, MODULES};
+use sidecar_vm_init::{Cgroups, Job};
 
 use crate::{cargo, setup, test::Counts};
 
 mod archive;
+mod args;
 mod build;
+mod contents;
 mod initramfs;
 mod modules;
 pub mod qemu;
@@ -25,75 +27,13 @@ mod store;
 mod userland;
 mod versions;
 
-use initramfs::Initramfs;
+pub use args::Args;
 use qemu::{Accel, Machine};
 use report::All;
 use results::Results;
+use selection::Extent;
 use store::{Kernel, Store};
 use versions::Wanted;
-
-#[derive(clap::Args)]
-pub struct Args {
-    /// Kernels: a series such as 5.10, whose newest is taken; a version; `newest`; or the path of
-    /// an image
-    #[arg(
-        long = "kernel",
-        value_name = "V,...",
-        value_delimiter = ',',
-        default_value = "5.10,6.1,6.12,newest"
-    )]
-    kernels: Vec<Wanted>,
-    /// The modules of the images given by path, if not where their release is installed:
-    /// a directory like /lib/modules/RELEASE
-    #[arg(long, value_name = "DIR")]
-    modules: Option<PathBuf>,
-    /// How cgroups are mounted: version 2 alone, or version 1 beside it, too
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "pure,hybrid")]
-    cgroups: Vec<Layout>,
-    /// Tests at a time in one machine
-    #[arg(long, default_value_t = THREADS)]
-    threads: usize,
-    /// Machines at a time; one for each two processors, unless said
-    #[arg(long)]
-    machines: Option<usize>,
-    /// Processors of a machine
-    #[arg(long, default_value_t = CPUS)]
-    cpus: usize,
-    /// Run the tests, too, that are left out for the time they take
-    #[arg(long)]
-    all: bool,
-    /// Seconds until a machine is ended
-    #[arg(long, default_value_t = LIMIT.as_secs())]
-    timeout: u64,
-    /// List the kernels that can be had, and the tests left out, and run none
-    #[arg(long)]
-    list: bool,
-    /// Run only the tests whose name contains one of these; `SUITE` and `SUITE::TEST` name those
-    /// of one suite
-    #[arg(value_name = "TEST")]
-    tests: Vec<String>,
-}
-
-/// How cgroups are mounted, as an option.
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Layout {
-    Pure,
-    Hybrid,
-}
-
-impl From<Layout> for Cgroups {
-    fn from(layout: Layout) -> Self {
-        match layout {
-            Layout::Pure => Self::Pure,
-            Layout::Hybrid => Self::Hybrid,
-        }
-    }
-}
-
-/// Measured: more wait for each other.
-const THREADS: usize = 4;
-const CPUS: usize = 2;
-const LIMIT: Duration = Duration::from_mins(10);
 
 /// Runs the tests in machines, and prints the sum of their counts as the last line.
 ///
@@ -103,7 +43,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         list()?;
         return Ok(true);
     }
-    let counts = counted(args)?;
+    let counts = counted(args, &prepare(args)?)?;
     println!("\n{}", counts.line());
     Ok(counts.failed == 0 && counts.passed > 0)
 }
@@ -140,47 +80,78 @@ fn list() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the tests in machines and tells of them; returns the sums.
+/// Everything that machines are made of, apart from the tests.
+pub struct Ready {
+    kernels: Vec<Kernel>,
+    dir: PathBuf,
+}
+
+/// Gets kernels and what runs them.
 ///
 /// # Errors
-/// When a kernel or qemu cannot be had, or something does not compile.
-pub fn counted(args: &Args) -> anyhow::Result<Counts> {
+/// When something cannot be had here: it is said what.
+pub fn prepare(args: &Args) -> anyhow::Result<Ready> {
     ensure!(
         std::env::consts::ARCH == "x86_64",
         "only machines with x86-64 can be run so far, on one of those"
     );
-    let suites = selection::wanted(&args.tests);
-    ensure!(!suites.is_empty(), "no suite is named like that");
-    setup::ensure()?;
     setup::ensure_vm()?;
     let dir = cargo::target_dir().join("vm");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let kernels = kernels(args, &dir)?;
+    Ok(Ready { kernels, dir })
+}
+
+/// Runs the tests in machines and tells of them; returns the sums.
+///
+/// # Errors
+/// When something does not compile, or a machine cannot be started.
+pub fn counted(args: &Args, ready: &Ready) -> anyhow::Result<Counts> {
+    let Ready { kernels, dir } = ready;
+    let suites = selection::wanted(&args.tests);
+    ensure!(!suites.is_empty(), "no suite is named like that");
+    setup::ensure()?;
     let built = build::tests(&selection::targets(&suites))?;
-    let job = selection::job(&suites, &built, args.threads, args.all)?;
+    let suites = selection::with_tests(suites, &built)?;
+    if suites.is_empty() {
+        println!("no test has such a name");
+        return Ok(Counts::default());
+    }
+    let job = selection::job(&suites, &built, args.threads, extent(args))?;
     let image = dir.join("initramfs");
-    whole(&job, &kernels, &built, &dir)?.write(&image)?;
+    contents::whole(&job, kernels, &built, dir)?.write(&image)?;
     let probe = dir.join("initramfs-probe");
-    only_init(&Job::default())?.write(&probe)?;
-    let accel = qemu::accel(&kernels[0].image, &probe, &dir)?;
-    let all = run_all(args, &kernels, &image, accel, &dir)?;
-    tell(&all, &dir)?;
+    contents::only_init(&Job::default())?.write(&probe)?;
+    let accel = qemu::accel(&kernels[0].image, &probe, dir)?;
+    let all = run_all(args, kernels, &image, accel, dir)?;
+    tell(&all, dir)?;
     Ok(report::counts(&all))
+}
+
+/// Who says which tests wants all of those.
+fn extent(args: &Args) -> Extent {
+    if args.all || !args.tests.is_empty() {
+        Extent::All
+    } else if args.few {
+        Extent::Few
+    } else {
+        Extent::Usual
+    }
 }
 
 fn kernels(args: &Args, dir: &Path) -> anyhow::Result<Vec<Kernel>> {
     let mut store = None;
     let mut kernels: Vec<Kernel> = Vec::new();
     for wanted in &args.kernels {
-        let kernel = match wanted {
-            Wanted::Image(path) => store::image(path, args.modules.as_deref(), dir)?,
-            _ => {
-                let store = match &store {
-                    Some(store) => store,
-                    None => store.insert(Store::open()?),
-                };
-                store.get(wanted)?
-            }
+        let kernel = if let Wanted::Image(path) = wanted {
+            store::image(path, args.modules.as_deref(), dir)?
+        } else {
+            // Opened once, and only if it is needed: it may have to fetch package lists.
+            let store = match &store {
+                Some(store) => store,
+                None => store.insert(Store::open()?),
+            };
+            store.get(wanted)?
         };
         if !kernels.iter().any(|known| known.image == kernel.image) {
             kernels.push(kernel);
@@ -190,48 +161,6 @@ fn kernels(args: &Args, dir: &Path) -> anyhow::Result<Vec<Kernel>> {
         bail!("no kernel is asked for");
     }
     Ok(kernels)
-}
-
-fn only_init(job: &Job) -> anyhow::Result<Initramfs> {
-    let mut initramfs = Initramfs::new();
-    initramfs.add_as(&build::init()?, Path::new("/init"))?;
-    let text = serde_json::to_string(job).context("cannot make JSON of the job")?;
-    initramfs.add_text(Path::new(JOB), text);
-    Ok(initramfs)
-}
-
-/// With the tests and what they need, and the modules of all kernels: all machines have the same.
-fn whole(
-    job: &Job,
-    kernels: &[Kernel],
-    built: &build::Built,
-    dir: &Path,
-) -> anyhow::Result<Initramfs> {
-    let mut initramfs = only_init(job)?;
-    userland::add(&mut initramfs)?;
-    let stripped = dir.join("stripped");
-    fs::create_dir_all(&stripped).with_context(|| format!("cannot make {}", stripped.display()))?;
-    for program in built.paths() {
-        initramfs.add_as(&build::stripped(program, &stripped)?, program)?;
-        userland::add_libraries_of(&mut initramfs, program)?;
-    }
-    let workspace = cargo::workspace();
-    for data in ["docs", "deploy", "tests/cases", "tests/resources"] {
-        initramfs.add_tree(&workspace.join(data), |_| true)?;
-    }
-    for kernel in kernels {
-        let Some((modules, release)) = &kernel.modules else {
-            continue;
-        };
-        let to = Path::new(MODULES).join(release);
-        for module in fs::read_dir(modules)
-            .with_context(|| format!("cannot list {}", modules.display()))?
-            .flatten()
-        {
-            initramfs.add_as(&module.path(), &to.join(module.file_name()))?;
-        }
-    }
-    Ok(initramfs)
 }
 
 fn run_all(
@@ -260,7 +189,7 @@ fn run_all(
                 cgroups,
                 cpus: args.cpus,
                 accel,
-                console: &logs.join("console.log"),
+                logs: &logs,
             };
             let run = machine.run(Duration::from_secs(args.timeout))?;
             let results = Results::of(&run);

@@ -51,7 +51,8 @@ pub struct Results {
 struct Event {
     #[serde(rename = "type")]
     kind: String,
-    event: String,
+    #[serde(rename = "event")]
+    what: String,
     name: Option<String>,
     exec_time: Option<f64>,
     stdout: Option<String>,
@@ -154,11 +155,11 @@ impl Current {
         let (Some(name), "test") = (&event.name, event.kind.as_str()) else {
             return;
         };
-        if event.event == "started" {
+        if event.what == "started" {
             self.begun.insert(name.clone(), at);
             return;
         }
-        let outcome = match event.event.as_str() {
+        let outcome = match event.what.as_str() {
             "ok" => Outcome::Passed,
             "ignored" => Outcome::Skipped(event.message.unwrap_or_default()),
             "failed" => {
