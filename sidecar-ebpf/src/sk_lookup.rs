@@ -30,6 +30,10 @@ pub fn sk_lookup(ctx: &SkLookupContext, workload: WorkloadId) -> u32 {
     if read!(ctx.lookup, protocol) != IPPROTO_TCP {
         return SK_PASS;
     }
+    // Nobody can listen there: see `sock_addr::verdict`.
+    if read!(ctx.lookup, local_port) == 0 {
+        return SK_PASS;
+    }
     let (plan, header) = match maps::plan_of(workload) {
         Ok(Some((plan, header))) => (plan, Ok(header)),
         Ok(None) => return SK_PASS,

@@ -166,13 +166,12 @@ pub fn verdict(
         unsafe { bpf_set_retval(-ECONNREFUSED) };
         return REFUSE;
     }
-    match transport {
-        // Nobody can listen on port 0: the kernel itself refuses it.
-        Transport::Tcp => {
-            let nowhere = Endpoint::new(address(ctx, hook).addr.loopback(), 0);
-            set_address(ctx, hook, &nowhere);
-            ALLOW
-        }
-        Transport::Udp => REFUSE,
+    // Nobody can listen on port 0 of loopback: there the kernel itself refuses. A socket that is
+    // bound to another interface does not get there, and a datagram would be sent.
+    if matches!(transport, Transport::Udp) || read!(socket(ctx), bound_dev_if) != 0 {
+        return REFUSE;
     }
+    let nowhere = Endpoint::new(address(ctx, hook).addr.loopback(), 0);
+    set_address(ctx, hook, &nowhere);
+    ALLOW
 }

@@ -12,7 +12,8 @@ use sidecar_tests::{
     Bpffs, Cgroup, Namespace, Place, Server,
     command::output_with_input,
     foreign::{Flags, Foreign},
-    programs, require_root, skip,
+    programs, require_root,
+    skip::{self, kernel_has},
 };
 
 use crate::fixture::workload_entry;
@@ -140,6 +141,16 @@ fn every_feature_is_tried_and_nothing_is_left() -> anyhow::Result<()> {
     ] {
         ensure!(is_well(&format!("program {program}")), "{program}");
     }
+    for (feature, check) in [
+        ("ingress_ifindex", "interface of arrival"),
+        ("set_retval", "error of a refused call"),
+    ] {
+        ensure!(
+            is_well(check) == kernel_has(feature),
+            "{check}: {:#}",
+            said.report
+        );
+    }
     for feature in [
         "BPF maps",
         "links to a cgroup",
@@ -149,8 +160,6 @@ fn every_feature_is_tried_and_nothing_is_left() -> anyhow::Result<()> {
         "listening socket in a sockhash",
         "ring buffer",
         "network namespace of listeners",
-        "interface of arrival",
-        "error of a refused call",
         "pidfd_getfd",
         "cgroup of prod-us1/one",
         "netns of prod-us1/one",

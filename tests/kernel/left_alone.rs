@@ -5,7 +5,7 @@ use std::process::Stdio;
 use anyhow::Context as _;
 use rustix::io::Errno;
 use sidecar_common::Reason;
-use sidecar_tests::{Kind, require_root, skip};
+use sidecar_tests::{Kind, require_root, skip, skip::kernel_has};
 
 use crate::{
     fixture::{Fixture, reached, serve},
@@ -52,7 +52,12 @@ fn a_socket_bound_to_an_interface_passes_and_is_refused_all_the_same() -> anyhow
     assert_eq!(fixture.outbound(Reason::BoundDevice)?, 1);
     // It is no way round what is forbidden.
     fixture.follow(Planner::new().outbound_default(deny()))?;
-    assert_eq!(connect(Some("eth0"))?.0, Err(Errno::CONNREFUSED));
+    let refused = if kernel_has("set_retval") {
+        Errno::CONNREFUSED
+    } else {
+        Errno::PERM
+    };
+    assert_eq!(connect(Some("eth0"))?.0, Err(refused));
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aya::maps::MapData;
-use sidecar_tests::require_root;
+use sidecar_tests::{require_root, skip};
 
 use crate::{fixture::Fixture, plan::Planner};
 
@@ -36,8 +36,11 @@ fn the_verifier_has_room_left() -> anyhow::Result<()> {
     }
     eprintln!("verified instructions: {verified:?}");
     assert_eq!(verified.len(), DECIDING.len(), "{verified:?}");
+    if verified.values().all(|instructions| *instructions == 0) {
+        skip!("the kernel (before 5.16) tells no numbers of verified instructions");
+    }
     for (name, instructions) in verified {
-        assert!(instructions > 0, "kernel 5.16 and newer tell the number");
+        assert!(instructions > 0, "{name}");
         assert!(instructions < LIMIT, "{name}: {instructions}");
     }
     Ok(())

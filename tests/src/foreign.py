@@ -2,9 +2,14 @@
 # else attaches a BPF program that does nothing (returns 1) and keeps it until standard input ends:
 #   cgroup PATH ATTACH_TYPE FLAGS    as BPF_PROG_ATTACH has them
 #   netns PATH                       sk_lookup, by a link
-import ctypes, os, platform, struct, sys
+import ctypes, os, platform, resource, struct, sys
 
 libc = ctypes.CDLL(None, use_errno=True)
+# Before kernel 5.11 programs count as locked memory.
+try:
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
+except (OSError, ValueError):
+    pass
 SYS_BPF = {"x86_64": 321}.get(platform.machine(), 280)
 PROG_LOAD, OBJ_GET, PROG_ATTACH, PROG_DETACH, LINK_CREATE, LINK_DETACH = 5, 7, 8, 9, 28, 34
 CGROUP_SOCK_ADDR, SK_LOOKUP = 18, 30

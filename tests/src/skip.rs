@@ -5,6 +5,8 @@
 
 use std::{env, fs::OpenOptions, io::Write as _};
 
+use sidecar_agent::dataplane::kernel_features;
+
 /// Environment variable with the file to append to; set by `cargo xtask test`.
 pub const SKIPS_ENV: &str = "SIDECAR_TEST_SKIPS";
 
@@ -27,6 +29,12 @@ macro_rules! require_root {
             $crate::skip!("root");
         }
     };
+}
+
+/// Whether the kernel has a feature that the agent can do without: a name of `Kernel::ALL`.
+#[must_use]
+pub fn kernel_has(feature: &str) -> bool {
+    kernel_features()[feature]
 }
 
 /// What a test can return: nothing, or a result.
