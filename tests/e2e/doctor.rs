@@ -12,8 +12,8 @@ use sidecar_tests::{
     Bpffs, Cgroup, Namespace, Place, Server,
     command::output_with_input,
     foreign::{Flags, Foreign},
-    programs, require_root,
-    skip::{self, kernel_has},
+    programs, require_root, skip,
+    skip::kernel_has,
 };
 
 use crate::fixture::workload_entry;
