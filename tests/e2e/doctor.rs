@@ -11,7 +11,7 @@ use serde_json::Value;
 use sidecar_tests::{
     Bpffs, Cgroup, Namespace, Place, Server,
     command::output_with_input,
-    foreign::{Flags, Foreign},
+    foreign::{Flags, Foreign, Hook},
     programs, require_root, skip,
     skip::kernel_has,
 };
@@ -198,7 +198,7 @@ fn foreign_programs_are_found_and_those_that_keep_us_out_are_told_from_others() 
         (&node.parent, Flags::Exclusive, "SCD0601", "missing"),
     ] {
         let path = cgroup.path();
-        let _foreign = Foreign::on_cgroup(path, flags)?;
+        let _foreign = Foreign::on_cgroup(path, Hook::Connect4, flags)?;
         let said = node.look()?;
         let finding = said.finding(code, &path.display().to_string())?;
         ensure!(finding["state"] == state, "{finding}");
@@ -213,7 +213,7 @@ fn foreign_programs_are_found_and_those_that_keep_us_out_are_told_from_others() 
             said.exit_code
         );
         // It is as it says.
-        let another = Foreign::on_cgroup(node.cgroup.path(), Flags::Multi);
+        let another = Foreign::on_cgroup(node.cgroup.path(), Hook::Connect4, Flags::Multi);
         ensure!(another.is_ok() == (state == "warning"), "{another:?}");
     }
     let said = node.look()?;

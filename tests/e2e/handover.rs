@@ -155,6 +155,29 @@ fn live_connections_go_on_in_the_agent_before_which_ends_with_the_last() -> anyh
     Ok(())
 }
 
+/// A connection that goes on for ever, in the agent before.
+#[test]
+fn live_connections_are_cut_at_the_drain_limit_or_by_a_second_signal() -> anyhow::Result<()> {
+    require_root!();
+    // Longer than any test waits, and a moment.
+    for drain in ["3600", "1"] {
+        let mut lab = lab(Mode::Echo)?;
+        lab.start_agent_with(|agent| agent.args(["--drain", drain]))?;
+        lab.wait_captured()?;
+        let mut held = Client::tcp(ingress(&lab)).place(lab.outside()).hold()?;
+        ensure!(held.exchange("there?")? == "there?");
+        let before = lab.agent_mut()?.succeed::<&str>(&[])?;
+        if drain == "3600" {
+            lab.agent()?.wait_log("waiting for relayed connections")?;
+            ensure!(held.exchange("still there?")? == "still there?");
+            before.terminate()?;
+        }
+        ensure!(before.wait()?.success(), "it did not end well");
+        ensure!(held.exchange("gone?").is_err(), "it goes on");
+    }
+    Ok(())
+}
+
 #[test]
 fn one_that_does_not_load_or_does_not_confirm_changes_nothing() -> anyhow::Result<()> {
     require_root!();
@@ -162,12 +185,16 @@ fn one_that_does_not_load_or_does_not_confirm_changes_nothing() -> anyhow::Resul
     let pid = lab.agent()?.pid();
     under_load(&mut lab, |lab| {
         let agent = lab.agent()?;
+        let before = agent.status()?["generation"].clone();
         let output = agent.cli(&["run", "--take-over", "--max-rules", "4294967295"])?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(
             !output.status.success() && error.contains("loading BPF maps"),
             "{error}"
         );
+        // One that was asked begins anew, with another generation.
+        let after = agent.status()?["generation"].clone();
+        ensure!(after == before, "it was asked: {before} -> {after}");
         // One that asks, and is gone.
         let mut stream = UnixStream::connect(agent.run_dir().join("admin.sock"))?;
         stream.write_all(b"\"take-over\"\n")?;

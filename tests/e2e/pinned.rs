@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use sidecar_tests::{
-    Client, DEADLINE, Place,
+    Client, DEADLINE, Place, Probe,
     lab::{Lab, WORKLOAD},
     poll::poll_result,
     programs, require_root,
@@ -111,6 +111,55 @@ fn what_was_removed_while_no_agent_ran_is_let_go_unless_a_file_is_broken() -> an
         ensure!(connected(lab.inside(), REFUSED)?, "it is captured");
         Ok(())
     })
+}
+
+/// As long as it cannot be attached, what an earlier agent has made of it holds.
+#[test]
+fn what_cannot_be_attached_when_an_agent_starts_stays_captured() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = registry_only()?;
+    lab.start_agent()?;
+    lab.agent_mut()?.stop()?;
+    let file = lab.config_dir().join("workload.yaml");
+    let entry = fs::read_to_string(&file)?;
+    let netns = lab.workload().netns.path().display().to_string();
+    fs::write(&file, entry.replace(&netns, "/no/such/namespace"))?;
+    lab.agent_mut()?.start()?;
+    lab.agent()?.wait_until("the problem", |status| {
+        let problem = status["workloads"][0]["problem"].as_str();
+        problem.is_some_and(|text| text.contains("/no/such/namespace"))
+    })?;
+    captured(&lab)?;
+    lab.write("workload.yaml", &entry)?;
+    lab.wait_captured()?;
+    captured(&lab)
+}
+
+/// Also not for the moment until somebody looks at it again.
+#[test]
+fn what_is_off_is_not_captured_when_it_comes() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = registry_only()?;
+    let file = lab.config_dir().join("workload.yaml");
+    let entry = fs::read_to_string(&file)?;
+    fs::remove_file(&file)?;
+    lab.start_agent_unready()?;
+    let probe = Probe::start(lab.inside())?;
+    let off = "  annotations:\n    capture.sidecar-agent.io/capture: 'off'\n";
+    lab.write("workload.yaml", &entry.replacen("  annotations:\n", off, 1))?;
+    let was_captured = poll_result(DEADLINE, "the workload to be attached", || {
+        let status = lab.agent()?.status()?;
+        for _ in 0..50 {
+            if probe.visit(REFUSED.parse()?)?.is_err() {
+                return Ok(true);
+            }
+        }
+        let state = &status["workloads"][0]["state"];
+        ensure!(state == "off", "it is {state}");
+        Ok(false)
+    })?;
+    ensure!(!was_captured, "captured for a moment");
+    Ok(())
 }
 
 fn toggle(lab: &Lab, to: &str) -> anyhow::Result<Value> {

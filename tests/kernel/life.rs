@@ -1,6 +1,6 @@
 //! What is pinned outlives the agent, and is adopted, completed or undone by the next one.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context as _, ensure};
 use aya::maps::{Array, HashMap, Map, MapData};
@@ -10,13 +10,16 @@ use sidecar_agent::dataplane::{
     uninstall::{Inventory, inventory, uninstall},
 };
 use sidecar_common::{
-    Reason,
+    ABI, Reason,
     decide::Direction,
-    keys::{PlanId, RuleKey, WorkloadId},
-    values::{PlanHeader, Rule},
+    keys::{PlanId, RuleKey, WorkloadEndpoint, WorkloadId},
+    values::{Meta, PlanHeader, Rule},
 };
 use sidecar_tests::{
-    Bpffs, Cgroup, DEADLINE, Namespace, Probe, Server, poll::poll_result, require_root,
+    Bpffs, Cgroup, DEADLINE, Namespace, Probe, Server,
+    foreign::{Flags, Foreign, Hook, update_link},
+    poll::poll_result,
+    require_root,
 };
 
 use crate::{
@@ -161,6 +164,11 @@ fn what_was_begun_is_undone_or_completed() -> anyhow::Result<()> {
 
     life = life.restart(CAPACITY)?;
     assert_eq!(life.link_ids()?.len(), 10, "what has no plan is attached");
+    let map = MapData::from_pin(life.loaded.maps_dir().join("LOCAL_ADDRS"))?;
+    let addrs: HashMap<_, WorkloadEndpoint, u8> = Map::HashMap(map).try_into()?;
+    let of = addrs.keys().map(|key| Ok(key?.workload));
+    let of: BTreeSet<WorkloadId> = of.collect::<anyhow::Result<_>>()?;
+    assert_eq!(of, [life.workload].into(), "what has no plan is known");
     life.is_refused()?;
     life.attach()?;
     assert_eq!(life.link_ids()?.len(), 11);
@@ -249,6 +257,100 @@ fn maps_that_cannot_be_used_decide_until_others_do() -> anyhow::Result<()> {
     assert_eq!(life.link_ids()?.len(), 11);
     life = life.restart(OTHER)?;
     assert!(!life.loaded.pin_dir().join("set-3").exists(), "not adopted");
+    life.is_refused()
+}
+
+/// Each is what an agent of another version, or one that was ended early, has left.
+#[test]
+fn maps_of_another_abi_and_unfinished_ones_are_not_used() -> anyhow::Result<()> {
+    require_root!();
+    for abi in [Some(ABI + 1), None] {
+        let mut life = Life::new()?;
+        let first = life.loaded.maps_dir();
+        let meta = first.join("META");
+        match abi {
+            Some(abi) => {
+                let map = Map::Array(MapData::from_pin(&meta)?);
+                Array::<_, Meta>::try_from(map)?.set(0, Meta { abi, set: 1 }, 0)?;
+            }
+            None => fs::remove_file(&meta)?,
+        }
+        life = life.restart(CAPACITY)?;
+        let sets = ["WORKLOADS", "set-1", "set-2"];
+        assert_eq!(names(&life.loaded.pin_dir())?, sets, "{abi:?}");
+        life.is_refused()?;
+        life.attach()?;
+        life.is_refused()?;
+        life.follow(denied())?;
+        life.is_refused()?;
+        poll_result(DEADLINE, "the old set to be removed", || {
+            life.loaded.dataplane.refresh();
+            ensure!(!first.exists(), "it is there");
+            Ok(())
+        })?;
+        life.is_refused()?;
+    }
+    Ok(())
+}
+
+/// Somebody else's program keeps ours from one hook of the workload's cgroup.
+#[test]
+fn where_one_program_cannot_be_attached_all_is_as_it_was() -> anyhow::Result<()> {
+    require_root!();
+    let mut life = Life::new()?;
+    let links = life.loaded.maps_dir().join("workload-1");
+    // One that has to be updated before one that is refused.
+    update_link(&links.join("connect4"), Hook::Connect4)?;
+    fs::remove_file(links.join("recvmsg6"))?;
+    let path = life.cgroup.path().to_owned();
+    let foreign = poll_result(DEADLINE, "the hook to be free", || {
+        Foreign::on_cgroup(&path, Hook::Recvmsg6, Flags::Exclusive)
+    })?;
+    let before = runs(&life)?;
+    life = life.restart(CAPACITY)?;
+    let word = life.loaded.dataplane.word(life.workload);
+    assert!(life.attach().is_err(), "attached");
+    assert_eq!(runs(&life)?, before);
+    // It stays somebody's whose plan is in force, and its slot is nobody else's.
+    assert_eq!(life.loaded.dataplane.word(life.workload), word);
+    let other = Cgroup::new("other")?;
+    assert_eq!(life.loaded.attach(&other, &life.netns)?, 2);
+    drop(foreign);
+    assert_eq!(life.attach()?, 1);
+    life.is_refused()?;
+
+    // Nothing is left of one that was attached nowhere before.
+    let third = Cgroup::new("third")?;
+    let _foreign = Foreign::on_cgroup(third.path(), Hook::Recvmsg6, Flags::Exclusive)?;
+    let before = runs(&life)?;
+    assert!(life.loaded.attach(&third, &life.netns).is_err(), "attached");
+    assert_eq!(runs(&life)?, before);
+    let dirs = names(&life.loaded.maps_dir())?;
+    assert!(!dirs.contains(&"workload-3".to_owned()), "{dirs:?}");
+    Ok(())
+}
+
+/// The links, with the programs that they run.
+fn runs(life: &Life) -> anyhow::Result<Vec<(u32, String)>> {
+    let links = inventory(&life.loaded.pin_dir())?.links;
+    Ok(links.into_iter().map(|of| (of.id, of.program)).collect())
+}
+
+/// One that finds the pins in use has loaded its programs already.
+#[test]
+fn a_second_agent_leaves_nothing_beside_the_first() -> anyhow::Result<()> {
+    require_root!();
+    let life = Life::new()?;
+    let config = Config {
+        pin_dir: life.loaded.pin_dir(),
+        capacity: OTHER,
+    };
+    let Err(error) = Dataplane::load(&config) else {
+        anyhow::bail!("two agents");
+    };
+    let error = format!("{error:#}");
+    assert!(error.contains("another agent uses it"), "{error}");
+    assert_eq!(names(&config.pin_dir)?, ["WORKLOADS", "set-1"]);
     life.is_refused()
 }
 
@@ -370,7 +472,9 @@ fn what_nobody_claims_is_kept_until_it_is_let_go() -> anyhow::Result<()> {
     assert!(unclaimed[&life.workload].contains(&cgroup), "{unclaimed:?}");
     life.loaded.dataplane.refresh();
     life.is_refused()?;
-    life.loaded.dataplane.let_go_unclaimed();
+    life.loaded.dataplane.let_go_unclaimed(&[cgroup].into());
+    life.is_refused()?;
+    life.loaded.dataplane.let_go_unclaimed(&BTreeSet::new());
     life.passes()?;
     assert!(life.link_ids()?.is_empty());
     // Its slot is free, with nothing in it.

@@ -76,6 +76,17 @@ impl Predecessor {
         })
     }
 
+    /// Tells it to end at once (SIGTERM).
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn terminate(&self) -> anyhow::Result<()> {
+        let child = self.0.child.lock().unwrap_or_else(PoisonError::into_inner);
+        let pid = i32::try_from(child.id())?;
+        let pid = Pid::from_raw(pid).context("no process id")?;
+        kill_process(pid, Signal::TERM).context("cannot end the agent before")
+    }
+
     /// How it has ended, if it has.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
 #   detach PIN                       has a pinned link be attached to nothing (BPF_LINK_DETACH)
+#   update PIN ATTACH_TYPE           has a pinned link run a program that does nothing
 # else attaches a BPF program that does nothing (returns 1) and keeps it until standard input ends:
 #   cgroup PATH ATTACH_TYPE FLAGS    as BPF_PROG_ATTACH has them
 #   netns PATH                       sk_lookup, by a link
@@ -11,7 +12,8 @@ try:
 except (OSError, ValueError):
     pass
 SYS_BPF = {"x86_64": 321}.get(platform.machine(), 280)
-PROG_LOAD, OBJ_GET, PROG_ATTACH, PROG_DETACH, LINK_CREATE, LINK_DETACH = 5, 7, 8, 9, 28, 34
+PROG_LOAD, OBJ_GET, PROG_ATTACH, PROG_DETACH = 5, 7, 8, 9
+LINK_CREATE, LINK_UPDATE, LINK_DETACH = 28, 29, 34
 CGROUP_SOCK_ADDR, SK_LOOKUP = 18, 30
 SK_LOOKUP_ATTACH = 36
 
@@ -42,6 +44,13 @@ if sys.argv[1] == "detach":
     path = ctypes.create_string_buffer(sys.argv[2].encode())
     link = bpf(OBJ_GET, struct.pack("=QII", ctypes.addressof(path), 0, 0))
     bpf(LINK_DETACH, struct.pack("=I", link))
+    sys.exit()
+
+if sys.argv[1] == "update":
+    path = ctypes.create_string_buffer(sys.argv[2].encode())
+    link = bpf(OBJ_GET, struct.pack("=QII", ctypes.addressof(path), 0, 0))
+    program = load(CGROUP_SOCK_ADDR, int(sys.argv[3]))
+    bpf(LINK_UPDATE, struct.pack("=IIII", link, program, 0, 0))
     sys.exit()
 
 target = os.open(sys.argv[2], os.O_RDONLY)

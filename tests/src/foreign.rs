@@ -14,8 +14,14 @@ use crate::command;
 /// Attaches and waits; see there.
 const SCRIPT: &str = include_str!("foreign.py");
 
-/// `BPF_CGROUP_INET4_CONNECT`.
-const CONNECT4: &str = "10";
+/// A hook of a cgroup that is told a socket's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// `BPF_CGROUP_INET4_CONNECT`.
+    Connect4 = 10,
+    /// `BPF_CGROUP_UDP6_RECVMSG`.
+    Recvmsg6 = 20,
+}
 
 /// How a program is attached to a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,19 +47,33 @@ pub fn detach_link(pin: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Has a pinned link run a program named `foreign` that lets everything pass.
+///
+/// # Errors
+/// As [`detach_link`].
+pub fn update_link(pin: &Path, hook: Hook) -> anyhow::Result<()> {
+    command::output(
+        Command::new("python3")
+            .args(["-c", SCRIPT, "update"])
+            .arg(pin)
+            .arg((hook as u32).to_string()),
+    )?;
+    Ok(())
+}
+
 /// A program named `foreign` that lets everything pass. Detached when dropped.
 #[derive(Debug)]
 pub struct Foreign(Child);
 
 impl Foreign {
-    /// At the hook `connect4` of a cgroup.
+    /// At a hook of a cgroup.
     ///
     /// # Errors
     /// When it cannot be attached, mostly for want of root or of python3.
-    pub fn on_cgroup(cgroup: &Path, flags: Flags) -> anyhow::Result<Self> {
-        let flags = (flags as u32).to_string();
+    pub fn on_cgroup(cgroup: &Path, hook: Hook, flags: Flags) -> anyhow::Result<Self> {
+        let [hook, flags] = [hook as u32, flags as u32].map(|number| number.to_string());
         let words = ["cgroup".as_ref(), cgroup.as_os_str()];
-        Self::start(&words, &[CONNECT4, &flags])
+        Self::start(&words, &[&hook, &flags])
     }
 
     /// At the hook `sk_lookup` of a network namespace.

@@ -215,4 +215,18 @@ mod tests {
         let one: IpNet = "fd00::/8".parse().unwrap();
         assert_eq!(without_mapped(&one), [one]);
     }
+
+    #[test]
+    fn each_case_of_a_failure_policy_has_its_own_flag() {
+        for (policy, flags) in [
+            ("proxy-gone=open", PlanHeader::OPEN_PROXY_GONE),
+            ("map-full=open", PlanHeader::OPEN_MAP_FULL),
+            ("unknown-workload=open", PlanHeader::OPEN_UNKNOWN),
+            ("relay-target-gone=open", PlanHeader::OPEN_RELAY),
+            ("closed", 0),
+        ] {
+            let policy = policy.parse().unwrap();
+            assert_eq!(failure_flags(policy), flags, "{policy}");
+        }
+    }
 }

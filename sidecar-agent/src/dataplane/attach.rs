@@ -85,19 +85,21 @@ impl Attachment {
         maps: &Maps,
         workload: WorkloadId,
         binding: &Binding<'_>,
-        found: Option<Found>,
+        found: Option<&Found>,
     ) -> Result<Self> {
         let links = objects.set().links(workload);
         let cgroups = attach(objects, workload, &links, binding)?;
         let set = objects.set().number;
-        let before = found.as_ref().map(|found| found.word).unwrap_or_default();
-        let setup = match &found {
+        let before = found.map(|found| found.word).unwrap_or_default();
+        let setup = match found {
             Some(_) if binding.netns.id != Netns::open(None)?.id => Setup::found(binding.netns)?,
             _ => Setup::default(),
         };
         let (told, replaces) = match found {
-            Some(found) if found.word.set() != set => (found.told, Some(found.links)),
-            Some(found) => (found.told, None),
+            Some(found) if found.word.set() != set => {
+                (found.told.clone(), Some(found.links.clone()))
+            }
+            Some(found) => (found.told.clone(), None),
             None => (ToldWorkload::default(), None),
         };
         Ok(Self {

@@ -1,6 +1,6 @@
 //! Workloads that leave, or have left: nothing of them stays in the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sidecar_common::{
     keys::WorkloadId,
@@ -16,9 +16,10 @@ use super::{
 
 impl Dataplane {
     /// Lets go what an earlier agent has left attached and nobody has claimed: what is wanted is
-    /// known now, and it is not that.
-    pub fn let_go_unclaimed(&mut self) {
-        self.let_go(|_| true);
+    /// known now, and it is not that. `wanted`: ids of cgroups of workloads that could not be
+    /// attached yet; they go on with what they follow.
+    pub fn let_go_unclaimed(&mut self, wanted: &BTreeSet<u64>) {
+        self.let_go(|found| !found.cgroups().any(|id| wanted.contains(&id)));
     }
 
     /// Workloads that an earlier agent has left attached and nobody has claimed: slots, and the ids

@@ -143,12 +143,13 @@ impl Dataplane {
             Some((&workload, _)) => workload,
             None => self.free_slot()?,
         };
-        let found = self.found.remove(&workload);
-        let is_new = found.is_none();
-        if is_new {
+        let found = self.found.get(&workload);
+        if found.is_none() {
             self.maps.store(workload, Word::default());
         }
+        // What was found stays so where this fails: it still decides.
         let mut attachment = Attachment::new(&self.objects, &self.maps, workload, binding, found)?;
+        self.found.remove(&workload);
         let introduced = attachment.introduce(&mut self.maps);
         // Also where that failed: `detach` undoes what was done.
         self.attachments.insert(workload, attachment);

@@ -72,7 +72,7 @@ pub const CASES: &[About; 4] = &[
                  the tables of rules: one entry for each workload is set aside when it is attached. \
                  By that a proxy is known by its cgroup, and its first user and group only. A \
                  workload that cannot even be attached (all slots in use, its cgroup not there) \
-                 passes. An entry of `ORIGINAL_DST` that cannot be written is noticed too late for \
+                 passes, unless it is attached from before. An entry of `ORIGINAL_DST` that cannot be written is noticed too late for \
                  both: the proxy is not told where the connection was going.",
     },
     About {

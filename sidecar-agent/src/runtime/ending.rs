@@ -78,7 +78,9 @@ impl Left {
             tracing::info!(active, "waiting for relayed connections to end");
         }
         let engine = self.engine;
-        let drained = tokio::task::spawn_blocking(move || engine.shutdown(drain));
+        let (done, drained) = oneshot::channel();
+        // Not one of the runtime's, which would be waited for.
+        std::thread::spawn(move || done.send(engine.shutdown(drain)));
         tokio::select! {
             cut = drained => match cut.context("the relay ended badly")? {
                 0 => tracing::info!("ended"),

@@ -16,7 +16,7 @@ use sidecar_common::keys::WorkloadId;
 use super::{
     ending::Left,
     relays::{Sockets, WorkloadRelay, needs_relay},
-    toggles::Toggles,
+    toggles::{self, Toggles},
 };
 use crate::{
     cli::render,
@@ -316,19 +316,26 @@ impl Node {
         }
     }
 
-    /// Lets go what an earlier agent has left attached and no workload has claimed.
+    /// Lets go what an earlier agent has left attached and no workload has claimed. One that is
+    /// wanted, and cannot be attached yet, stays captured.
     pub fn let_go_unclaimed(&mut self) {
-        self.dataplane.let_go_unclaimed();
+        let pending = self.workloads.values().filter(|of| of.live.is_none());
+        let wanted = pending.filter_map(|of| {
+            let path = &of.wanted.workload.cgroup;
+            cgroup::Cgroup::open(&self.cgroup_root, path).ok()
+        });
+        let wanted = wanted.map(|cgroup| cgroup.id).collect();
+        self.dataplane.let_go_unclaimed(&wanted);
     }
 
     /// Has new connections of a workload be captured, or pass; `None`: as its configuration says.
     /// Answers with whether it is captured now.
     ///
     /// # Errors
-    /// If there is no such workload, or what was said cannot be remembered; nothing has changed
+    /// If there is no such workload, or what was said cannot be remembered; it is as it was
     /// then.
     pub fn capture(&mut self, name: &str, on: Option<bool>) -> Result<CaptureStatus> {
-        let Some(workload) = self.workloads.get_mut(name) else {
+        let Some(workload) = self.workloads.get(name) else {
             let known: Vec<_> = self.workloads.keys().map(String::as_str).collect();
             bail!(
                 "no workload `{name}` on this node; there {}",
@@ -338,10 +345,20 @@ impl Node {
                 }
             );
         };
-        self.toggles.set(name, on)?;
-        let capture = self.toggles.wanted(&workload.wanted.workload);
-        if let Some(live) = &workload.live {
-            self.dataplane.suspend(live.id, !capture.wanted)?;
+        let resolved = &workload.wanted.workload;
+        let before = self.toggles.wanted(resolved);
+        let capture = toggles::wanted(on, resolved);
+        let mut bring_to = |capture: &CaptureStatus| {
+            let live = workload.live.as_ref();
+            live.map_or(Ok(()), |live| {
+                self.dataplane.suspend(live.id, !capture.wanted)
+            })
+        };
+        // The kernel first: the disk may take its time.
+        bring_to(&capture)?;
+        if let Err(error) = self.toggles.set(name, on) {
+            bring_to(&before)?;
+            return Err(error);
         }
         tracing::info!(workload = name, on = capture.wanted, by = %capture.by, "capture toggled");
         Ok(CaptureStatus {

@@ -76,17 +76,7 @@ impl Toggles {
     /// Whether a workload is to be captured, and who says so: an operator, its annotation, or nobody.
     #[must_use]
     pub fn wanted(&self, workload: &ResolvedWorkload) -> CaptureStatus {
-        let said = self.get(&workload.to_string());
-        let (wanted, by) = match (said, workload.capture) {
-            (Some(on), _) => (on, CaptureBy::Operator),
-            (None, Some(on)) => (on, CaptureBy::Annotation),
-            (None, None) => (true, CaptureBy::Default),
-        };
-        CaptureStatus {
-            wanted,
-            by,
-            actual: false,
-        }
+        wanted(self.get(&workload.to_string()), workload)
     }
 
     /// Remembers what is said of a workload; `None`: nothing any more.
@@ -113,6 +103,20 @@ impl Toggles {
         file.persist(path(&self.dir))?;
         fsync(fs::File::open(&self.dir)?)?;
         Ok(())
+    }
+}
+
+/// As [`Toggles::wanted`], if an operator has said this of the workload.
+pub fn wanted(said: Option<bool>, workload: &ResolvedWorkload) -> CaptureStatus {
+    let (wanted, by) = match (said, workload.capture) {
+        (Some(on), _) => (on, CaptureBy::Operator),
+        (None, Some(on)) => (on, CaptureBy::Annotation),
+        (None, None) => (true, CaptureBy::Default),
+    };
+    CaptureStatus {
+        wanted,
+        by,
+        actual: false,
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod clients;
 mod growth;
+mod toggles;
 mod world;
 
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use anyhow::{Context as _, ensure};
 use crate::lab::WORKLOAD;
 use clients::Clients;
 use growth::Footprint;
+use toggles::Toggles;
 use world::World;
 
 /// How often the Sidecar is edited, and something is done to the agent.
@@ -20,6 +22,9 @@ const PERIOD: Duration = Duration::from_secs(1);
 
 /// How long the load may take: what is not done then has failed.
 const LIMIT: Duration = Duration::from_mins(20);
+
+/// How often capture is turned off and on while there is load each time, and when there is none.
+const MEASURED: [u32; 2] = [5, 200];
 
 /// One thing that was looked at.
 #[derive(Debug)]
@@ -71,6 +76,7 @@ pub fn run(connections: u64, mut tell: impl FnMut(&str)) -> anyhow::Result<Vec<C
     let mut counts = [0_u32; EVENTS.len()];
     let mut edits = 0_u32;
     let mut wrong_toggles = Vec::new();
+    let [mut loaded, mut idle] = [Toggles::default(), Toggles::default()];
     let clients = Clients::start(&world, connections)?;
     let mut turns = EVENTS.iter().zip(0..).cycle();
     while clients.are_busy() {
@@ -92,7 +98,10 @@ pub fn run(connections: u64, mut tell: impl FnMut(&str)) -> anyhow::Result<Vec<C
                 world.lab.agent_mut()?.stop()?;
                 world.lab.agent_mut()?.start()?;
             }
-            Event::Toggle => wrong_toggles.extend(world.toggle()?),
+            Event::Toggle => {
+                wrong_toggles.extend(world.toggle()?);
+                loaded.measure(&world, MEASURED[0])?;
+            }
             Event::TakeOver => world
                 .lab
                 .agent_mut()?
@@ -121,6 +130,8 @@ pub fn run(connections: u64, mut tell: impl FnMut(&str)) -> anyhow::Result<Vec<C
             wrong_toggles.join("; ")
         },
     ));
+    idle.measure(&world, MEASURED[1])?;
+    checks.extend([loaded.check("under load"), idle.check("without load")]);
     checks.extend(before.settled(&world)?);
     let done: Vec<String> = EVENTS
         .iter()

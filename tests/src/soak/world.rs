@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use crate::{
     Cgroup, Host, Place, Probe, Server,
+    apps::wire::Seen,
     lab::{Lab, service},
 };
 
@@ -21,9 +22,6 @@ pub const SOMETIMES: &str = "10.96.0.2:9080";
 pub const HIDDEN: &str = "10.96.0.4:9080";
 /// One on a port that is excluded from capture.
 pub const EXCLUDED: &str = "10.96.0.1:9090";
-/// The workload that is toggled.
-const TOGGLED: &str = "prod-us1/toggled";
-
 /// Rules that are configured in turn: the maps of one size cannot be used with the other.
 const SIZES: [&str; 2] = ["100000", "200000"];
 
@@ -40,6 +38,9 @@ pub struct World {
 }
 
 impl World {
+    /// The workload that is toggled.
+    pub const TOGGLED: &str = "prod-us1/toggled";
+
     /// Makes it, with its agent.
     ///
     /// # Errors
@@ -121,18 +122,26 @@ impl World {
     pub fn toggle(&self) -> anyhow::Result<Vec<String>> {
         let mut wrong = Vec::new();
         for (to, refused) in [("off", false), ("on", true)] {
-            let output = self.lab.agent()?.cli(&["capture", to, TOGGLED])?;
+            let output = self.lab.agent()?.cli(&["capture", to, Self::TOGGLED])?;
             ensure!(
                 output.status.success(),
                 "capture {to}: {}",
                 String::from_utf8_lossy(&output.stderr)
             );
-            let seen = self.probe.visit(HIDDEN.parse()?)?;
+            let seen = self.visit_toggled()?;
             if matches!(seen, Err(Errno::CONNREFUSED)) != refused {
                 wrong.push(format!("after `capture {to}`: {seen:?}"));
             }
         }
         Ok(wrong)
+    }
+
+    /// A connection of the workload that is toggled, which is refused as long as it is captured.
+    ///
+    /// # Errors
+    /// When the application is in trouble itself.
+    pub fn visit_toggled(&self) -> anyhow::Result<Result<Seen, Errno>> {
+        self.probe.visit(HIDDEN.parse()?)
     }
 
     /// The next agent has maps of another size.

@@ -18,7 +18,7 @@ use super::{Maps, sockets::workload_port};
 use crate::dataplane::{contents::bits, network::RouteTo};
 
 /// What the kernel was told of a workload.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct ToldWorkload {
     /// Its own addresses.
     pub local_addrs: BTreeSet<Addr>,

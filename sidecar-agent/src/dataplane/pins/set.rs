@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     fs::{self, DirBuilder},
-    os::{fd::AsFd, unix::fs::DirBuilderExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -17,7 +17,6 @@ use sidecar_common::{
 };
 
 use super::{HeldPins, Links, entries, number, remove_pin};
-use crate::dataplane::sys;
 
 const PREFIX: &str = "set-";
 const WORKLOAD_PREFIX: &str = "workload-";
@@ -256,7 +255,6 @@ fn is_ours(path: &Path) -> bool {
     const NAME_BYTES: usize = 15;
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
     let is_named = |info: &MapInfo| info.name() == &name[..name.len().min(NAME_BYTES)];
-    let is_link = || sys::open_pin(path).is_ok_and(|pin| sys::link_info(pin.as_fd()).is_ok());
-    name == META.as_bytes()
-        || !is_link() && MapInfo::from_pin(path).is_ok_and(|info| is_named(&info))
+    // Where a link has its target a map has its name: that is nobody's file name.
+    name == META.as_bytes() || MapInfo::from_pin(path).is_ok_and(|info| is_named(&info))
 }
