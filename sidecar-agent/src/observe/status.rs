@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::listeners::Listeners;
 use crate::{
     dataplane::{Count, Usage},
     model::diagnostic::Diagnostic,
@@ -41,12 +42,24 @@ pub struct Status {
     pub gone: Vec<DecisionCount>,
     /// The relay's counters.
     pub relay: RelayStatus,
+    /// What was put back.
+    #[serde(default)]
+    pub healed: Healed,
     /// Where metrics and health are served; absent: nowhere.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub metrics: Option<SocketAddr>,
     /// Who traces.
     #[serde(default)]
     pub trace: TraceStatus,
+}
+
+/// What other tools had taken away, and was put back, since the agent started.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Healed {
+    /// Links attached, or pinned, again.
+    pub links: u64,
+    /// Pins of maps made again.
+    pub map_pins: u64,
 }
 
 /// Who traces, and what they did not get.
@@ -107,6 +120,9 @@ pub struct WorkloadStatus {
     pub actual: Option<String>,
     /// Decisions so far.
     pub decisions: Vec<DecisionCount>,
+    /// Its listeners.
+    #[serde(default)]
+    pub listeners: Listeners,
 }
 
 /// State of a workload.

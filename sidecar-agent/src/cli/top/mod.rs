@@ -1,6 +1,7 @@
 //! `top`.
 
 mod figures;
+mod listeners;
 mod view;
 
 use std::{
@@ -65,7 +66,7 @@ impl Sample {
     }
 }
 
-/// Shows what the agent's workloads do, again and again, until `q` is pressed.
+/// Shows what the agent's workloads and listeners do, again and again, until `q` is pressed.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let interval = Duration::from_secs(args.interval);
     let first = Sample::take(&args.run_dir)?;

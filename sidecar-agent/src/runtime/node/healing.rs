@@ -46,9 +46,11 @@ impl Node {
             workload.damage = None;
             return;
         }
+        let count = broken.len() as u64;
         let broken = broken.join(", ");
         workload.damage = match self.dataplane.heal(live.id, &live.place.binding()) {
             Ok(()) => {
+                self.healed.links += count;
                 tracing::warn!(
                     workload = name,
                     links = broken,
@@ -73,6 +75,7 @@ impl Node {
     fn restore_pins(&mut self) {
         let problem = match self.dataplane.restore_pins() {
             Ok(restored) => {
+                self.healed.map_pins += restored.len() as u64;
                 if !restored.is_empty() {
                     tracing::warn!(
                         pins = ?restored,
