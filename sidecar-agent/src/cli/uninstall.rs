@@ -66,10 +66,11 @@ fn human(found: &Inventory, dry_run: bool) -> String {
             .collect::<Vec<_>>()
     };
     let head = format!(
-        "{verb}: {} links, {} maps, the routing of {} network namespaces",
+        "{verb}: {} links, {} maps, the routing of {} network namespaces, {} empty cgroups",
         found.links.len(),
         found.maps.len(),
-        found.routing.len()
+        found.routing.len(),
+        found.cgroups.len()
     );
     let mut text = vec![head];
     let columns = ["LINK", "PROGRAM", "ATTACHED TO", "PIN"];

@@ -3,6 +3,7 @@
 //! [`Dataplane`] owns the loaded programs and maps. It attaches workloads, installs plans and
 //! switches a workload from one plan to another with one store. It decides nothing.
 
+pub mod arrival;
 mod attach;
 pub mod attempt;
 pub mod cgroup;
@@ -22,6 +23,7 @@ mod object;
 mod pins;
 mod prepare;
 pub mod probe;
+pub mod scratch;
 mod slots;
 #[allow(
     unsafe_code,

@@ -1,6 +1,8 @@
 //! The system calls that neither aya 0.14 nor rustix offers: BPF links for every attach type,
 //! maps whose key aya has no type for, batches, and memory-mapped arrays.
 
+pub mod run;
+
 use std::{
     ffi::{CString, c_long},
     io,
