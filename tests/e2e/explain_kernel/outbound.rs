@@ -96,19 +96,20 @@ fn a_dns_query_is_led_to_the_proxy_if_it_is_there() -> anyhow::Result<()> {
         "capture.sidecar-agent.io/proxy: external",
         "capture.sidecar-agent.io/dns-capture: 'true'",
         "capture.sidecar-agent.io/dns-capture-all: 'true'",
+        "capture.sidecar-agent.io/failure-policy: proxy-gone=open",
     ])?;
     lab.start_agent()?;
     let query = "10.96.0.10:53";
-    let gone = agrees(&lab, &["--udp", query], "deny", "proxy-gone-refused")?;
+    let gone = agrees(&lab, &["--udp", query], "pass", "proxy-gone")?;
     ensure!(
-        gone["notes"].to_string().contains("by proxy-gone=closed"),
+        gone["notes"].to_string().contains("by proxy-gone=open"),
         "{gone}"
     );
     let socket = lab
         .workload()
         .netns
         .run(|| std::net::UdpSocket::bind("127.0.0.1:15053"))??;
-    let led = agrees(&lab, &["--udp", query], "proxy", "dns-capture")?;
+    let led = agrees(&lab, &["--udp", query], "proxy", "dns")?;
     ensure!(led["target"] == "127.0.0.1:15053", "{led}");
     drop(socket);
     // No program looks at it.

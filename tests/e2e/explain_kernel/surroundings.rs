@@ -5,9 +5,12 @@ use sidecar_common::keys::WorkloadEndpoint;
 use sidecar_tests::{lab::Lab, require_root};
 
 use super::{agrees, differs};
-use crate::fixture::SIDECAR;
 
-const INGRESS: &str = "\
+const SIDECAR: &str = "\
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: default, namespace: prod-us1}
+spec:
   ingress:
   - port: {number: 9080, protocol: TCP, name: http}
     defaultEndpoint: 127.0.0.1:8080
@@ -16,7 +19,7 @@ const INGRESS: &str = "\
 /// A lab without an agent, whose workload was captured, excludes interfaces and listens.
 fn left_alone() -> anyhow::Result<Lab> {
     let mut lab = Lab::new()?;
-    lab.write("sidecar.yaml", &[SIDECAR, INGRESS].concat())?;
+    lab.write("sidecar.yaml", SIDECAR)?;
     lab.write_mesh("{}\n")?;
     lab.write_workload(&["traffic.sidecar.istio.io/excludeInterfaces: net+"])?;
     lab.serve_inside("127.0.0.1:8080", "app")?;

@@ -61,7 +61,8 @@ fn one_table_where_no_terminal_is() -> anyhow::Result<()> {
         );
         ensure!(rows[3].is_empty() && rows[4][0] == "LISTENER", "{text}");
         let listed: Vec<_> = rows[5..].iter().map(|row| row.join(" ")).collect();
-        let service = "egress 10.96.0.1:9080 prod-us1/productpage direct - - - - ";
+        let service =
+            "egress 0.0.0.0:9080 prod-us1/productpage direct - - - - original destination";
         ensure!(listed.iter().any(|row| row.starts_with(service)), "{text}");
     }
     Ok(())
