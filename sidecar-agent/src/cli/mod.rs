@@ -10,7 +10,6 @@ mod doctor;
 mod dump;
 mod explain;
 mod inputs;
-mod kernel;
 mod output;
 mod plan;
 pub mod render;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     os::fd::AsFd,
     path::PathBuf,
 };
@@ -23,7 +22,7 @@ use super::{
     listeners::Transparency,
     maps::{Maps, ToldWorkload},
     netns::Netns,
-    network::{Network, RouteTo, Setup, Steering},
+    network::{Network, RouteTo, Setup, Sources, Steering},
     object::Objects,
     pins::{LinkSpec, Links},
     plans::RETIRED_PLAN_GRACE,
@@ -33,7 +32,7 @@ use super::{
 use crate::compile::Plan;
 
 /// The name of the pin of a workload's link to its namespace.
-const SK_LOOKUP: &str = "sk_lookup";
+pub const SK_LOOKUP: &str = "sk_lookup";
 
 /// What the names of the pins begin with of links to the workload's cgroup, and to its proxy's if
 /// that is apart.
@@ -243,8 +242,7 @@ impl Attachment {
     fn tell_network(&mut self, maps: &mut Maps) -> Result<BTreeMap<String, u32>> {
         let network = Network::read(&self.netns)?;
         let workload = self.identity.workload;
-        let (source_v4, source_v6) = (network.source(true), network.source(false));
-        let routed = source_v4.is_err() || source_v6.is_err() || !self.interfaces.is_empty();
+        let Sources { routed, v4, v6 } = network.sources(!self.interfaces.is_empty());
         let told = Told {
             interfaces: self.interfaces.entries(workload, &network.interfaces),
             routes: if routed { network.routes } else { Vec::new() },
@@ -256,10 +254,9 @@ impl Attachment {
             self.told.routes = told.routes;
         }
         let before = self.identity;
-        let source = |found: Result<Option<IpAddr>, ()>| found.ok().flatten().map(Addr::from);
         self.identity.flags = if routed { Identity::ROUTED } else { 0 };
-        self.identity.source_v4 = source(source_v4).map_or(0, |addr| addr.v4());
-        self.identity.source_v6 = source(source_v6).unwrap_or(Addr::ANY);
+        self.identity.source_v4 = v4;
+        self.identity.source_v6 = v6;
         if self.identity != before {
             self.publish_identity(maps)?;
         }

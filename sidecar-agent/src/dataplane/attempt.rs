@@ -2,10 +2,11 @@
 //!
 //! Its socket is made in a cgroup of our own below the workload's, for which the workload's programs
 //! run as for any other of its sockets. A program at our own cgroup drops what the socket sends, so
-//! that the connection stays in `SYN_SENT`, where the kernel tells where it leads.
+//! that the connection stays in `SYN_SENT`, where the kernel tells where it leads. (By UDP nothing is
+//! sent at all.)
 
 use std::{
-    fs::{self, File},
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -19,16 +20,20 @@ use rustix::{
     thread::{set_thread_res_gid, set_thread_res_uid},
 };
 
+use sidecar_common::decide::Transport;
+
 use super::{
     cgroup::{Cgroup, own_cgroup},
     netns::Netns,
     network::connecting,
+    scratch::{Purpose, Scratch},
     sys::{self, AttachType},
 };
 
 /// A socket that is ready to connect.
 pub struct Attempt<'a> {
     netns: &'a Netns,
+    transport: Transport,
     destination: SocketAddr,
     /// Dropped in this order: the socket's cgroup goes after it.
     socket: OwnedFd,
@@ -50,7 +55,7 @@ pub struct Outcome {
 }
 
 impl<'a> Attempt<'a> {
-    /// Makes the socket. `root`: where cgroup2 is mounted.
+    /// Makes the socket, bound to an address if one is given. `root`: where cgroup2 is mounted.
     ///
     /// # Errors
     /// If the cgroup, the program or the socket cannot be made; mostly for want of root.
@@ -58,29 +63,33 @@ impl<'a> Attempt<'a> {
         root: &Path,
         cgroup: &Cgroup,
         netns: &'a Netns,
-        destination: SocketAddr,
+        (transport, source, destination): (Transport, Option<IpAddr>, SocketAddr),
     ) -> Result<Self> {
-        let scratch = Scratch::below(cgroup)?;
-        let path = scratch.0.display();
-        let opened = File::open(&scratch.0).with_context(|| format!("opening cgroup {path}"))?;
+        let scratch = Scratch::below(&cgroup.path, Purpose::Explain)?;
+        let path = scratch.path.display();
         let program = sys::load_drop_all().context("loading the program that drops packets")?;
-        let link = sys::link_create(program.as_fd(), opened.as_fd(), AttachType::Egress)
+        let link = sys::link_create(program.as_fd(), scratch.as_fd(), AttachType::Egress)
             .with_context(|| format!("attaching the program that drops packets to {path}"))?;
         let (family, any) = match destination {
             SocketAddr::V4(_) => (AddressFamily::INET, IpAddr::from(Ipv4Addr::UNSPECIFIED)),
             SocketAddr::V6(_) => (AddressFamily::INET6, Ipv6Addr::UNSPECIFIED.into()),
         };
-        let visit = Visit::to(root, &scratch.0)?;
+        let kind = match transport {
+            Transport::Tcp => SocketType::STREAM,
+            Transport::Udp => SocketType::DGRAM,
+        };
+        let visit = Visit::to(root, &scratch.path)?;
         let made = netns.run(|| -> Result<OwnedFd> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-            bind(&socket, &SocketAddr::new(any, 0))?;
+            let socket = socket_with(family, kind, flags, None)?;
+            bind(&socket, &SocketAddr::new(source.unwrap_or(any), 0))?;
             Ok(socket)
         });
         visit.end()?;
         let socket = made?.context("opening a socket")?;
         Ok(Self {
             netns,
+            transport,
             destination,
             port: name(&socket)?.port(),
             socket,
@@ -107,7 +116,7 @@ impl<'a> Attempt<'a> {
             Err(error) => Some(error),
         };
         Ok(Outcome {
-            target: connecting(self.netns, self.port)?,
+            target: connecting(self.netns, self.transport, self.port)?,
             source: name(&self.socket)?,
             error,
         })
@@ -117,26 +126,6 @@ impl<'a> Attempt<'a> {
 fn name(socket: &OwnedFd) -> Result<SocketAddr> {
     let name = getsockname(socket).context("asking for a socket's own address")?;
     name.try_into().context("a socket's own address")
-}
-
-/// A cgroup that is removed when dropped.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn below(cgroup: &Cgroup) -> Result<Self> {
-        let name = format!("sidecar-agent-explain-{}", std::process::id());
-        let path = cgroup.path.join(name);
-        fs::create_dir(&path).with_context(|| format!("making the cgroup {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.0) {
-            tracing::warn!("removing the cgroup {}: {error}", self.0.display());
-        }
-    }
 }
 
 /// A stay of this process in another cgroup: a socket is of that cgroup in which it is made.

@@ -91,11 +91,20 @@ pub fn root() -> Result<PathBuf> {
 #[must_use]
 pub fn processes(path: &Path) -> Vec<i32> {
     let mut found = Vec::new();
-    let mut open = vec![path.to_owned()];
-    while let Some(dir) = open.pop() {
+    for dir in tree(path) {
         if let Ok(procs) = std::fs::read_to_string(dir.join("cgroup.procs")) {
             found.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
         }
+    }
+    found
+}
+
+/// The cgroup at `path` and its descendants, each before those in it.
+#[must_use]
+pub fn tree(path: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![path.to_owned()];
+    while let Some(dir) = open.pop() {
         if let Ok(entries) = std::fs::read_dir(&dir) {
             open.extend(
                 entries
@@ -104,6 +113,7 @@ pub fn processes(path: &Path) -> Vec<i32> {
                     .map(|entry| entry.path()),
             );
         }
+        found.push(dir);
     }
     found
 }

@@ -34,7 +34,7 @@ pub fn enter_existing(
     let known = maps.sockets().remove(&workload).unwrap_or_default();
     let mut has_entered = false;
     let cgroups = attachment.cgroups.iter().map(|(_, path)| path.as_path());
-    for found in listening_sockets(attachment, cgroups, ports, |_| true) {
+    for found in listening_sockets(&attachment.netns, cgroups, ports, |_| true) {
         if known.contains(&found.endpoint) {
             continue;
         }
@@ -85,7 +85,9 @@ pub fn make_transparent(maps: &Maps, workload: WorkloadId, attachment: &mut Atta
     }
     let mut refused = BTreeSet::new();
     let cgroups = attachment.cgroups.iter().map(|(_, path)| path.as_path());
-    for found in listening_sockets(attachment, cgroups, &BTreeSet::from([port]), |_| true) {
+    for found in listening_sockets(&attachment.netns, cgroups, &BTreeSet::from([port]), |_| {
+        true
+    }) {
         let Some(socket) = found.borrow() else {
             continue;
         };
@@ -125,7 +127,18 @@ pub fn listening(attachment: &Attachment, ports: &BTreeSet<u16>) -> BTreeSet<End
         proxy_uid.is_none() || process.uid().map_or(true, |uid| Some(uid) != proxy_uid)
     };
     let cgroup = attachment.cgroups.first().map(|(_, path)| path.as_path());
-    listening_sockets(attachment, cgroup, ports, is_application)
+    listening_sockets(&attachment.netns, cgroup, ports, is_application)
+        .map(|found| found.endpoint)
+        .collect()
+}
+
+/// Where processes in these cgroups listen in a namespace, on one of `ports`.
+pub fn endpoints<'a>(
+    netns: &'a Netns,
+    cgroups: impl IntoIterator<Item = &'a Path>,
+    ports: &BTreeSet<u16>,
+) -> BTreeSet<Endpoint> {
+    listening_sockets(netns, cgroups, ports, |_| true)
         .map(|found| found.endpoint)
         .collect()
 }
@@ -154,12 +167,12 @@ struct ListeningSocket {
 /// The sockets that listen on one of `ports`, in the workload's namespace, of the processes in
 /// `cgroups` that are wanted.
 fn listening_sockets<'a>(
-    attachment: &'a Attachment,
+    netns: &'a Netns,
     cgroups: impl IntoIterator<Item = &'a Path>,
     ports: &BTreeSet<u16>,
     is_wanted: impl Fn(&Process) -> bool,
 ) -> impl Iterator<Item = ListeningSocket> {
-    let listening = listening_on(&attachment.netns, ports);
+    let listening = listening_on(netns, ports);
     // Whose they are takes a walk through /proc, which is not made for none.
     let processes = if listening.is_empty() {
         Vec::new()
@@ -168,7 +181,7 @@ fn listening_sockets<'a>(
     };
     processes
         .into_iter()
-        .filter(|&pid| netns_of(pid) == Some(attachment.netns.id))
+        .filter(|&pid| netns_of(pid) == Some(netns.id))
         .filter_map(|pid| Process::new(pid).ok())
         .filter(move |process| is_wanted(process))
         .flat_map(move |process| {

@@ -3,6 +3,7 @@
 //! [`Dataplane`] owns the loaded programs and maps. It attaches workloads, installs plans and
 //! switches a workload from one plan to another with one store. It decides nothing.
 
+pub mod arrival;
 mod attach;
 pub mod attempt;
 pub mod cgroup;
@@ -27,6 +28,7 @@ mod plans;
 mod prepare;
 pub mod probe;
 mod report;
+pub mod scratch;
 mod slots;
 #[allow(
     unsafe_code,

@@ -5,7 +5,10 @@
 use std::{
     fs::{self, File},
     net::TcpListener,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
@@ -28,11 +31,11 @@ use sidecar_common::{
 };
 
 use super::{
-    cgroup::Cgroup,
     kernel,
     maps::Capacity,
     object::{CGROUP_OBJECT, CGROUP_PROGRAMS, NETNS_OBJECT, load_program, loader},
     pins::WORKLOADS,
+    scratch::{self, Purpose},
     sys::{self, AttachType, MappedWords},
 };
 
@@ -213,23 +216,28 @@ impl Scratch {
     }
 
     fn try_cgroup(&mut self, root: &Path, programs: &[(AttachType, OwnedFd)]) {
-        let cgroup = match ScratchCgroup::new(root) {
-            Ok(cgroup) => cgroup,
+        let made = scratch::Scratch::below(root, Purpose::Doctor).and_then(|scratch| {
+            let id = fs::metadata(&scratch.path)?.ino();
+            Ok((scratch, id))
+        });
+        let (cgroup, id) = match made {
+            Ok(made) => made,
             Err(error) => {
                 self.note::<()>(Feature::CgroupLink, Err(error));
                 return;
             }
         };
+        let path = cgroup.path.display();
         let attach = |(attach_type, program): &(AttachType, OwnedFd)| {
-            sys::link_create(program.as_fd(), cgroup.opened.as_fd(), *attach_type)
-                .with_context(|| format!("attaching {attach_type:?} to {}", cgroup.path()))
+            sys::link_create(program.as_fd(), cgroup.as_fd(), *attach_type)
+                .with_context(|| format!("attaching {attach_type:?} to {path}"))
         };
         let links: Result<Vec<OwnedFd>> = programs.iter().map(attach).collect();
         if let Some(_links) = self.note(Feature::CgroupLink, links) {
             let written = open_map(&self.pins, "IDENTITIES").and_then(|identities| {
                 let identity = Identity::default();
-                sys::set_identity(identities.fd().as_fd(), cgroup.opened.id, &identity)
-                    .with_context(|| format!("writing the storage of {}", cgroup.path()))
+                sys::set_identity(identities.fd().as_fd(), id, &identity)
+                    .with_context(|| format!("writing the storage of {path}"))
             });
             self.note(Feature::CgroupStorage, written);
         }
@@ -288,36 +296,4 @@ fn enter_listener(pins: &Path) -> Result<()> {
     sockets
         .insert(key, listener.as_raw_fd(), 0)
         .context("entering a listening socket into a sockhash")
-}
-
-/// A cgroup of our own, without processes. Removed when dropped.
-struct ScratchCgroup {
-    opened: Cgroup,
-}
-
-impl ScratchCgroup {
-    fn new(root: &Path) -> Result<Self> {
-        let name = format!("sidecar-agent-doctor-{}", std::process::id());
-        let path = root.join(&name);
-        fs::create_dir(&path).with_context(|| format!("making the cgroup {}", path.display()))?;
-        match Cgroup::open(root, &name) {
-            Ok(opened) => Ok(Self { opened }),
-            Err(error) => {
-                let _ = fs::remove_dir(&path);
-                Err(error)
-            }
-        }
-    }
-
-    fn path(&self) -> std::path::Display<'_> {
-        self.opened.path.display()
-    }
-}
-
-impl Drop for ScratchCgroup {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.opened.path) {
-            tracing::warn!("removing the cgroup {}: {error}", self.path());
-        }
-    }
 }

@@ -12,10 +12,12 @@ use aya::maps::MapInfo;
 use serde::Serialize;
 
 use super::{
+    cgroup,
     netns::Netns,
     network::Setup,
     object,
     pins::{self, PinDir},
+    scratch,
     slots::Slots,
     sys::{self, LinkInfo, LinkTarget},
 };
@@ -29,6 +31,8 @@ pub struct Inventory {
     pub maps: Vec<PathBuf>,
     /// What the agent has set up in network namespaces, by a path of each.
     pub routing: Vec<PathBuf>,
+    /// Cgroups in which something was tried, by processes that were killed.
+    pub cgroups: Vec<PathBuf>,
     /// Links that run programs of this agent, but are not pinned where its links are: of an agent
     /// with another pin directory, or lost. They are told, and left alone.
     pub orphans: Vec<Link>,
@@ -82,6 +86,12 @@ pub fn inventory(pin_dir: &Path) -> Result<Inventory> {
         }
         found.maps.extend(set.maps()?);
     }
+    found.cgroups = cgroup::root()
+        .map(|root| cgroup::tree(&root))
+        .unwrap_or_default()
+        .iter()
+        .flat_map(|cgroup| scratch::abandoned(cgroup))
+        .collect();
     let workloads = pin_dir.join(pins::WORKLOADS);
     if workloads.exists() {
         found.maps.push(workloads);
@@ -102,6 +112,9 @@ pub fn inventory(pin_dir: &Path) -> Result<Inventory> {
 /// If an agent runs with these pins, or something cannot be removed.
 pub fn uninstall(pin_dir: &Path) -> Result<Inventory> {
     let found = inventory(pin_dir)?;
+    for cgroup in &found.cgroups {
+        scratch::remove(cgroup)?;
+    }
     let Some(pins) = PinDir::existing(pin_dir)? else {
         return Ok(found);
     };

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod health;
 pub mod http;
+pub mod listeners;
 pub mod metrics;
 pub mod status;
 pub mod trace;

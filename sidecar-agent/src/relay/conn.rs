@@ -15,7 +15,7 @@ use rustix::{
 use super::{
     engine::Listener,
     flow::{Flow, Kit, Meters, Next},
-    stats::Counters,
+    stats::{Counters, Tally, Tallying},
     token::Token,
 };
 use crate::compile::Target;
@@ -29,6 +29,7 @@ pub(super) struct Conn {
     pub(super) queued: bool,
     pub(super) client: End,
     pub(super) stage: Stage,
+    pub(super) tally: Option<Tallying>,
 }
 
 #[derive(Debug)]
@@ -254,10 +255,12 @@ impl Relaying {
         } = with.counters;
         let to_target = Meters {
             bytes: bytes_to_target,
+            of_listener: with.tally.map(|tally| &tally.bytes_to_target),
             spliced,
         };
         let to_client = Meters {
             bytes: bytes_to_client,
+            of_listener: with.tally.map(|tally| &tally.bytes_to_client),
             spliced,
         };
         // Both in any case: what a side sent before it broke is still delivered.
@@ -287,6 +290,8 @@ pub(super) struct With<'a> {
     pub(super) epoll: &'a OwnedFd,
     pub(super) kit: &'a mut Kit,
     pub(super) counters: &'a Counters,
+    /// Where the connection is counted as well.
+    pub(super) tally: Option<&'a Tally>,
     /// The tokens of its two sockets.
     pub(super) client: Token,
     pub(super) target: Token,
@@ -330,6 +335,7 @@ mod tests {
                 epoll: &epoll::create(epoll::CreateFlags::CLOEXEC).unwrap(),
                 kit: &mut Kit::new(),
                 counters: &Counters::default(),
+                tally: None,
                 client: Token::new(Kind::Client, 0, 0),
                 target: Token::new(Kind::Target, 0, 0),
             },

@@ -50,8 +50,18 @@ impl Kit {
 pub(super) struct Meters<'a> {
     /// All bytes of this direction.
     pub(super) bytes: &'a Counter,
+    /// The same, of the connection's listener.
+    pub(super) of_listener: Option<&'a Counter>,
     /// Of these, spliced ones.
     pub(super) spliced: &'a Counter,
+}
+
+impl Meters<'_> {
+    fn delivered(&self, bytes: usize) {
+        for counter in [Some(self.bytes), self.of_listener].into_iter().flatten() {
+            counter.add(bytes as u64);
+        }
+    }
 }
 
 /// What has to happen for the flow to go on.
@@ -218,7 +228,7 @@ impl Flow {
                 }
                 Err(errno) => return Err(errno),
             };
-            meters.bytes.add(taken as u64);
+            meters.delivered(taken);
             match &mut self.held {
                 Held::Bytes { bytes, sent } => {
                     *sent += taken;
@@ -269,7 +279,7 @@ impl Flow {
             Err(Errno::AGAIN) => 0,
             Err(errno) => return Err(errno),
         };
-        meters.bytes.add(taken as u64);
+        meters.delivered(taken);
         if let Some(rest) = bytes.get(taken..).filter(|rest| !rest.is_empty()) {
             // Offered once more by `deliver`, so that it is the kernel that says `EAGAIN`, and
             // with it promises an event.
@@ -384,6 +394,7 @@ mod tests {
             self.flow.sink_ready();
             let meters = Meters {
                 bytes: &self.bytes,
+                of_listener: None,
                 spliced: &self.spliced,
             };
             self.flow.pump(&self.from, &self.to, &mut self.kit, meters)
@@ -471,6 +482,7 @@ mod tests {
             bench.flow.source_ready();
             let meters = Meters {
                 bytes: &bench.bytes,
+                of_listener: None,
                 spliced: &bench.spliced,
             };
             let next = bench

@@ -30,5 +30,5 @@ mod worker;
 pub use engine::{Engine, EngineConfig, ListenerId, ListenerSpec};
 pub use error::{Cause, Error};
 pub use listen::Role;
-pub use route::{Accepted, Namespaces, Route, Routes, SocketName};
-pub use stats::{FailedDials, Stats};
+pub use route::{Accepted, Namespaces, Route, Routes, SocketName, Way};
+pub use stats::{FailedDials, Stats, Tallied, Tally};

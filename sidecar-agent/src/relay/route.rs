@@ -11,13 +11,29 @@ use rustix::{
     net::{SocketAddrAny, SocketAddrUnix, getpeername, getsockname},
 };
 
+use super::stats::Tally;
 use crate::compile::{Target, UnixAddr};
 
 /// Decides for every connection of a listener.
 pub trait Routes: Send + Sync {
     /// Where `accepted` leads. Called on the relay's threads for every connection: must not block,
     /// and must not call the [`Engine`](super::Engine).
-    fn route(&self, accepted: &Accepted<'_>) -> Route;
+    fn route(&self, accepted: &Accepted<'_>) -> Way;
+}
+
+/// Where a connection leads, and where it is counted beside the engine's own [`Stats`](super::Stats).
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// Where it leads.
+    pub route: Route,
+    /// Where it is counted, unless it is refused; `None`: nowhere.
+    pub tally: Option<Arc<Tally>>,
+}
+
+impl From<Route> for Way {
+    fn from(route: Route) -> Self {
+        Self { route, tally: None }
+    }
 }
 
 /// The outcome for one connection.

@@ -1,6 +1,12 @@
 //! What the relay counts.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use rustix::io::Errno;
 
@@ -79,6 +85,67 @@ impl FailedDials {
             ("exhausted", exhausted),
             ("other", other),
         ]
+    }
+}
+
+/// What the connections come to that are led by one listener of a plan; added to by all threads.
+#[derive(Debug, Default)]
+pub struct Tally {
+    active: Counter,
+    accepted: Counter,
+    pub(super) bytes_to_target: Counter,
+    pub(super) bytes_to_client: Counter,
+}
+
+/// A [`Tally`], read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tallied {
+    /// Connections not yet ended, now.
+    pub active: u64,
+    /// Connections so far.
+    pub accepted: u64,
+    /// Bytes delivered to targets.
+    pub bytes_to_target: u64,
+    /// Bytes delivered to clients.
+    pub bytes_to_client: u64,
+}
+
+impl Tally {
+    /// What it has come to.
+    #[must_use]
+    pub fn read(&self) -> Tallied {
+        Tallied {
+            active: self.active.get(),
+            accepted: self.accepted.get(),
+            bytes_to_target: self.bytes_to_target.get(),
+            bytes_to_client: self.bytes_to_client.get(),
+        }
+    }
+}
+
+/// A connection that is counted in a [`Tally`], until this is dropped.
+#[derive(Debug)]
+pub(super) struct Tallying(Arc<Tally>);
+
+impl Tallying {
+    pub(super) fn new(tally: Arc<Tally>) -> Self {
+        tally.accepted.add(1);
+        tally.active.add(1);
+        Self(tally)
+    }
+}
+
+impl Deref for Tallying {
+    type Target = Tally;
+
+    fn deref(&self) -> &Tally {
+        &self.0
+    }
+}
+
+impl Drop for Tallying {
+    fn drop(&mut self) {
+        self.0.active.sub(1);
     }
 }
 

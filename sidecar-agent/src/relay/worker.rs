@@ -30,8 +30,8 @@ use super::{
     flow::Kit,
     listen::Listening,
     netns::Visitor,
-    route::{Accepted, Route, SocketName},
-    stats::Counters,
+    route::{Accepted, Route, SocketName, Way},
+    stats::{Counters, Tallying},
     token::{Kind, MAX_SLOTS, Token},
 };
 
@@ -277,7 +277,7 @@ impl Worker {
 
     /// Asks where the connection leads; it is counted as active already.
     fn serve(&mut self, client: OwnedFd, listener: Arc<Listener>) {
-        let route = listener.routes.route(&Accepted::new(&client));
+        let Way { route, tally } = listener.routes.route(&Accepted::new(&client));
         let slot = self.conns.vacant_key();
         let (targets, last_resort) = match route {
             Route::Dial(targets) if slot < MAX_SLOTS => (targets, false),
@@ -295,6 +295,7 @@ impl Worker {
             generation,
             queued: false,
             client: End::new(client, is_unix),
+            tally: tally.map(Tallying::new),
             stage: Stage::Dialing(Box::new(Dialing::new(listener, targets, last_resort))),
         });
         self.dial(slot);
@@ -447,6 +448,7 @@ impl Worker {
             epoll: &self.epoll,
             kit: &mut self.kit,
             counters: &self.own.counters,
+            tally: conn.tally.as_deref(),
             client: Token::new(Kind::Client, slot, conn.generation),
             target: Token::new(Kind::Target, slot, conn.generation),
         };

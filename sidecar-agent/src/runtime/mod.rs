@@ -6,6 +6,7 @@ mod node;
 pub mod own_files;
 mod relays;
 mod service;
+mod tallies;
 mod telling;
 mod toggles;
 

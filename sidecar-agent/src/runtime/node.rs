@@ -15,7 +15,7 @@ use sidecar_common::keys::WorkloadId;
 
 use super::{
     ending::Left,
-    relays::{Sockets, WorkloadRelay, needs_relay},
+    relays::{Sockets, WorkloadRelay},
     toggles::{self, Toggles},
 };
 use crate::{
@@ -28,7 +28,10 @@ use crate::{
         failure::{Action, Case},
     },
     observe::{
-        status::{self, CaptureStatus, State, Status, TraceStatus, Unclaimed, WorkloadStatus},
+        listeners::{self, Listeners, Paths},
+        status::{
+            self, CaptureStatus, Healed, State, Status, TraceStatus, Unclaimed, WorkloadStatus,
+        },
         trace::Directory,
     },
     relay::Engine,
@@ -52,6 +55,7 @@ pub struct Node {
     looked_at: String,
     /// Why pins of maps that others have removed could not be made again.
     pins_problem: Option<String>,
+    healed: Healed,
     /// Who is who, for those who trace.
     pub directory: Directory,
 }
@@ -76,6 +80,8 @@ struct Live {
     /// It was attached by an earlier agent, and what this one does for it is not done yet.
     adopted: bool,
     relay: Option<WorkloadRelay>,
+    /// Those of the plan in force.
+    listeners: Listeners,
 }
 
 /// Where a workload is: what an attachment is made to.
@@ -116,6 +122,17 @@ impl Workload {
             let word = dataplane.word(live.id);
             word.plan() != 0 && !word.is_suspended() && !dataplane.refuses(live.id)
         })
+    }
+}
+
+impl Live {
+    /// Its listeners, with what was relayed for each.
+    fn listeners(&self) -> Listeners {
+        let mut listeners = self.listeners.clone();
+        if let Some(relay) = &self.relay {
+            relay.tell(&mut listeners);
+        }
+        listeners
     }
 }
 
@@ -223,6 +240,7 @@ impl Node {
             places: Arc::default(),
             looked_at: String::new(),
             pins_problem: None,
+            healed: Healed::default(),
             directory,
         })
     }
@@ -446,6 +464,7 @@ impl Node {
                 .collect(),
             gone: status::decisions(self.dataplane.counters_of_gone()),
             relay: self.engine.stats().into(),
+            healed: self.healed,
             metrics: None,
             trace: TraceStatus::default(),
         }
@@ -494,6 +513,11 @@ impl Node {
             decisions: workload.live.as_ref().map_or_else(Vec::new, |live| {
                 status::decisions(self.dataplane.counters(live.id))
             }),
+            listeners: workload
+                .live
+                .as_ref()
+                .map(Live::listeners)
+                .unwrap_or_default(),
         }
     }
 
@@ -619,7 +643,8 @@ impl Node {
         self.dataplane.reserve(live.id, plan)?;
         let id = self.dataplane.install(digest, plan)?;
         self.directory.announce(live.id, id, wanted);
-        if live.relay.is_none() && needs_relay(plan) {
+        let paths = Paths::of(plan);
+        if live.relay.is_none() && paths.relayed().next().is_some() {
             live.relay = Some(WorkloadRelay::start(
                 &mut self.dataplane,
                 &self.originals,
@@ -638,6 +663,7 @@ impl Node {
         if let Some(relay) = &mut live.relay {
             relay.settle(&self.engine, plan);
         }
+        live.listeners = listeners::of_plan(plan, &paths);
         Ok(problems)
     }
 
@@ -653,6 +679,7 @@ impl Node {
             digest,
             adopted,
             relay: None,
+            listeners: Listeners::default(),
         })
     }
 

@@ -17,11 +17,14 @@ use sidecar_common::{
     values::PlanHeader,
 };
 
+use super::tallies::{OfPlan, Tallies};
 use crate::{
     compile::{Listener, MemTables, Plan, Target, UnixAddr},
     dataplane::{Dataplane, Originals, RelaySockets, netns::Netns},
+    observe::listeners::Listeners,
     relay::{
         Accepted, Engine, ListenerId, ListenerSpec, Namespaces, Role, Route, Routes, SocketName,
+        Tally, Way,
         listen::{self, Listening},
     },
 };
@@ -70,19 +73,12 @@ pub struct WorkloadRelay {
     unix: BTreeMap<UnixAddr, UnixListener>,
     namespaces: Namespaces,
     netns: Netns,
+    tallies: Tallies,
 }
 
 struct UnixListener {
     id: ListenerId,
     routes: Arc<UnixRoutes>,
-}
-
-/// Whether a plan needs the relay.
-pub fn needs_relay(plan: &Plan) -> bool {
-    let relays = |path: u8| path == sidecar_common::Path::Relay as u8;
-    plan.listeners()
-        .any(|listener| listener.unix_bind().is_some())
-        || plan.rules().any(|rule| relays(rule.path))
 }
 
 impl WorkloadRelay {
@@ -138,6 +134,7 @@ impl WorkloadRelay {
             unix: BTreeMap::new(),
             namespaces,
             netns: netns.clone(),
+            tallies: Tallies::default(),
         })
     }
 
@@ -145,16 +142,22 @@ impl WorkloadRelay {
     ///
     /// What cannot be opened is returned as text; the rest of the plan is served.
     pub fn prepare(&mut self, engine: &Engine, id: PlanId, plan: &Arc<Plan>) -> Vec<String> {
-        self.routes.plans_mut().announced = Some((id, plan.clone()));
+        let tallies = self.tallies.of_plan(plan);
+        self.routes.plans_mut().announced = Some(Led {
+            id,
+            plan: plan.clone(),
+            tallies: tallies.clone(),
+        });
         let mut problems = self.serve_tcp(engine);
-        for listener in plan.listeners() {
+        for (index, listener) in (0..).zip(plan.listeners()) {
             let Some(bind) = listener.unix_bind() else {
                 continue;
             };
             if self.unix.contains_key(bind) {
                 continue;
             }
-            match self.open_unix(engine, bind, Arc::clone(&listener.targets)) {
+            let tally = tallies.get(&index).cloned();
+            match self.open_unix(engine, bind, Arc::clone(&listener.targets), tally) {
                 Ok(open) => {
                     self.unix.insert(bind.clone(), open);
                 }
@@ -188,6 +191,7 @@ impl WorkloadRelay {
     /// it does not declare. Live connections go on.
     pub fn settle(&mut self, engine: &Engine, plan: &Plan) {
         self.routes.plans_mut().settle();
+        self.tallies.keep(plan);
         // Inherited, and not declared any more.
         self.waiting.clear();
         for listener in plan.listeners() {
@@ -204,6 +208,11 @@ impl WorkloadRelay {
         for (_, open) in self.unix.extract_if(.., |bind, _| gone(bind)) {
             drop(engine.remove(open.id));
         }
+    }
+
+    /// Writes what was relayed for each listener into those that are told.
+    pub fn tell(&self, listeners: &mut Listeners) {
+        self.tallies.tell(listeners);
     }
 
     /// Closes every listener. Live connections go on.
@@ -239,6 +248,7 @@ impl WorkloadRelay {
         engine: &Engine,
         bind: &UnixAddr,
         targets: Arc<[Target]>,
+        tally: Option<Arc<Tally>>,
     ) -> Result<UnixListener> {
         let root = self.namespaces.root.as_deref().map(AsFd::as_fd);
         let socket = match self.waiting.remove(&Role::Unix(bind.clone())) {
@@ -249,6 +259,7 @@ impl WorkloadRelay {
         };
         let routes = Arc::new(UnixRoutes {
             targets: RwLock::new(targets),
+            tally,
             turn: AtomicUsize::new(0),
         });
         let id = engine.add(ListenerSpec {
@@ -310,20 +321,35 @@ struct TcpRoutes {
 #[derive(Default)]
 struct Plans {
     /// Oldest first; the last is the one in force.
-    in_force: Vec<(PlanId, Arc<Plan>)>,
+    in_force: Vec<Led>,
     /// The kernel is about to follow it.
-    announced: Option<(PlanId, Arc<Plan>)>,
+    announced: Option<Led>,
+}
+
+/// A plan by which connections are led.
+struct Led {
+    id: PlanId,
+    plan: Arc<Plan>,
+    tallies: OfPlan,
 }
 
 impl Plans {
     fn settle(&mut self) {
-        if let Some((id, plan)) = self.announced.take() {
-            self.in_force.retain(|(known, _)| *known != id);
-            self.in_force.push((id, plan));
+        if let Some(led) = self.announced.take() {
+            self.in_force.retain(|known| known.id != led.id);
+            self.in_force.push(led);
             if self.in_force.len() > REMEMBERED_PLANS {
                 self.in_force.remove(0);
             }
         }
+    }
+}
+
+impl Led {
+    /// A route by one of its listeners.
+    fn way(&self, route: Route, listener: u32) -> Way {
+        let tally = self.tallies.get(&listener).cloned();
+        Way { route, tally }
     }
 }
 
@@ -334,7 +360,7 @@ impl TcpRoutes {
 
     /// The first answer of the plans that may have decided: the one in force, the one announced,
     /// those before.
-    fn ask_plans<T>(&self, ask: impl Fn(PlanId, &Plan) -> Option<T>) -> Option<T> {
+    fn ask_plans<T>(&self, ask: impl Fn(&Led) -> Option<T>) -> Option<T> {
         let plans = self.plans.read().unwrap_or_else(PoisonError::into_inner);
         let (current, before) = match plans.in_force.split_last() {
             Some((current, before)) => (Some(current), before),
@@ -344,26 +370,27 @@ impl TcpRoutes {
             .into_iter()
             .chain(&plans.announced)
             .chain(before.iter().rev());
-        all.into_iter().find_map(|(id, plan)| ask(*id, plan))
+        all.into_iter().find_map(ask)
     }
 
     /// The kernel published where this connection was going and which listener decided. Somebody
     /// who calls the relay's port directly has no such entry, and is refused.
-    fn outbound(&self, peer: SocketAddr, local: SocketAddr) -> Option<Route> {
+    fn outbound(&self, peer: SocketAddr, local: SocketAddr) -> Option<Way> {
         let original = self
             .originals
             .take(self.workload, peer.into(), local.into())?;
-        self.ask_plans(|id, plan| {
-            let listener = plan.listener(original.listener)?;
-            (id == original.plan).then(|| {
+        self.ask_plans(|led| {
+            let listener = led.plan.listener(original.listener)?;
+            (led.id == original.plan).then(|| {
                 let asked_for = original.dst.into();
                 let targets = self.targets(listener, asked_for);
-                if plan.header.flags & PlanHeader::OPEN_RELAY == 0 {
+                let route = if led.plan.header.flags & PlanHeader::OPEN_RELAY == 0 {
                     dial(targets)
                 } else {
                     let last = [Target::Tcp(asked_for)];
                     Route::DialElse(targets.iter().cloned().chain(last).collect())
-                }
+                };
+                led.way(route, original.listener)
             })
         })
     }
@@ -371,11 +398,12 @@ impl TcpRoutes {
     /// The accepted socket's local address is the original destination: decided again by the same
     /// function. The kernel has chosen the relay, so of the plans around a switch it was the one
     /// that says so.
-    fn inbound(&self, peer: SocketAddr, local: SocketAddr) -> Option<Arc<[Target]>> {
-        self.ask_plans(|id, plan| {
+    fn inbound(&self, peer: SocketAddr, local: SocketAddr) -> Option<Way> {
+        self.ask_plans(|led| {
+            let plan = &*led.plan;
             let decision = decide::inbound(
                 &MemTables::new(plan, &[]),
-                id,
+                led.id,
                 &plan.header,
                 &InboundCall {
                     src: peer.into(),
@@ -385,7 +413,9 @@ impl TcpRoutes {
                 },
             );
             let listener = plan.listener(decision.listener)?;
-            (decision.path == sidecar_common::Path::Relay).then(|| self.targets(listener, local))
+            // It has come to where it was going: there is no other place for it.
+            (decision.path == sidecar_common::Path::Relay)
+                .then(|| led.way(dial(self.targets(listener, local)), decision.listener))
         })
     }
 
@@ -399,26 +429,26 @@ impl TcpRoutes {
 }
 
 impl Routes for TcpRoutes {
-    fn route(&self, accepted: &Accepted<'_>) -> Route {
+    fn route(&self, accepted: &Accepted<'_>) -> Way {
         let (Ok(SocketName::Tcp(local)), Ok(SocketName::Tcp(peer))) =
             (accepted.local(), accepted.peer())
         else {
-            return Route::Refuse;
+            return Route::Refuse.into();
         };
         let (local, peer) = (canonical(local), canonical(peer));
-        let route = if self.own.contains(&local) {
+        let way = if self.own.contains(&local) {
             self.outbound(peer, local)
         } else {
-            // It has come to where it was going: there is no other place for it.
-            self.inbound(peer, local).map(dial)
+            self.inbound(peer, local)
         };
-        route.unwrap_or(Route::Refuse)
+        way.unwrap_or(Route::Refuse.into())
     }
 }
 
 /// Routes of a unix listener.
 struct UnixRoutes {
     targets: RwLock<Arc<[Target]>>,
+    tally: Option<Arc<Tally>>,
     turn: AtomicUsize,
 }
 
@@ -429,13 +459,16 @@ impl UnixRoutes {
 }
 
 impl Routes for UnixRoutes {
-    fn route(&self, _accepted: &Accepted<'_>) -> Route {
+    fn route(&self, _accepted: &Accepted<'_>) -> Way {
         let targets = self
             .targets
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        dial(in_turn(targets.to_vec(), &self.turn))
+        Way {
+            route: dial(in_turn(targets.to_vec(), &self.turn)),
+            tally: self.tally.clone(),
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 use sidecar_agent::relay::{
-    Accepted, Cause, ListenerSpec, Namespaces, Route, Routes, SocketName, listen::Listening,
+    Accepted, Cause, ListenerSpec, Namespaces, Route, Routes, SocketName, Way, listen::Listening,
 };
 
 use crate::support::{
@@ -47,12 +47,12 @@ fn removed_listeners_leave_live_connections_alone() {
 fn connections_in_the_backlog_are_served_before_a_listener_goes() {
     struct Stalling(Barrier, AtomicBool, Route);
     impl Routes for Stalling {
-        fn route(&self, _: &Accepted<'_>) -> Route {
+        fn route(&self, _: &Accepted<'_>) -> Way {
             if !self.1.swap(true, Ordering::Relaxed) {
                 self.0.wait();
                 self.0.wait();
             }
-            self.2.clone()
+            self.2.clone().into()
         }
     }
 
@@ -151,13 +151,13 @@ fn connections_are_spread_over_threads() {
 
     struct Noting(Mutex<BTreeMap<String, usize>>, Route);
     impl Routes for Noting {
-        fn route(&self, accepted: &Accepted<'_>) -> Route {
+        fn route(&self, accepted: &Accepted<'_>) -> Way {
             assert!(
                 matches!(accepted.peer(), Ok(SocketName::Tcp(peer)) if peer.ip().is_loopback())
             );
             let thread = std::thread::current().name().unwrap().to_owned();
             *self.0.lock().unwrap().entry(thread).or_default() += 1;
-            self.1.clone()
+            self.1.clone().into()
         }
     }
 

@@ -23,7 +23,7 @@ use sidecar_agent::{
     compile::{Target, UnixAddr},
     relay::{
         Accepted, Engine, EngineConfig, ListenerId, ListenerSpec, Namespaces, Route, Routes,
-        SocketName,
+        SocketName, Way,
         listen::{self, Listening},
     },
 };
@@ -35,8 +35,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Always(pub Route);
 
 impl Routes for Always {
-    fn route(&self, _: &Accepted<'_>) -> Route {
-        self.0.clone()
+    fn route(&self, _: &Accepted<'_>) -> Way {
+        self.0.clone().into()
     }
 }
 

@@ -4,6 +4,7 @@ use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
 use sidecar_common::Path;
 
+use super::listeners;
 use crate::observe::status::{DecisionCount, State, Status};
 
 /// What is shown.
@@ -27,6 +28,10 @@ pub struct Figures {
     pub to_client: f64,
     /// The busiest first.
     pub rows: Vec<Row>,
+    /// Those that relay most first.
+    pub listeners: Vec<listeners::Row>,
+    /// Listeners that are not listed.
+    pub unlisted: usize,
 }
 
 /// One workload.
@@ -93,6 +98,8 @@ impl Figures {
             to_target: per_second(was.bytes_to_target, relay.bytes_to_target, elapsed),
             to_client: per_second(was.bytes_to_client, relay.bytes_to_client, elapsed),
             rows,
+            listeners: listeners::rows(before, now, elapsed),
+            unlisted: now.workloads.iter().map(|of| of.listeners.unlisted).sum(),
         }
     }
 }
@@ -110,7 +117,7 @@ fn by_path(decisions: &[DecisionCount]) -> [u64; Path::ALL.len()] {
     clippy::cast_precision_loss,
     reason = "a rate is shown with three digits"
 )]
-fn per_second(before: u64, now: u64, elapsed: Duration) -> f64 {
+pub(super) fn per_second(before: u64, now: u64, elapsed: Duration) -> f64 {
     let more = now.checked_sub(before).unwrap_or(now);
     if elapsed.is_zero() {
         return 0.0;
@@ -121,8 +128,9 @@ fn per_second(before: u64, now: u64, elapsed: Duration) -> f64 {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::observe::status::{
-        CaptureBy, CaptureStatus, FindingCount, RelayStatus, WorkloadStatus,
+    use crate::observe::{
+        listeners::{ListenerStatus, Listeners, Relayed},
+        status::{CaptureBy, CaptureStatus, FindingCount, RelayStatus, WorkloadStatus},
     };
 
     fn workload(name: &str, state: State, decisions: &[(&str, u64)]) -> WorkloadStatus {
@@ -149,6 +157,36 @@ pub mod tests {
                     count: *count,
                 })
                 .collect(),
+            listeners: Listeners::default(),
+        }
+    }
+
+    fn listeners(bytes: u64) -> Listeners {
+        let listener = |name: &str, path: &str, target: &str| ListenerStatus {
+            listener: name.into(),
+            paths: vec![path.into()],
+            targets: vec![target.into()],
+            unlisted_targets: 0,
+            service: None,
+            relayed: None,
+        };
+        let direct = ListenerStatus {
+            unlisted_targets: 2,
+            ..listener("ingress *:9080", "direct", "127.0.0.1:8080")
+        };
+        let relayed = ListenerStatus {
+            service: Some("db.example.com".into()),
+            relayed: Some(Relayed {
+                active: 3,
+                accepted: 10,
+                bytes_to_target: bytes,
+                bytes_to_client: 2 * bytes,
+            }),
+            ..listener("egress 127.0.0.1:3306", "relay", "unix:///db.sock")
+        };
+        Listeners {
+            listed: vec![direct, relayed],
+            unlisted: 5,
         }
     }
 
@@ -163,7 +201,7 @@ pub mod tests {
                 code: "SCA0001".into(),
                 count: 3,
             }],
-            workloads: vec![
+            workloads: [
                 workload("prod/absent", State::Pending, &[]),
                 workload("prod/idle", State::Stale, &[("pass", 5000)]),
                 workload(
@@ -171,7 +209,16 @@ pub mod tests {
                     State::Captured,
                     &[("direct", decisions), ("direct", decisions), ("deny", 1)],
                 ),
-            ],
+            ]
+            .map(|of| WorkloadStatus {
+                listeners: if of.workload == "prod/busy" {
+                    listeners(bytes)
+                } else {
+                    Listeners::default()
+                },
+                ..of
+            })
+            .into(),
             relay: RelayStatus {
                 active: 12,
                 bytes_to_target: bytes,

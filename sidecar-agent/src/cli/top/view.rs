@@ -1,5 +1,7 @@
 //! Figures on a terminal, and as plain text.
 
+use std::ops::RangeInclusive;
+
 use ratatui::{
     Frame,
     layout::{Constraint, Layout},
@@ -9,7 +11,10 @@ use ratatui::{
 };
 use sidecar_common::Path;
 
-use super::figures::{Figures, Row};
+use super::{
+    figures::{Figures, Row},
+    listeners,
+};
 use crate::{
     cli::{output::table, render::printable},
     observe::status::State,
@@ -17,33 +22,29 @@ use crate::{
 
 /// Draws the whole screen; `trouble`: why the figures are old.
 pub fn draw(frame: &mut Frame<'_>, figures: &Figures, trouble: Option<&str>) {
-    let [head, body, foot] = Layout::vertical([
+    let [head, workloads, of_listeners, foot] = Layout::vertical([
         Constraint::Length(2),
-        Constraint::Min(1),
+        Constraint::Fill(1),
+        Constraint::Fill(1),
         Constraint::Length(1),
     ])
     .areas(frame.area());
     let lines: Vec<Line<'_>> = heading(figures).into_iter().map(Line::from).collect();
     frame.render_widget(Paragraph::new(lines), head);
 
-    let header = columns().map(str::to_owned);
-    let header = TableRow::new(header).style(Style::new().add_modifier(Modifier::REVERSED));
     let rows = figures.rows.iter().map(|row| {
         let style = match row.state {
             State::Captured | State::Off => Style::new(),
             State::Stale => Style::new().fg(Color::Yellow),
             State::Pending => Style::new().fg(Color::Red),
         };
-        TableRow::new(cells(row)).style(style)
+        (cells(row), style)
     });
-    let names = figures.rows.iter().map(|row| row.workload.chars().count());
-    let longest = names.max().and_then(|longest| u16::try_from(longest).ok());
-    let longest = longest.unwrap_or_default().clamp(20, 48);
-    let widths = [Constraint::Length(longest), Constraint::Length(8)]
-        .into_iter()
-        .chain(Path::ALL.iter().map(|_| Constraint::Length(8)))
-        .chain([Constraint::Length(10), Constraint::Fill(1)]);
-    frame.render_widget(Table::new(rows, widths).header(header), body);
+    frame.render_widget(sheet(columns(), rows.collect(), 20..=48), workloads);
+    let rows = figures.listeners.iter();
+    let rows = rows.map(|row| (listeners::cells(row), Style::new()));
+    let listeners = sheet(listeners::COLUMNS, rows.collect(), 20..=60);
+    frame.render_widget(listeners, of_listeners);
 
     let (text, style) = match trouble {
         Some(trouble) => (printable(trouble), Style::new().fg(Color::Red)),
@@ -55,12 +56,43 @@ pub fn draw(frame: &mut Frame<'_>, figures: &Figures, trouble: Option<&str>) {
     frame.render_widget(Paragraph::new(text).style(style), foot);
 }
 
+/// A table, of which the last column takes what the others, each as wide as its widest cell, leave.
+fn sheet<const N: usize>(
+    columns: [&str; N],
+    rows: Vec<([String; N], Style)>,
+    first: RangeInclusive<u16>,
+) -> Table<'_> {
+    let width = |index: usize| {
+        let cells = rows.iter().map(|(cells, _)| cells[index].chars().count());
+        let widest = cells.chain([columns[index].len()]).max();
+        let widest = u16::try_from(widest.unwrap_or_default()).unwrap_or(u16::MAX);
+        match index {
+            0 => widest.clamp(*first.start(), *first.end()),
+            _ => widest.max(8),
+        }
+    };
+    let widths: Vec<Constraint> = (0..N - 1)
+        .map(|index| Constraint::Length(width(index)))
+        .chain([Constraint::Fill(1)])
+        .collect();
+    let header = TableRow::new(columns.map(str::to_owned));
+    let header = header.style(Style::new().add_modifier(Modifier::REVERSED));
+    let rows = rows
+        .into_iter()
+        .map(|(cells, style)| TableRow::new(cells).style(style));
+    Table::new(rows, widths).header(header)
+}
+
 /// The same as text.
 #[must_use]
 pub fn plain(figures: &Figures) -> String {
     let rows = figures.rows.iter().map(|row| cells(row).to_vec());
+    let workloads = table(&columns(), rows);
+    let rows = figures.listeners.iter();
+    let rows = rows.map(|row| listeners::cells(row).to_vec());
+    let listeners = table(&listeners::COLUMNS, rows);
     let [first, second] = heading(figures);
-    [first, second, table(&columns(), rows)].join("\n")
+    [first, second, workloads, String::new(), listeners].join("\n")
 }
 
 fn heading(figures: &Figures) -> [String; 2] {
@@ -79,10 +111,12 @@ fn heading(figures: &Figures) -> [String; 2] {
             figures.findings
         ),
         format!(
-            "relay: {} connections, {}/s to targets, {}/s to clients",
+            "relay: {} connections, {}/s to targets, {}/s to clients; listeners: {}, {} not listed",
             figures.relayed,
             bytes(figures.to_target),
-            bytes(figures.to_client)
+            bytes(figures.to_client),
+            figures.listeners.len(),
+            figures.unlisted
         ),
     ]
 }
@@ -112,7 +146,7 @@ fn cells(row: &Row) -> [String; 9] {
     ]
 }
 
-fn rate(rate: f64) -> String {
+pub(super) fn rate(rate: f64) -> String {
     if rate > 0.0 && rate < 10.0 {
         format!("{rate:.1}")
     } else {
@@ -120,7 +154,7 @@ fn rate(rate: f64) -> String {
     }
 }
 
-fn bytes(bytes: f64) -> String {
+pub(super) fn bytes(bytes: f64) -> String {
     let units = ["B", "KiB", "MiB", "GiB"];
     let mut value = bytes;
     let mut unit = 0;
@@ -145,7 +179,7 @@ mod tests {
     }
 
     fn screen(trouble: Option<&str>) -> String {
-        let mut terminal = Terminal::new(TestBackend::new(110, 8)).unwrap();
+        let mut terminal = Terminal::new(TestBackend::new(120, 11)).unwrap();
         terminal
             .draw(|frame| draw(frame, &figures(), trouble))
             .unwrap();
@@ -158,11 +192,14 @@ mod tests {
     fn the_screen_shows_heading_table_and_help() {
         let expected = "\
 sidecar-agent 1.2.3, pid 4321; workloads: 1 captured, 1 stale, 0 off, 1 pending; configuration 7, 3 findings
-relay: 12 connections, 512.0 KiB/s to targets, 1.0 MiB/s to clients
-WORKLOAD             STATE    PASS/S   DIRECT/S RELAY/S  PROXY/S  DENY/S   TOTAL      PROBLEM
+relay: 12 connections, 512.0 KiB/s to targets, 1.0 MiB/s to clients; listeners: 2, 5 not listed
+WORKLOAD             STATE    PASS/S   DIRECT/S RELAY/S  PROXY/S  DENY/S   TOTAL    PROBLEM
 prod/busy            captured 0        20       0        0        0        61
 prod/idle            stale    0        0        0        0        0        5000
-prod/absent          pending  0        0        0        0        0        0          its cgroup is not there
+prod/absent          pending  0        0        0        0        0        0        its cgroup is not there
+LISTENER              WORKLOAD  PATH     OPEN     NEW/S    TO TARGET/S TO CLIENT/S LEADS TO
+egress 127.0.0.1:3306 prod/busy relay    3        0        512.0 KiB   1.0 MiB     unix:///db.sock (db.example.com)
+ingress *:9080        prod/busy direct   -        -        -           -           127.0.0.1:8080, 2 more
 
 q: quit";
         assert_eq!(screen(None), expected);
@@ -179,11 +216,15 @@ q: quit";
     fn plain_text_has_the_same() {
         let expected = "\
 sidecar-agent 1.2.3, pid 4321; workloads: 1 captured, 1 stale, 0 off, 1 pending; configuration 7, 3 findings
-relay: 12 connections, 512.0 KiB/s to targets, 1.0 MiB/s to clients
+relay: 12 connections, 512.0 KiB/s to targets, 1.0 MiB/s to clients; listeners: 2, 5 not listed
  WORKLOAD     STATE     PASS/S  DIRECT/S  RELAY/S  PROXY/S  DENY/S  TOTAL  PROBLEM
  prod/busy    captured  0       20        0        0        0       61
  prod/idle    stale     0       0         0        0        0       5000
- prod/absent  pending   0       0         0        0        0       0      its cgroup is not there";
+ prod/absent  pending   0       0         0        0        0       0      its cgroup is not there
+
+ LISTENER               WORKLOAD   PATH    OPEN  NEW/S  TO TARGET/S  TO CLIENT/S  LEADS TO
+ egress 127.0.0.1:3306  prod/busy  relay   3     0      512.0 KiB    1.0 MiB      unix:///db.sock (db.example.com)
+ ingress *:9080         prod/busy  direct  -     -      -            -            127.0.0.1:8080, 2 more";
         assert_eq!(plain(&figures()), expected);
     }
 

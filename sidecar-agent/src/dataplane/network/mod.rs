@@ -7,7 +7,7 @@ mod setup;
 mod sockets;
 mod steering;
 
-pub use read::{Network, RouteTo};
+pub use read::{Network, RouteTo, Sources};
 pub use setup::Setup;
-pub use sockets::{connecting, listening};
+pub use sockets::{connecting, listener, listening};
 pub use steering::Steering;

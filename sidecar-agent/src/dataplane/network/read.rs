@@ -16,6 +16,8 @@ use rtnetlink::{
     },
 };
 
+use sidecar_common::Addr;
+
 use super::netlink;
 use crate::dataplane::netns::Netns;
 
@@ -33,6 +35,17 @@ pub struct Network {
     pub interfaces: BTreeMap<String, u32>,
     /// The unicast routes of the main table; of two to one network, the one that is taken.
     pub routes: Vec<RouteTo>,
+}
+
+/// From where the connections of a namespace come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sources {
+    /// The routes have to be asked.
+    pub routed: bool,
+    /// The only address, as `Identity::source_v4`; 0: there is none.
+    pub v4: u32,
+    /// The only address; a wildcard: there is none.
+    pub v6: Addr,
 }
 
 /// A route.
@@ -86,12 +99,26 @@ impl Network {
         .with_context(|| format!("reading the network of {}", netns.path.display()))
     }
 
+    /// From where connections come, as programs are told. `by_interface`: it matters as well by
+    /// which interface they leave.
+    #[must_use]
+    pub fn sources(&self, by_interface: bool) -> Sources {
+        let (v4, v6) = (self.source(true), self.source(false));
+        let routed = by_interface || v4.is_err() || v6.is_err();
+        let known = |found: Result<Option<IpAddr>, ()>| found.ok().flatten().map(Addr::from);
+        Sources {
+            routed,
+            v4: known(v4).map_or(0, |addr| addr.v4()),
+            v6: known(v6).unwrap_or(Addr::ANY),
+        }
+    }
+
     /// The one address from which all connections of a family come, as far as they come from
     /// anywhere. `Err`: it depends on where they go.
     ///
     /// # Errors
     /// An answer, not a failure.
-    pub fn source(&self, v4: bool) -> Result<Option<IpAddr>, ()> {
+    fn source(&self, v4: bool) -> Result<Option<IpAddr>, ()> {
         let mut sources = self
             .routes
             .iter()

@@ -9,10 +9,12 @@ use netlink_packet_core::{
 };
 use netlink_packet_sock_diag::{
     SockDiagMessage,
-    constants::{AF_INET, AF_INET6, IPPROTO_TCP},
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP},
     inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags},
 };
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
+
+use sidecar_common::decide::Transport;
 
 use crate::dataplane::netns::Netns;
 
@@ -25,7 +27,7 @@ const BUFFER: usize = 64 * 1024;
 /// If the namespace cannot be entered, or netlink fails.
 pub fn listening(netns: &Netns) -> Result<BTreeMap<u64, SocketAddr>> {
     let mut found = BTreeMap::new();
-    all(netns, StateFlags::LISTEN, |socket| {
+    all(netns, Transport::Tcp, StateFlags::LISTEN, |socket| {
         let id = &socket.socket_id;
         let address = SocketAddr::new(id.source_address, id.source_port);
         found.insert(socket.inode.into(), address);
@@ -34,13 +36,34 @@ pub fn listening(netns: &Netns) -> Result<BTreeMap<u64, SocketAddr>> {
     Ok(found)
 }
 
-/// Where the socket that is bound to this port of its own, and has no answer yet, connects to.
+/// The address of the TCP socket that listens in a namespace and has this cookie.
 ///
 /// # Errors
 /// As [`listening`].
-pub fn connecting(netns: &Netns, port: u16) -> Result<Option<SocketAddr>> {
+pub fn listener(netns: &Netns, cookie: u64) -> Result<Option<SocketAddr>> {
     let mut found = None;
-    all(netns, StateFlags::SYN_SENT, |socket| {
+    all(netns, Transport::Tcp, StateFlags::LISTEN, |socket| {
+        let id = &socket.socket_id;
+        if u64::from_ne_bytes(id.cookie) == cookie {
+            found = Some(SocketAddr::new(id.source_address, id.source_port));
+        }
+    })
+    .with_context(|| format!("listing the listeners of {}", netns.path.display()))?;
+    Ok(found)
+}
+
+/// Where the socket that is bound to this port of its own connects to: by TCP one that has no
+/// answer yet.
+///
+/// # Errors
+/// As [`listening`].
+pub fn connecting(netns: &Netns, transport: Transport, port: u16) -> Result<Option<SocketAddr>> {
+    let mut found = None;
+    let states = match transport {
+        Transport::Tcp => StateFlags::SYN_SENT,
+        Transport::Udp => StateFlags::ESTABLISHED,
+    };
+    all(netns, transport, states, |socket| {
         let id = &socket.socket_id;
         if id.source_port == port {
             found = Some(SocketAddr::new(id.destination_address, id.destination_port));
@@ -52,18 +75,25 @@ pub fn connecting(netns: &Netns, port: u16) -> Result<Option<SocketAddr>> {
 
 fn all(
     netns: &Netns,
+    transport: Transport,
     states: StateFlags,
     mut each: impl FnMut(&InetResponseHeader) + Send,
 ) -> Result<()> {
     netns.run(|| {
-        dump(AF_INET, SocketId::new_v4(), states.clone(), &mut each)?;
-        dump(AF_INET6, SocketId::new_v6(), states, &mut each)
+        let protocol = match transport {
+            Transport::Tcp => IPPROTO_TCP,
+            Transport::Udp => IPPROTO_UDP,
+        };
+        let v4 = (AF_INET, SocketId::new_v4());
+        let v6 = (AF_INET6, SocketId::new_v6());
+        dump(v4, protocol, states.clone(), &mut each)?;
+        dump(v6, protocol, states, &mut each)
     })?
 }
 
 fn dump(
-    family: u8,
-    any: SocketId,
+    (family, any): (u8, SocketId),
+    protocol: u8,
     states: StateFlags,
     each: &mut impl FnMut(&InetResponseHeader),
 ) -> Result<()> {
@@ -73,7 +103,7 @@ fn dump(
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let request = SockDiagMessage::InetRequest(InetRequest {
         family,
-        protocol: IPPROTO_TCP,
+        protocol,
         extensions: ExtensionFlags::empty(),
         states,
         socket_id: any,

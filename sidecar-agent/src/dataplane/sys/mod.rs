@@ -8,6 +8,7 @@ mod namespace;
 mod pin;
 mod program;
 mod ring;
+pub mod run;
 mod socket;
 mod words;
 

@@ -164,6 +164,17 @@ metrics! {
     RELAY_RESET = Metric::new(MetricType::Counter, "relay_connections_reset");
     /// Times the relay could not accept a connection, mostly for want of descriptors
     RELAY_ACCEPT_ERRORS = Metric::new(MetricType::Counter, "relay_accept_errors");
+    /// Bytes that the relay delivered for one listener of a workload, to targets or back to
+    /// clients. These three have series only with --metrics-per-workload, and for the first 32
+    /// listeners of a workload; a listener that is no more declared takes its own along
+    LISTENER_RELAYED = Metric::new(MetricType::Counter, "listener_relayed").by(&["to", "workload", "listener"]).in_unit(UnitName::Bytes);
+    /// Connections open in the relay, by listener
+    LISTENER_CONNECTIONS = Metric::new(MetricType::Gauge, "listener_relay_connections").by(&["workload", "listener"]);
+    /// Connections the relay accepted, by listener
+    LISTENER_ACCEPTED = Metric::new(MetricType::Counter, "listener_relay_connections_accepted").by(&["workload", "listener"]);
+    /// What other tools had taken away and the agent has put back: links of programs that were
+    /// detached or unpinned, pins of maps that were removed
+    HEALED = Metric::new(MetricType::Counter, "healed").by(&["kind"]);
     /// Clients that trace
     TRACE_CLIENTS = Metric::new(MetricType::Gauge, "trace_clients");
     /// Decisions that were to be traced and were lost: in the kernel, as the ring was full, or in

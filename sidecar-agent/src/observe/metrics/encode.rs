@@ -13,7 +13,10 @@ use super::{
     catalogue::{self, Metric, PREFIX},
     process::Figures,
 };
-use crate::observe::status::{DecisionCount, MapStatus, State, Status};
+use crate::observe::{
+    listeners::Relayed,
+    status::{DecisionCount, Healed, MapStatus, State, Status},
+};
 
 /// What one scrape serves.
 #[derive(Debug)]
@@ -58,6 +61,11 @@ impl Collector for Snapshot {
         out.gauges(&catalogue::KERNEL_FEATURES, features)?;
         self.maps(&mut out)?;
         self.relay(&mut out)?;
+        self.listeners(&mut out)?;
+        let Healed { links, map_pins } = status.healed;
+        let healed = [("link", links), ("map-pin", map_pins)];
+        let healed = healed.map(|(kind, count)| (vec![kind.to_owned()], count));
+        out.counters(&catalogue::HEALED, healed)?;
         let trace = &status.trace;
         out.gauge(&catalogue::TRACE_CLIENTS, trace.clients as u64)?;
         let lost = [
@@ -138,6 +146,37 @@ impl Snapshot {
         )?;
         out.counter(&catalogue::RELAY_RESET, relay.reset)?;
         out.counter(&catalogue::RELAY_ACCEPT_ERRORS, relay.accept_errors)
+    }
+
+    /// By listener, where decisions are told by workload: there may be many.
+    fn listeners(&self, out: &mut Out<'_>) -> fmt::Result {
+        let workloads = self.status.workloads.iter().filter(|_| self.per_workload);
+        let relayed: Vec<([String; 2], Relayed)> = workloads
+            .flat_map(|workload| {
+                let listed = workload.listeners.listed.iter();
+                listed.filter_map(|of| {
+                    let labels = [workload.workload.clone(), of.listener.clone()];
+                    Some((labels, of.relayed?))
+                })
+            })
+            .collect();
+        let each = |value: fn(&Relayed) -> u64| {
+            let series = relayed.iter();
+            series.map(move |(labels, of)| (labels.to_vec(), value(of)))
+        };
+        let bytes = relayed.iter().flat_map(|(labels, of)| {
+            let to = [
+                ("target", of.bytes_to_target),
+                ("client", of.bytes_to_client),
+            ];
+            to.map(|(to, bytes)| {
+                let labels = [&[to.to_owned()], labels.as_slice()].concat();
+                (labels, bytes)
+            })
+        });
+        out.counters(&catalogue::LISTENER_RELAYED, bytes)?;
+        out.gauges(&catalogue::LISTENER_CONNECTIONS, each(|of| of.active))?;
+        out.counters(&catalogue::LISTENER_ACCEPTED, each(|of| of.accepted))
     }
 
     fn process(&self, out: &mut Out<'_>) -> fmt::Result {

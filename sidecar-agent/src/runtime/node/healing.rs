@@ -3,6 +3,7 @@
 use std::ops::Bound;
 
 use super::Node;
+use crate::dataplane::scratch;
 
 /// Calls of [`Node::heal`] in which every workload is looked at once: about as many seconds.
 const ROUND: usize = 10;
@@ -36,6 +37,8 @@ impl Node {
             workload.damage = None;
             return;
         };
+        // An `explain --kernel` that was killed there.
+        scratch::collect(&live.place.cgroup.path);
         let broken = self.dataplane.broken_links(live.id);
         // What is gone itself is detached by the kernel, and let go when the node is reconciled.
         let is_there = || {
@@ -46,9 +49,11 @@ impl Node {
             workload.damage = None;
             return;
         }
+        let count = broken.len() as u64;
         let broken = broken.join(", ");
         workload.damage = match self.dataplane.heal(live.id, &live.place.binding()) {
             Ok(()) => {
+                self.healed.links += count;
                 tracing::warn!(
                     workload = name,
                     links = broken,
@@ -73,6 +78,7 @@ impl Node {
     fn restore_pins(&mut self) {
         let problem = match self.dataplane.restore_pins() {
             Ok(restored) => {
+                self.healed.map_pins += restored.len() as u64;
                 if !restored.is_empty() {
                     tracing::warn!(
                         pins = ?restored,

@@ -1,8 +1,10 @@
 //! What is in force for a workload in the kernel, and whether it is what is wanted. Reads pins only.
 
-use std::{collections::HashMap, hash::Hash, path::Path};
+mod surroundings;
 
-use anyhow::{Result, bail};
+use std::{collections::HashMap, hash::Hash, os::fd::OwnedFd, path::Path};
+
+use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use sidecar_common::{
     Endpoint,
@@ -11,15 +13,20 @@ use sidecar_common::{
 };
 
 use super::{
-    Tap, contents,
+    Tap,
+    attach::SK_LOOKUP,
+    contents,
     dump::{names, reader},
     maps::{Maps, Originals},
+    netns::Netns,
     object::open_map,
-    pins::{PinDir, Set},
+    pins::{Links, PinDir, Set},
     slots::Slots,
-    sys::LinkTarget,
+    sys::{self, LinkTarget},
 };
 use crate::compile::Plan;
+
+pub use surroundings::Place;
 
 /// What decides for a workload.
 pub struct InForce {
@@ -30,6 +37,7 @@ pub struct InForce {
     /// Who it is, to the programs.
     pub identity: Identity,
     set: Set,
+    links: Links,
     maps: Maps,
     pins: PinDir,
 }
@@ -74,6 +82,7 @@ impl InForce {
                     word,
                     identity: maps.identity(cgroup).unwrap_or_default(),
                     set,
+                    links,
                     maps,
                     pins,
                 });
@@ -100,6 +109,25 @@ impl InForce {
     #[must_use]
     pub fn has_agent(&self) -> bool {
         self.pins.lock().is_err()
+    }
+
+    /// The program that decides inbound connections.
+    ///
+    /// # Errors
+    /// If it is not attached to the namespace.
+    pub(super) fn inbound_program(&self, netns: &Netns) -> Result<OwnedFd> {
+        let attached = self
+            .links
+            .infos()?
+            .into_iter()
+            .find(|(path, info)| info.target == netns.target() && path.ends_with(SK_LOOKUP));
+        let (_, link) = attached.with_context(|| {
+            format!(
+                "no pinned link is attached to {}: nothing inbound is captured",
+                netns.path.display()
+            )
+        })?;
+        sys::program_by_id(link.program).context("opening the program that decides")
     }
 
     /// The ring of decisions. There must be no agent that reads it.
