@@ -4,13 +4,15 @@ use std::{fs, net::SocketAddr, path::PathBuf};
 
 use anyhow::ensure;
 use sidecar_tests::{
-    Client, DEADLINE, foreign::detach_link, lab::Lab, poll::poll_result, require_root,
+    Client, DEADLINE, foreign::detach_link, lab::Lab, poll::poll_result, require_root, scrape::Page,
 };
 
 use crate::fixture::registry_only;
 
 /// What the Sidecar does not expose, and `REGISTRY_ONLY` refuses.
 const REFUSED: &str = "10.96.0.4:9080";
+
+const HEALED: &str = "sidecar_agent_healed_total";
 
 fn is_refused(lab: &Lab) -> anyhow::Result<bool> {
     let called: SocketAddr = REFUSED.parse()?;
@@ -50,6 +52,13 @@ fn a_link_that_is_detached_or_unpinned_is_attached_again() -> anyhow::Result<()>
     lab.agent()?.wait_log("connect4, sk_lookup")?;
     is_refused_again(&lab)?;
     ensure!(pin(&lab, "sk_lookup")?.exists(), "not pinned again");
+    let healed =
+        |kind| Ok::<_, anyhow::Error>(Page::of(lab.agent()?)?.sum(HEALED, &[("kind", kind)]));
+    ensure!(healed("link")? == Some(3.0), "{:?}", healed("link")?);
+    ensure!(healed("map-pin")? == Some(0.0), "{:?}", healed("map-pin")?);
+    fs::remove_file(pin(&lab, "../OUTBOUND")?)?;
+    lab.agent()?.wait_log("pinned again")?;
+    ensure!(healed("map-pin")? == Some(1.0), "{:?}", healed("map-pin")?);
     Ok(())
 }
 

@@ -1,10 +1,13 @@
 //! `capture`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use super::output::{Format, print};
+use super::{
+    inputs::RunDir,
+    output::{Format, print},
+};
 use crate::observe::{
     admin::{self, Answer, Request},
     status::CaptureStatus,
@@ -18,9 +21,8 @@ pub struct Args {
     to: To,
     /// `namespace/name`.
     workload: String,
-    /// The running agent's directory.
-    #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = super::inputs::RUN_DIR)]
-    run_dir: PathBuf,
+    #[command(flatten)]
+    run_dir: RunDir,
     #[command(flatten)]
     format: Format,
 }
@@ -45,7 +47,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             To::Reset => None,
         },
     };
-    match admin::ask(&args.run_dir, &request)? {
+    match admin::ask(&args.run_dir.run_dir, &request)? {
         Answer::Capture(capture) => {
             print(args.format, &capture, || human(&args.workload, capture))?;
         }

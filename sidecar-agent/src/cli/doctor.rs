@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 
 use super::{
-    inputs::CompatArg,
+    inputs::{Bpffs, CompatArg},
     output::{Format, print, table},
 };
 use crate::{
@@ -23,14 +23,8 @@ pub struct Args {
     config: Option<PathBuf>,
     #[command(flatten)]
     compat: CompatArg,
-    /// Where bpffs is mounted, or is to be.
-    #[arg(
-        long,
-        env = "SIDECAR_AGENT_BPFFS",
-        value_name = "DIR",
-        default_value = super::inputs::BPFFS
-    )]
-    bpffs: PathBuf,
+    #[command(flatten)]
+    bpffs: Bpffs,
     #[command(flatten)]
     format: Format,
 }
@@ -39,7 +33,7 @@ pub struct Args {
 pub(super) fn run(args: Args) -> Result<ExitCode> {
     let report = doctor::examine(&Options {
         workloads: workloads(&args),
-        bpffs: args.bpffs,
+        bpffs: args.bpffs.bpffs,
         program: std::env::current_exe().context("finding this program's own path")?,
     });
     print(args.format, &report, || human(&report))?;

@@ -1,18 +1,16 @@
 //! `dump`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use serde_json::Value;
 
 use super::{
+    inputs::Bpffs,
     output::{Format, print, table},
     render::printable,
 };
-use crate::dataplane::{
-    default_pin_dir,
-    dump::{self, Dump, Row, What},
-};
+use crate::dataplane::dump::{self, Dump, Row, What};
 
 /// Arguments of `dump`.
 #[derive(Debug, clap::Args)]
@@ -20,21 +18,15 @@ pub struct Args {
     /// What to show; everything if none is given.
     #[arg(value_name = "MAP", value_enum)]
     what: Vec<What>,
-    /// Where bpffs is mounted.
-    #[arg(
-        long,
-        env = "SIDECAR_AGENT_BPFFS",
-        value_name = "DIR",
-        default_value = super::inputs::BPFFS
-    )]
-    bpffs: PathBuf,
+    #[command(flatten)]
+    bpffs: Bpffs,
     #[command(flatten)]
     format: Format,
 }
 
 /// Shows what is in the maps.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let dump = dump::read(&default_pin_dir(&args.bpffs), &args.what)?;
+    let dump = dump::read(&args.bpffs.pin_dir(), &args.what)?;
     print(args.format, &dump, || human(&dump))?;
     Ok(ExitCode::SUCCESS)
 }

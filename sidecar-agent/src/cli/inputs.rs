@@ -12,21 +12,64 @@ use anyhow::{Context, Result, bail};
 use super::render;
 use crate::{
     compile::{self, NodePlan},
+    dataplane::default_pin_dir,
     model::{Compat, FailurePolicy, diagnostic::Severity},
+    observe::{
+        admin::{self, Answer, Request},
+        status::Status,
+    },
     source::{
         dns,
         files::{self, Places},
     },
 };
 
-/// Default directory of the admin socket.
-pub const RUN_DIR: &str = "/run/sidecar-agent";
-
 /// Default directory of what outlives the agent.
 pub const STATE_DIR: &str = "/var/lib/sidecar-agent";
 
-/// Where bpffs is usually mounted.
-pub const BPFFS: &str = "/sys/fs/bpf";
+/// The `--run-dir` option.
+#[derive(Debug, clap::Args)]
+pub struct RunDir {
+    /// The agent's directory of sockets.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_RUN_DIR",
+        value_name = "DIR",
+        default_value = "/run/sidecar-agent"
+    )]
+    pub run_dir: PathBuf,
+}
+
+impl RunDir {
+    /// The state of the agent that runs with it.
+    pub fn status(&self) -> Result<Box<Status>> {
+        match admin::ask(&self.run_dir, &Request::Status)? {
+            Answer::Status(status) => Ok(status),
+            Answer::Error(message) => bail!(message),
+            _ => bail!("the agent has answered something else"),
+        }
+    }
+}
+
+/// The `--bpffs` option.
+#[derive(Debug, clap::Args)]
+pub struct Bpffs {
+    /// Where bpffs is mounted, or is to be.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_BPFFS",
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf"
+    )]
+    pub bpffs: PathBuf,
+}
+
+impl Bpffs {
+    /// The directory of the agent's pins.
+    pub fn pin_dir(&self) -> PathBuf {
+        default_pin_dir(&self.bpffs)
+    }
+}
 
 /// The `--compat` option.
 #[derive(Clone, Copy, Debug, clap::Args)]

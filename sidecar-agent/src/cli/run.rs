@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::inputs::{BPFFS, Inputs, RUN_DIR, STATE_DIR};
+use super::inputs::{Bpffs, Inputs, RunDir, STATE_DIR};
 use crate::{dataplane::Capacity, doctor, privileges, runtime};
 
 /// Arguments of `run`.
@@ -18,9 +18,8 @@ use crate::{dataplane::Capacity, doctor, privileges, runtime};
 pub struct Args {
     #[command(flatten)]
     inputs: Inputs,
-    /// Directory of the admin socket.
-    #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = RUN_DIR)]
-    run_dir: PathBuf,
+    #[command(flatten)]
+    run_dir: RunDir,
     /// Directory of what outlives the agent, and a restart of the machine.
     #[arg(long, env = "SIDECAR_AGENT_STATE_DIR", value_name = "DIR", default_value = STATE_DIR)]
     state_dir: PathBuf,
@@ -37,14 +36,8 @@ pub struct Args {
         default_value_t = 30
     )]
     drain: u64,
-    /// Where bpffs is mounted, or is to be.
-    #[arg(
-        long,
-        env = "SIDECAR_AGENT_BPFFS",
-        value_name = "DIR",
-        default_value = BPFFS
-    )]
-    bpffs: PathBuf,
+    #[command(flatten)]
+    bpffs: Bpffs,
     /// Most workloads on this node.
     #[arg(long, default_value_t = Capacity::default().workloads)]
     max_workloads: u32,
@@ -105,17 +98,17 @@ pub fn run(args: Args) -> Result<ExitCode> {
         failure_policy,
         compat,
     } = args.inputs;
-    doctor::preflight(&args.bpffs)?;
+    doctor::preflight(&args.bpffs.bpffs)?;
     // As long as there is one thread only, whose heirs the others are.
     privileges::drop_others()?;
     let options = runtime::Options {
         config,
         mesh_config,
-        run_dir: args.run_dir,
+        run_dir: args.run_dir.run_dir,
         state_dir: args.state_dir,
         take_over: args.take_over,
         drain: Duration::from_secs(args.drain),
-        bpffs: args.bpffs,
+        bpffs: args.bpffs.bpffs,
         dns_servers,
         failure_policy,
         compat: compat.compat,

@@ -1,32 +1,28 @@
 //! `status`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-use super::output::{Format, print, table};
-use crate::observe::{
-    admin::{self, Answer, Request},
-    status::Status,
+use super::{
+    inputs::RunDir,
+    output::{Format, print, table},
 };
+use crate::observe::status::Status;
 
 /// Arguments of `status`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The running agent's directory.
-    #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = super::inputs::RUN_DIR)]
-    run_dir: PathBuf,
+    #[command(flatten)]
+    run_dir: RunDir,
     #[command(flatten)]
     format: Format,
 }
 
 /// Asks the running agent and prints its answer.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    match admin::ask(&args.run_dir, &Request::Status)? {
-        Answer::Status(status) => print(args.format, &*status, || human(&status))?,
-        Answer::Error(message) => bail!(message),
-        _ => bail!("the agent has answered something else"),
-    }
+    let status = args.run_dir.status()?;
+    print(args.format, &*status, || human(&status))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,10 +1,8 @@
 //! `trace`.
 
 use std::{
-    collections::BTreeMap,
     io::{ErrorKind, Write},
     net::IpAddr,
-    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -23,10 +21,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::render::printable;
+use super::{inputs::RunDir, render::printable};
 use crate::observe::{
     admin,
-    trace::{self, Filter, Line, Lost, Record},
+    trace::{Filter, Line, Lost, Record},
 };
 
 /// How long the agent may take for its last words.
@@ -62,9 +60,8 @@ pub struct Args {
     /// How to print.
     #[arg(short, long = "output", value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// The running agent's directory.
-    #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = super::inputs::RUN_DIR)]
-    run_dir: PathBuf,
+    #[command(flatten)]
+    run_dir: RunDir,
 }
 
 /// Output formats.
@@ -92,23 +89,15 @@ async fn trace(args: Args) -> Result<ExitCode> {
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
     ];
-    let path = admin::socket_path(&args.run_dir);
+    let path = admin::socket_path(&args.run_dir.run_dir);
     let stream = UnixStream::connect(&path).await;
     let (reader, mut writer) = stream.with_context(|| admin::no_agent(&path))?.into_split();
-    let request = BTreeMap::from([(trace::REQUEST, filter(args))]);
-    let mut request = serde_json::to_vec(&request)?;
-    request.push(b'\n');
-    writer.write_all(&request).await?;
+    writer.write_all(&filter(args).request()?).await?;
     let mut lines = BufReader::new(reader).lines();
-    match timeout(PATIENCE, next(&mut lines)).await {
-        Ok(Ok(Some(Line::Started))) => eprintln!("tracing; end it with ^C"),
-        Ok(Ok(Some(Line::Error(message)))) => bail!(message),
-        Ok(Ok(_)) => {
-            bail!("the agent gave no answer that is understood: is it of another version?")
-        }
-        Ok(Err(error)) => return Err(error),
-        Err(_) => bail!("the agent did not answer within {PATIENCE:?}"),
-    }
+    let first = timeout(PATIENCE, lines.next_line()).await;
+    let first = first.with_context(|| format!("the agent did not answer within {PATIENCE:?}"))?;
+    Line::has_started(Line::read(first)?)?;
+    eprintln!("tracing; end it with ^C");
     if output == Output::Table && !print(&header())? {
         return Ok(ExitCode::SUCCESS);
     }
@@ -135,7 +124,7 @@ async fn follow(
             // Asked to end: the agent is told, and says what was lost.
             _ = interrupt.recv(), if !is_ending => { writer = None; continue }
             _ = terminate.recv(), if !is_ending => { writer = None; continue }
-            line = next(lines) => line?,
+            line = lines.next_line() => Line::read(line)?,
             () = tokio::time::sleep(PATIENCE), if is_ending => None,
         };
         match line {
@@ -155,15 +144,6 @@ async fn follow(
             None => return Ok((count, lost)),
         }
     }
-}
-
-async fn next(lines: &mut Lines<BufReader<OwnedReadHalf>>) -> Result<Option<Line>> {
-    let line = lines.next_line().await.context("reading from the agent")?;
-    line.map(|line| {
-        serde_json::from_str(&line)
-            .context("the agent's line is not understood: is it of another version?")
-    })
-    .transpose()
 }
 
 /// Prints a line at once. False: nobody reads any more.

@@ -4,11 +4,11 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 
-use super::output::{Format, print, table};
-use crate::dataplane::{
-    default_pin_dir,
-    uninstall::{self, Inventory, Link},
+use super::{
+    inputs::{Bpffs, RunDir},
+    output::{Format, print, table},
 };
+use crate::dataplane::uninstall::{self, Inventory, Link};
 
 /// Arguments of `uninstall`.
 #[derive(Debug, clap::Args)]
@@ -16,17 +16,10 @@ pub struct Args {
     /// Only tell what would be removed; the agent may be running.
     #[arg(long)]
     dry_run: bool,
-    /// Where bpffs is mounted.
-    #[arg(
-        long,
-        env = "SIDECAR_AGENT_BPFFS",
-        value_name = "DIR",
-        default_value = "/sys/fs/bpf"
-    )]
-    bpffs: PathBuf,
-    /// The agent's directory of sockets.
-    #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = super::inputs::RUN_DIR)]
-    run_dir: PathBuf,
+    #[command(flatten)]
+    bpffs: Bpffs,
+    #[command(flatten)]
+    run_dir: RunDir,
     /// The agent's directory of state.
     #[arg(long, env = "SIDECAR_AGENT_STATE_DIR", value_name = "DIR", default_value = super::inputs::STATE_DIR)]
     state_dir: PathBuf,
@@ -36,12 +29,12 @@ pub struct Args {
 
 /// Removes what the agent has left in the kernel, and its files.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let pin_dir = default_pin_dir(&args.bpffs);
+    let pin_dir = args.bpffs.pin_dir();
     let found = if args.dry_run {
         uninstall::inventory(&pin_dir)?
     } else {
         let found = uninstall::uninstall(&pin_dir)?;
-        crate::runtime::own_files::remove(&args.run_dir, &args.state_dir)?;
+        crate::runtime::own_files::remove(&args.run_dir.run_dir, &args.state_dir)?;
         found
     };
     print(args.format, &found, || human(&found, args.dry_run))?;

@@ -9,7 +9,11 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use sidecar_tests::{
-    Client, DEADLINE, Mode, Server, lab::Lab, poll::poll_result, require_root, scrape::Page,
+    Client, DEADLINE, Mode, Server,
+    lab::{Lab, WORKLOAD},
+    poll::poll_result,
+    require_root,
+    scrape::Page,
 };
 
 use crate::fixture::registry_only;
@@ -196,7 +200,8 @@ fn relayed_bytes_and_failures_are_told() -> anyhow::Result<()> {
         .mode(Mode::Echo)
         .start()?;
     lab.keep(server);
-    lab.start_agent()?;
+    lab.start_agent_with(|agent| agent.args(["--metrics-per-workload"]))?;
+    lab.wait_captured()?;
     let address = |port: u16| SocketAddr::from((lab.workload().v4, port));
     let client = Client::tcp(address(9080)).place(lab.outside());
     let transfer = client.echo(BYTES.into())?.transfer.context("no transfer")?;
@@ -207,7 +212,22 @@ fn relayed_bytes_and_failures_are_told() -> anyhow::Result<()> {
         let page = Page::of(lab.agent()?)?;
 
         let bytes = f64::from(BYTES);
+        let of = |port| vec![("workload", WORKLOAD), ("listener", port)];
+        let to_client = [of("ingress *:9080"), vec![("to", "client")]].concat();
         for (name, labels, expected) in [
+            (
+                "listener_relayed_bytes_total",
+                of("ingress *:9080"),
+                2.0 * bytes,
+            ),
+            ("listener_relayed_bytes_total", to_client, bytes),
+            ("listener_relayed_bytes_total", of("ingress *:9081"), 0.0),
+            (
+                "listener_relay_connections_accepted_total",
+                of("ingress *:9081"),
+                1.0,
+            ),
+            ("listener_relay_connections", of("ingress *:9080"), 0.0),
             ("relayed_bytes_total", vec![("to", "target")], bytes),
             ("relayed_bytes_total", vec![("to", "client")], bytes),
             ("relay_connections_accepted_total", vec![], 2.0),

@@ -2,13 +2,16 @@
 
 use std::{
     io::{Read as _, Write as _},
+    net::SocketAddr,
     process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
-use anyhow::{Context as _, ensure};
-use sidecar_tests::{Client, DEADLINE, poll::poll_result, programs, require_root};
+use anyhow::{Context as _, bail, ensure};
+use sidecar_tests::{
+    Client, DEADLINE, Mode, Server, lab::Lab, poll::poll_result, programs, require_root,
+};
 
 use crate::fixture::{registry_only, workload_entry};
 
@@ -56,9 +59,73 @@ fn one_table_where_no_terminal_is() -> anyhow::Result<()> {
                 && second.contains("nowhere.slice"),
             "{text}"
         );
-        ensure!(rows.len() == 3, "{text}");
+        ensure!(rows[3].is_empty() && rows[4][0] == "LISTENER", "{text}");
+        let listed: Vec<_> = rows[5..].iter().map(|row| row.join(" ")).collect();
+        let service =
+            "egress 0.0.0.0:9080 prod-us1/productpage direct - - - - original destination";
+        ensure!(listed.iter().any(|row| row.starts_with(service)), "{text}");
     }
     Ok(())
+}
+
+const RELAYED: &str = "\
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: default, namespace: prod-us1}
+spec:
+  ingress:
+  - port: {number: 9080, protocol: TCP, name: idle}
+    defaultEndpoint: unix:///var/run/idle.sock
+  - port: {number: 9081, protocol: TCP, name: busy}
+    defaultEndpoint: unix:///var/run/busy.sock
+";
+
+/// Live connections and bytes, by listener.
+#[test]
+fn what_the_relay_does_for_a_listener_is_shown() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = Lab::new()?;
+    lab.write("sidecar.yaml", RELAYED)?;
+    lab.write_mesh("{}\n")?;
+    lab.write_workload(&[])?;
+    let server = Server::unix(&lab.in_root("/var/run/busy.sock"))
+        .place(lab.inside())
+        .mode(Mode::Echo)
+        .start()?;
+    lab.keep(server);
+    lab.start_agent()?;
+    let busy = SocketAddr::from((lab.workload().v4, 9081));
+    let mut client = Client::tcp(busy).place(lab.outside()).hold()?;
+    // While it talks, in which time it sends more than a byte a second.
+    poll_result(DEADLINE, "the listeners' rates", || {
+        let agent = lab.agent()?;
+        let shown = thread::scope(|scope| {
+            let shown = scope.spawn(|| agent.cli(&["top", "--once"]));
+            while !shown.is_finished() {
+                client.exchange("so that bytes are moved")?;
+            }
+            shown.join().unwrap_or_else(|_| bail!("it panicked"))
+        })?;
+        let text = String::from_utf8(shown.stdout)?;
+        let row = |listener: &str| -> anyhow::Result<Vec<String>> {
+            let row = text.lines().find(|line| line.contains(listener));
+            let row = row.with_context(|| text.clone())?;
+            Ok(row.split_whitespace().map(str::to_owned).collect())
+        };
+        let idle = row("*:9080")?.join(" ");
+        let expected =
+            "ingress *:9080 prod-us1/productpage relay 0 0 0.0 B 0.0 B unix:///var/run/idle.sock";
+        ensure!(idle == expected, "{text}");
+        let busy = row("*:9081")?;
+        ensure!(busy[4] == "1", "connections: {text}");
+        ensure!(busy[6] != "0.0" && busy[6] == busy[8], "bytes: {text}");
+        let first = text.lines().position(|line| line.contains("*:9081"));
+        ensure!(
+            first < text.lines().position(|line| line.contains("*:9080")),
+            "{text}"
+        );
+        Ok(())
+    })
 }
 
 #[test]

@@ -6,23 +6,19 @@ mod view;
 
 use std::{
     io::{IsTerminal as _, stdout},
-    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use ratatui::{
     DefaultTerminal,
     crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
 };
 
 use self::figures::Figures;
-use super::output::print_text;
-use crate::observe::{
-    admin::{self, Answer, Request},
-    status::Status,
-};
+use super::{inputs::RunDir, output::print_text};
+use crate::observe::status::Status;
 
 /// Arguments of `top`.
 #[derive(Debug, clap::Args)]
@@ -38,9 +34,8 @@ pub struct Args {
         value_parser = clap::value_parser!(u64).range(1..=3600)
     )]
     interval: u64,
-    /// The running agent's directory.
-    #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = super::inputs::RUN_DIR)]
-    run_dir: PathBuf,
+    #[command(flatten)]
+    run_dir: RunDir,
 }
 
 /// A state, and when it was.
@@ -50,15 +45,12 @@ struct Sample {
 }
 
 impl Sample {
-    fn take(run_dir: &Path) -> Result<Self> {
-        match admin::ask(run_dir, &Request::Status)? {
-            Answer::Status(status) => Ok(Self {
-                at: Instant::now(),
-                status: *status,
-            }),
-            Answer::Error(message) => bail!(message),
-            _ => bail!("the agent has answered something else"),
-        }
+    fn take(run_dir: &RunDir) -> Result<Self> {
+        let status = run_dir.status()?;
+        Ok(Self {
+            at: Instant::now(),
+            status: *status,
+        })
     }
 
     fn since(&self, before: &Self) -> Figures {
@@ -84,7 +76,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 fn live(
     terminal: &mut DefaultTerminal,
-    run_dir: &Path,
+    run_dir: &RunDir,
     interval: Duration,
     first: Sample,
 ) -> Result<()> {

@@ -192,11 +192,14 @@ mod tests {
     fn the_screen_shows_heading_table_and_help() {
         let expected = "\
 sidecar-agent 1.2.3, pid 4321; workloads: 1 captured, 1 stale, 0 off, 1 pending; configuration 7, 3 findings
-relay: 12 connections, 512.0 KiB/s to targets, 1.0 MiB/s to clients
-WORKLOAD             STATE    PASS/S   DIRECT/S RELAY/S  PROXY/S  DENY/S   TOTAL      PROBLEM
+relay: 12 connections, 512.0 KiB/s to targets, 1.0 MiB/s to clients; listeners: 2, 5 not listed
+WORKLOAD             STATE    PASS/S   DIRECT/S RELAY/S  PROXY/S  DENY/S   TOTAL    PROBLEM
 prod/busy            captured 0        20       0        0        0        61
 prod/idle            stale    0        0        0        0        0        5000
-prod/absent          pending  0        0        0        0        0        0          its cgroup is not there
+prod/absent          pending  0        0        0        0        0        0        its cgroup is not there
+LISTENER              WORKLOAD  PATH     OPEN     NEW/S    TO TARGET/S TO CLIENT/S LEADS TO
+egress 127.0.0.1:3306 prod/busy relay    3        0        512.0 KiB   1.0 MiB     unix:///db.sock (db.example.com)
+ingress *:9080        prod/busy direct   -        -        -           -           127.0.0.1:8080, 2 more
 
 q: quit";
         assert_eq!(screen(None), expected);
@@ -213,11 +216,15 @@ q: quit";
     fn plain_text_has_the_same() {
         let expected = "\
 sidecar-agent 1.2.3, pid 4321; workloads: 1 captured, 1 stale, 0 off, 1 pending; configuration 7, 3 findings
-relay: 12 connections, 512.0 KiB/s to targets, 1.0 MiB/s to clients
+relay: 12 connections, 512.0 KiB/s to targets, 1.0 MiB/s to clients; listeners: 2, 5 not listed
  WORKLOAD     STATE     PASS/S  DIRECT/S  RELAY/S  PROXY/S  DENY/S  TOTAL  PROBLEM
  prod/busy    captured  0       20        0        0        0       61
  prod/idle    stale     0       0         0        0        0       5000
- prod/absent  pending   0       0         0        0        0       0      its cgroup is not there";
+ prod/absent  pending   0       0         0        0        0       0      its cgroup is not there
+
+ LISTENER               WORKLOAD   PATH    OPEN  NEW/S  TO TARGET/S  TO CLIENT/S  LEADS TO
+ egress 127.0.0.1:3306  prod/busy  relay   3     0      512.0 KiB    1.0 MiB      unix:///db.sock (db.example.com)
+ ingress *:9080         prod/busy  direct  -     -      -            -            127.0.0.1:8080, 2 more";
         assert_eq!(plain(&figures()), expected);
     }
 

@@ -52,6 +52,7 @@ struct Lookup {
     local_port: u32,
     /// Must be zero here.
     ingress_ifindex: u32,
+    pad: u32,
 }
 
 const _: () = assert!(size_of::<Lookup>() == 72);

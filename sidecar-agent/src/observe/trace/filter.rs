@@ -1,9 +1,15 @@
 //! Which decisions a client wants.
 
+use std::collections::BTreeMap;
+
+use anyhow::Result;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::record::Record;
+
+/// The key of a request; its value is a [`Filter`].
+const REQUEST: &str = "trace";
 
 /// What must hold of a decision; what is not given holds of all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +32,23 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// The line that asks an agent for these.
+    ///
+    /// # Errors
+    /// Never, as it is plain data.
+    pub fn request(&self) -> Result<Vec<u8>> {
+        let mut line = serde_json::to_vec(&BTreeMap::from([(REQUEST, self)]))?;
+        line.push(b'\n');
+        Ok(line)
+    }
+
+    /// What is to be traced, if a line is such a request.
+    #[must_use]
+    pub fn of_request(line: &str) -> Option<Self> {
+        let mut request: BTreeMap<String, Self> = serde_json::from_str(line).ok()?;
+        request.remove(REQUEST)
+    }
+
     /// Whether the client wants it.
     #[must_use]
     pub fn matches(&self, record: &Record) -> bool {

@@ -14,4 +14,4 @@ pub use directory::Directory;
 pub use filter::Filter;
 pub use hub::{Hub, Lost};
 pub use record::{Record, Resource};
-pub use stream::{Line, REQUEST, serve};
+pub use stream::{Line, serve};

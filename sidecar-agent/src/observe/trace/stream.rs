@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -15,9 +15,6 @@ use super::{
     hub::{Hub, Lost, Subscription},
     record::Record,
 };
-
-/// The request's key; its value is a [`Filter`].
-pub const REQUEST: &str = "trace";
 
 /// How often a client is told what was lost, if that has changed.
 const TELL_LOST: Duration = Duration::from_secs(1);
@@ -34,6 +31,33 @@ pub enum Line {
     Lost(Lost),
     /// Why nothing is traced.
     Error(String),
+}
+
+impl Line {
+    /// Reads a line; `None`: there is none any more.
+    ///
+    /// # Errors
+    /// If it could not be read, or is not understood.
+    pub fn read(line: std::io::Result<Option<String>>) -> Result<Option<Self>> {
+        let line = line.context("reading from the agent")?;
+        line.map(|line| {
+            serde_json::from_str(&line)
+                .context("the agent's line is not understood: is it of another version?")
+        })
+        .transpose()
+    }
+
+    /// Whether this says that tracing has begun.
+    ///
+    /// # Errors
+    /// If it says something else: what is wrong.
+    pub fn has_started(line: Option<Self>) -> Result<()> {
+        match line {
+            Some(Self::Started) => Ok(()),
+            Some(Self::Error(error)) => bail!(error),
+            _ => bail!("the agent gave no answer that is understood: is it of another version?"),
+        }
+    }
 }
 
 /// Serves a client until it ends its side, or has got as many as it wanted.

@@ -1,7 +1,6 @@
 //! Hearing of one decision.
 
 use std::{
-    collections::BTreeMap,
     io::{BufRead as _, BufReader, Lines, Write as _},
     net::{Shutdown, SocketAddr},
     os::unix::net::UnixStream,
@@ -18,7 +17,7 @@ use crate::{
     explain::Connection,
     observe::{
         admin,
-        trace::{self, Filter, Line},
+        trace::{Filter, Line},
     },
     resolve::ResolvedWorkload,
 };
@@ -60,15 +59,10 @@ impl Ear {
             destination: Some(destination.ip().to_canonical().into()),
             ..Filter::default()
         };
-        let mut request = serde_json::to_vec(&BTreeMap::from([(trace::REQUEST, filter)]))?;
-        request.push(b'\n');
-        (&stream).write_all(&request)?;
+        (&stream).write_all(&filter.request()?)?;
         let mut lines = BufReader::new(stream.try_clone()?).lines();
-        match next(&mut lines)? {
-            Some(Line::Started) => Ok(Self::Agent(stream, lines)),
-            Some(Line::Error(error)) => bail!(error),
-            _ => bail!("the agent gave no answer that is understood: is it of another version?"),
-        }
+        Line::has_started(next(&mut lines)?)?;
+        Ok(Self::Agent(stream, lines))
     }
 
     /// The decision about the connection from this port; `None`: there was none.
@@ -119,10 +113,5 @@ impl Ear {
 }
 
 fn next(lines: &mut Lines<BufReader<UnixStream>>) -> Result<Option<Line>> {
-    let line = lines.next().transpose().context("reading from the agent")?;
-    line.map(|line| {
-        serde_json::from_str(&line)
-            .context("the agent's line is not understood: is it of another version?")
-    })
-    .transpose()
+    Line::read(lines.next().transpose())
 }

@@ -18,14 +18,13 @@ use self::{
     verdict::{Fate, Verdict},
 };
 use crate::{
-    cli::inputs,
+    cli::inputs::{Bpffs, RunDir},
     compile::WorkloadPlan,
     dataplane::{
         arrival::{self, Arrived},
         attempt::Attempt,
         cgroup::{self, Cgroup},
         compare::{Followed, InForce, Place},
-        default_pin_dir,
         netns::Netns,
     },
     explain::{Connection, Explanation, SOMEBODY, Who},
@@ -41,17 +40,10 @@ pub struct KernelArgs {
     /// if anything differs.
     #[arg(long, conflicts_with_all = ["from_proxy", "interface"])]
     pub kernel: bool,
-    /// Where bpffs is mounted.
-    #[arg(
-        long,
-        env = "SIDECAR_AGENT_BPFFS",
-        value_name = "DIR",
-        default_value = inputs::BPFFS
-    )]
-    bpffs: PathBuf,
-    /// The running agent's directory.
-    #[arg(long, env = "SIDECAR_AGENT_RUN_DIR", value_name = "DIR", default_value = inputs::RUN_DIR)]
-    run_dir: PathBuf,
+    #[command(flatten)]
+    bpffs: Bpffs,
+    #[command(flatten)]
+    run_dir: RunDir,
 }
 
 /// What the kernel says.
@@ -140,7 +132,7 @@ pub fn ask(
         args,
         workload,
         netns: Netns::open(workload.workload.netns.as_deref())?,
-        in_force: InForce::find(&default_pin_dir(&args.bpffs), cgroup.id)?,
+        in_force: InForce::find(&args.bpffs.pin_dir(), cgroup.id)?,
         root,
         cgroup,
     };
@@ -208,7 +200,11 @@ impl Asked<'_> {
 
     fn ear(&self, connection: &Connection<'_>) -> Result<Ear> {
         if self.in_force.has_agent() {
-            Ear::agent(&self.args.run_dir, &self.workload.workload, connection)
+            Ear::agent(
+                &self.args.run_dir.run_dir,
+                &self.workload.workload,
+                connection,
+            )
         } else {
             Ear::ring(self.in_force.tap()?)
         }

@@ -1,5 +1,10 @@
 //! `explain --kernel`: the plan, the maps and the attached programs say the same, or it is told.
 
+mod inbound;
+mod left;
+mod outbound;
+mod surroundings;
+
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, ensure};
@@ -7,7 +12,9 @@ use aya::maps::{HashMap, Map, MapData};
 use serde_json::Value;
 use sidecar_common::{Path as Travels, Reason, keys::RuleKey, values::Rule};
 use sidecar_tests::{
+    DEADLINE,
     lab::{Lab, WORKLOAD},
+    poll::poll_result,
     require_root,
 };
 
@@ -27,6 +34,12 @@ fn ask(lab: &Lab, args: &[&str]) -> anyhow::Result<(Value, bool)> {
 
 /// The programs decided so, and nothing differs. Nothing is left of the attempt.
 fn agrees(lab: &Lab, args: &[&str], path: &str, reason: &str) -> anyhow::Result<Value> {
+    poll_result(DEADLINE, "the agent to have looked", || {
+        agrees_at_once(lab, args, path, reason)
+    })
+}
+
+fn agrees_at_once(lab: &Lab, args: &[&str], path: &str, reason: &str) -> anyhow::Result<Value> {
     let (said, success) = ask(lab, args)?;
     let kernel = &said["kernel"];
     ensure!(success && kernel["agrees"] == true, "{said:#}");

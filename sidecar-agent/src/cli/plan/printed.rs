@@ -1,20 +1,12 @@
-//! `plan`.
+//! A plan, as it is printed.
 
-use std::{
-    fmt::{Display, Write as _},
-    process::ExitCode,
-};
+use std::fmt::Display;
 
-use anyhow::Result;
 use serde::Serialize;
 use sidecar_common::{Path, Reason, decide::Direction, values::Rule};
 
-use super::{
-    callers::Callers,
-    inputs::{Compiled, Inputs},
-    output::{Format, print, table},
-};
 use crate::{
+    cli::callers::Callers,
     compile::{Listener, Plan, Target, WorkloadPlan},
     explain::{WhileGone, while_gone},
     model::{FailurePolicy, ResourceRef, diagnostic::Location},
@@ -25,62 +17,51 @@ use crate::{
     source::files::Places,
 };
 
-/// Arguments of `plan`.
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    inputs: Inputs,
-    /// Only this workload, as `namespace/name`.
-    workload: Option<String>,
-    #[command(flatten)]
-    format: Format,
-}
-
 /// One workload's plan, for printing.
 #[derive(Serialize)]
-struct Printed {
-    workload: String,
-    digest: String,
-    cgroup: String,
-    netns: Option<String>,
-    sidecar: Option<String>,
-    callers: Callers,
-    failure_policy: FailurePolicy,
-    rules: Vec<PrintedRule>,
-    unix_listeners: Vec<UnixListener>,
+pub struct Printed {
+    pub workload: String,
+    pub digest: String,
+    pub cgroup: String,
+    pub netns: Option<String>,
+    pub sidecar: Option<String>,
+    pub callers: Callers,
+    pub failure_policy: FailurePolicy,
+    pub rules: Vec<PrintedRule>,
+    pub unix_listeners: Vec<UnixListener>,
 }
 
 #[derive(Serialize)]
-struct PrintedRule {
-    direction: &'static str,
-    destination: String,
-    path: Path,
-    reason: Reason,
-    targets: Vec<String>,
+pub struct PrintedRule {
+    pub direction: &'static str,
+    pub destination: String,
+    pub path: Path,
+    pub reason: Reason,
+    pub targets: Vec<String>,
     /// What becomes of connections while what is to take them is gone.
-    while_gone: Option<WhileGone>,
-    listener: Option<String>,
-    resource: Option<String>,
-    field: String,
+    pub while_gone: Option<WhileGone>,
+    pub listener: Option<String>,
+    pub resource: Option<String>,
+    pub field: String,
     /// `file:line` of the field.
-    declared: Option<String>,
+    pub declared: Option<String>,
 }
 
 #[derive(Serialize)]
-struct UnixListener {
-    direction: &'static str,
-    bind: String,
-    targets: Vec<String>,
-    resource: Option<String>,
-    field: String,
-    declared: Option<String>,
+pub struct UnixListener {
+    pub direction: &'static str,
+    pub bind: String,
+    pub targets: Vec<String>,
+    pub resource: Option<String>,
+    pub field: String,
+    pub declared: Option<String>,
 }
 
 /// What decides, and where that was written.
-struct Origins<'a> {
-    workload: &'a ResolvedWorkload,
-    mesh: Option<&'a ResourceRef>,
-    places: &'a Places,
+pub struct Origins<'a> {
+    pub workload: &'a ResolvedWorkload,
+    pub mesh: Option<&'a ResourceRef>,
+    pub places: &'a Places,
 }
 
 impl Origins<'_> {
@@ -102,33 +83,8 @@ impl Origins<'_> {
     }
 }
 
-/// Prints what would be programmed.
-pub fn run(args: &Args) -> Result<ExitCode> {
-    let Compiled { node, places } = args.inputs.compile()?;
-    let printed: Vec<Printed> = node
-        .workloads
-        .iter()
-        .map(|workload| {
-            let origins = Origins {
-                workload: &workload.workload,
-                mesh: node.mesh.as_ref(),
-                places: &places,
-            };
-            printed(workload, &origins)
-        })
-        .filter(|plan| {
-            args.workload
-                .as_ref()
-                .is_none_or(|wanted| *wanted == plan.workload)
-        })
-        .collect();
-    print(args.format, &printed, || {
-        printed.iter().map(human).collect::<Vec<_>>().join("\n\n")
-    })?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn printed(workload: &WorkloadPlan, origins: &Origins<'_>) -> Printed {
+/// What is printed of a workload.
+pub fn printed(workload: &WorkloadPlan, origins: &Origins<'_>) -> Printed {
     let plan = &workload.plan;
     let mut rules = Vec::new();
     let mut add = |direction: Direction, destination: &dyn Display, port: u16, rule: &Rule| {
@@ -244,59 +200,4 @@ fn rule_of(
             .map(|by| origins.place(&by.resource, &by.field)),
         field: declared.map(|by| by.field).unwrap_or_default(),
     }
-}
-
-fn human(plan: &Printed) -> String {
-    let rules = plan.rules.iter().map(|rule| {
-        let mut targets = rule.targets.join(", ");
-        if let Some(gone) = &rule.while_gone {
-            _ = write!(targets, " (gone: {})", gone.path);
-        }
-        vec![
-            rule.direction.to_owned(),
-            rule.destination.clone(),
-            rule.path.to_string(),
-            rule.reason.to_string(),
-            targets,
-            rule.listener.clone().unwrap_or_default(),
-            rule.declared.clone().unwrap_or_default(),
-        ]
-    });
-    let unix = plan.unix_listeners.iter().map(|listener| {
-        vec![
-            listener.direction.to_owned(),
-            listener.bind.clone(),
-            Path::Relay.to_string(),
-            if listener.direction == Direction::Inbound.name() {
-                Reason::IngressListener.to_string()
-            } else {
-                Reason::EgressListener.to_string()
-            },
-            listener.targets.join(", "),
-            String::new(),
-            listener.declared.clone().unwrap_or_default(),
-        ]
-    });
-    format!(
-        "{} (plan {:.12}, {}){}\nfailure policy: {}\n{}",
-        plan.workload,
-        plan.digest,
-        plan.sidecar
-            .as_deref()
-            .unwrap_or("no Sidecar: Istio's default"),
-        plan.callers,
-        plan.failure_policy,
-        table(
-            &[
-                "DIRECTION",
-                "DESTINATION",
-                "PATH",
-                "REASON",
-                "TARGETS",
-                "LISTENER",
-                "DECLARED"
-            ],
-            rules.chain(unix)
-        )
-    )
 }

@@ -1,22 +1,18 @@
-//! The admin socket: one request, one answer, both a line of JSON. Root only: by the permissions of
-//! its file and directory, and by who the kernel says has connected.
+//! Answering.
 
 use std::{
-    collections::BTreeMap,
-    io::{BufRead, BufReader, Write},
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::{fs::MetadataExt as _, net::UnixStream},
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
     },
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, bail};
 use rustix::{fs::Mode, process::geteuid};
-use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
     net::{
         UnixListener,
         unix::{ReadHalf, WriteHalf},
@@ -26,107 +22,19 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    status::{CaptureStatus, Status},
-    trace::{self, Filter, Hub},
-};
+use super::{Answer, Call, PATIENCE, Request, Taken, socket_path};
 use crate::{
     compile::UnixAddr,
-    relay::{
-        Role,
-        listen::{self, Listening},
-    },
+    observe::trace::{self, Filter, Hub},
+    relay::listen::{self, Listening},
 };
 
 /// Longest request.
 const REQUEST_BYTES: u64 = 64 * 1024;
 /// How long to wait after a failed accept.
 const RETRY: Duration = Duration::from_millis(100);
-/// How long either side waits for the other.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the next agent may take to take over.
 const TAKE_OVER_PATIENCE: Duration = Duration::from_mins(1);
-
-/// What can be asked.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Request {
-    /// The whole state.
-    Status,
-    /// To have new connections of a workload be captured, or pass.
-    Capture {
-        /// `namespace/name`.
-        workload: String,
-        /// `None`: as its configuration says.
-        on: Option<bool>,
-    },
-    /// To hand everything over to the process that asks, which is the next agent.
-    TakeOver,
-    /// By the next agent, on the same connection: it has taken over.
-    Taken {
-        /// With the relay's TCP listeners. If not, this agent serves them until the last connection
-        /// that is led to them has arrived.
-        tcp: bool,
-    },
-}
-
-/// The answer to [`Request::Status`], or to any request that failed.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Answer {
-    /// The state.
-    Status(Box<Status>),
-    /// What [`Request::Capture`] has come to.
-    Capture(CaptureStatus),
-    /// What can be taken over, see [`Request::TakeOver`].
-    Offer(Offer),
-    /// Why the request was not served.
-    Error(String),
-}
-
-/// What an agent hands over. Descriptors are numbers in its process: see `pidfd_getfd(2)`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Offer {
-    /// Its process. (`SO_PEERCRED` tells who opened the admin socket first.)
-    pub pid: i32,
-    /// The listening admin socket.
-    pub admin: i32,
-    /// The relay's listening sockets, by workload.
-    pub sockets: Vec<OfferedSocket>,
-}
-
-/// One of the relay's listening sockets.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct OfferedSocket {
-    /// `namespace/name`.
-    pub workload: String,
-    /// Which it is.
-    pub role: Role,
-    /// Its descriptor.
-    pub descriptor: i32,
-}
-
-/// A request on its way to the agent's main loop.
-pub enum Call {
-    /// To be answered.
-    Ask(Request, oneshot::Sender<Answer>),
-    /// The next agent wants to take over: to be answered with an [`Offer`]; whether it has taken it
-    /// comes later, or never.
-    TakeOver(oneshot::Sender<Answer>, oneshot::Receiver<Taken>),
-}
-
-/// The next agent has taken over; with the relay's TCP listeners or without.
-#[derive(Clone, Copy, Debug)]
-pub struct Taken {
-    /// With them.
-    pub tcp: bool,
-}
-
-/// Where the socket of the agent with this run directory is.
-#[must_use]
-pub fn socket_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("admin.sock")
-}
 
 /// The admin socket, served.
 pub struct Admin {
@@ -276,7 +184,7 @@ async fn talk(
         );
         return say(&mut writer, &Answer::Error(text)).await;
     }
-    if let Some(filter) = filter(&line) {
+    if let Some(filter) = Filter::of_request(&line) {
         return trace::serve(traces, filter, reader, writer).await;
     }
     let (reply, answer) = oneshot::channel();
@@ -315,48 +223,4 @@ async fn say(writer: &mut WriteHalf<'_>, answer: &Answer) -> Result<()> {
     text.push(b'\n');
     timeout(PATIENCE, writer.write_all(&text)).await??;
     Ok(())
-}
-
-/// What is to be traced, if this is such a request.
-fn filter(line: &str) -> Option<Filter> {
-    let mut request: BTreeMap<String, Filter> = serde_json::from_str(line).ok()?;
-    request.remove(trace::REQUEST)
-}
-
-/// What to say when nobody answers at a socket.
-#[must_use]
-pub fn no_agent(path: &Path) -> String {
-    format!(
-        "asking the agent at {}: is it running, are you root, is --run-dir the agent's?",
-        path.display()
-    )
-}
-
-/// Asks the agent with this run directory.
-///
-/// # Errors
-/// If no agent answers there.
-pub fn ask(run_dir: &Path, request: &Request) -> Result<Answer> {
-    let path = socket_path(run_dir);
-    let stream = UnixStream::connect(&path).with_context(|| no_agent(&path))?;
-    ask_on(&stream, request).with_context(|| format!("asking the agent at {}", path.display()))
-}
-
-/// Asks on a connection.
-///
-/// # Errors
-/// If there is no answer, or one that is not understood.
-pub fn ask_on(mut stream: &UnixStream, request: &Request) -> Result<Answer> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    serde_json::to_writer(stream, request)?;
-    stream.write_all(b"\n")?;
-    let mut line = String::new();
-    BufReader::new(stream)
-        .read_line(&mut line)
-        .context("reading the agent's answer")?;
-    if line.is_empty() {
-        bail!("it closed the connection without an answer");
-    }
-    serde_json::from_str(&line)
-        .context("the agent's answer is not understood: is it of another version?")
 }
