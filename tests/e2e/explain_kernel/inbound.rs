@@ -46,7 +46,7 @@ fn it_is_given_to_whom_it_belongs_with_an_agent_and_without() -> anyhow::Result<
             notes(&nobody).contains("the application does not listen"),
             "{nobody}"
         );
-        let other = agrees(&lab, &[&at(7)], "pass", "not-included")?;
+        let other = agrees(&lab, &[&at(7)], "pass", "undeclared-port")?;
         ensure!(other["target"].is_null(), "{other}");
         // IPv6, which a listener on 127.0.0.1 cannot be given.
         let by_v6 = format!("inbound:[{v6}]:9081");

@@ -38,7 +38,7 @@ fn addresses_interfaces_and_routes_that_came_are_missed() -> anyhow::Result<()> 
     require_root!();
     let lab = left_alone()?;
     let netns = &lab.workload().netns;
-    netns.ip("link add net7 type dummy")?;
+    netns.ip("link add net7 type veth peer name peer7")?;
     let destination = inbound(&lab);
     differs(
         &lab,
