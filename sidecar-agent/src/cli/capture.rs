@@ -22,7 +22,7 @@ pub struct Args {
     /// `namespace/name`.
     workload: String,
     #[command(flatten)]
-    run_dir: RunDir,
+    agent: RunDir,
     #[command(flatten)]
     format: Format,
 }
@@ -47,7 +47,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             To::Reset => None,
         },
     };
-    match admin::ask(&args.run_dir.run_dir, &request)? {
+    match admin::ask(&args.agent.run_dir, &request)? {
         Answer::Capture(capture) => {
             print(args.format, &capture, || human(&args.workload, capture))?;
         }

@@ -19,7 +19,7 @@ pub struct Args {
     #[command(flatten)]
     inputs: Inputs,
     #[command(flatten)]
-    run_dir: RunDir,
+    agent: RunDir,
     /// Directory of what outlives the agent, and a restart of the machine.
     #[arg(long, env = "SIDECAR_AGENT_STATE_DIR", value_name = "DIR", default_value = STATE_DIR)]
     state_dir: PathBuf,
@@ -104,7 +104,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let options = runtime::Options {
         config,
         mesh_config,
-        run_dir: args.run_dir.run_dir,
+        run_dir: args.agent.run_dir,
         state_dir: args.state_dir,
         take_over: args.take_over,
         drain: Duration::from_secs(args.drain),

@@ -14,14 +14,14 @@ use crate::observe::status::Status;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    run_dir: RunDir,
+    agent: RunDir,
     #[command(flatten)]
     format: Format,
 }
 
 /// Asks the running agent and prints its answer.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let status = args.run_dir.status()?;
+    let status = args.agent.status()?;
     print(args.format, &*status, || human(&status))?;
     Ok(ExitCode::SUCCESS)
 }

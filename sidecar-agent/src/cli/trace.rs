@@ -61,7 +61,7 @@ pub struct Args {
     #[arg(short, long = "output", value_enum, default_value_t = Output::Table)]
     output: Output,
     #[command(flatten)]
-    run_dir: RunDir,
+    agent: RunDir,
 }
 
 /// Output formats.
@@ -89,7 +89,7 @@ async fn trace(args: Args) -> Result<ExitCode> {
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
     ];
-    let path = admin::socket_path(&args.run_dir.run_dir);
+    let path = admin::socket_path(&args.agent.run_dir);
     let stream = UnixStream::connect(&path).await;
     let (reader, mut writer) = stream.with_context(|| admin::no_agent(&path))?.into_split();
     writer.write_all(&filter(args).request()?).await?;

@@ -19,7 +19,7 @@ pub struct Args {
     #[command(flatten)]
     bpffs: Bpffs,
     #[command(flatten)]
-    run_dir: RunDir,
+    agent: RunDir,
     /// The agent's directory of state.
     #[arg(long, env = "SIDECAR_AGENT_STATE_DIR", value_name = "DIR", default_value = super::inputs::STATE_DIR)]
     state_dir: PathBuf,
@@ -34,7 +34,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         uninstall::inventory(&pin_dir)?
     } else {
         let found = uninstall::uninstall(&pin_dir)?;
-        crate::runtime::own_files::remove(&args.run_dir.run_dir, &args.state_dir)?;
+        crate::runtime::own_files::remove(&args.agent.run_dir, &args.state_dir)?;
         found
     };
     print(args.format, &found, || human(&found, args.dry_run))?;

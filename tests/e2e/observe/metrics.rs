@@ -44,6 +44,20 @@ fn documented() -> anyhow::Result<BTreeMap<String, Documented>> {
     Ok(found)
 }
 
+const RELAYED_SERVICE: &str = "\
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: local, namespace: prod-us1}
+spec:
+  hosts: [local.example.com]
+  addresses: [10.96.0.9]
+  ports:
+  - {number: 9080, name: tcp, protocol: TCP}
+  resolution: STATIC
+  endpoints:
+  - address: unix:///run/local.sock
+";
+
 fn visit(lab: &Lab, address: &str) -> anyhow::Result<bool> {
     let address: SocketAddr = address.parse()?;
     Ok(Client::tcp(address)
@@ -67,7 +81,10 @@ fn what_is_served_is_what_is_documented() -> anyhow::Result<()> {
         "broken.yaml",
         "apiVersion: v1\nkind: Service\nmetadata: {}\n",
     )?;
-    lab.start_agent()?;
+    lab.write("relayed.yaml", RELAYED_SERVICE)?;
+    // With all that may be served.
+    lab.start_agent_with(|agent| agent.args(["--metrics-per-workload"]))?;
+    lab.wait_captured()?;
     ensure!(visit(&lab, "10.96.0.1:9080")?, "not reached");
     let page = Page::of(lab.agent()?)?;
     let documented = documented()?;
@@ -85,10 +102,12 @@ fn what_is_served_is_what_is_documented() -> anyhow::Result<()> {
         })
         .collect();
     assert_eq!(page.families, declared);
-    let labels: BTreeMap<String, BTreeSet<String>> = documented
+    let mut labels: BTreeMap<String, BTreeSet<String>> = documented
         .into_iter()
         .map(|(name, (_, labels))| (name, labels))
         .collect();
+    let of_decisions = labels.entry(DECISIONS.to_owned()).or_default();
+    of_decisions.insert("workload".to_owned());
     assert_eq!(page.names(), labels);
     Ok(())
 }

@@ -86,39 +86,35 @@ impl<'a> Answer<'a> {
 
     /// The same for people.
     pub(super) fn human(&self) -> String {
-        let answer = self;
         let mut lines = vec![
-            format!(
-                "{} {} {}",
-                answer.workload, answer.direction, answer.destination
-            ),
-            format!("  path      {}", answer.path),
-            format!("  reason    {}: {}", answer.reason, answer.explanation),
+            format!("{} {} {}", self.workload, self.direction, self.destination),
+            format!("  path      {}", self.path),
+            format!("  reason    {}: {}", self.reason, self.explanation),
         ];
         let mut line = |name: &str, value: Option<String>| {
             if let Some(value) = value {
                 lines.push(format!("  {name:<9} {value}"));
             }
         };
-        line("listener", answer.listener.map(ToOwned::to_owned));
-        line("service", answer.service.map(ToOwned::to_owned));
+        line("listener", self.listener.map(ToOwned::to_owned));
+        line("service", self.service.map(ToOwned::to_owned));
         line(
             "target",
-            (!answer.targets.is_empty()).then(|| answer.targets.join(", ")),
+            (!self.targets.is_empty()).then(|| self.targets.join(", ")),
         );
-        let declared = answer
+        let declared = self
             .resource
-            .map(|resource| written(resource, answer.field, answer.location.as_ref()));
+            .map(|resource| written(resource, self.field, self.location.as_ref()));
         line(
             "declared",
             declared.or_else(|| Some("by no resource: built in".into())),
         );
-        let pool = answer.connection_pool.as_ref().map(|pool| {
+        let pool = self.connection_pool.as_ref().map(|pool| {
             let written = written(&pool.resource, pool.field, pool.location.as_ref());
             format!("left to the proxy: {written}")
         });
         line("pool", pool);
-        let gone = answer.while_gone.map(|gone| {
+        let gone = self.while_gone.map(|gone| {
             let WhileGone {
                 case,
                 policy,
@@ -129,8 +125,8 @@ impl<'a> Answer<'a> {
             format!("{path}{} ({case}={policy})", reason.unwrap_or_default())
         });
         line("if gone", gone);
-        line("policy", Some(answer.failure_policy.to_string()));
-        if let Some(kernel) = &answer.kernel {
+        line("policy", Some(self.failure_policy.to_string()));
+        if let Some(kernel) = &self.kernel {
             for (name, text) in kernel.lines() {
                 line(name, Some(printable(&text)));
             }

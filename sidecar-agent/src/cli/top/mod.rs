@@ -35,7 +35,7 @@ pub struct Args {
     )]
     interval: u64,
     #[command(flatten)]
-    run_dir: RunDir,
+    agent: RunDir,
 }
 
 /// A state, and when it was.
@@ -61,15 +61,15 @@ impl Sample {
 /// Shows what the agent's workloads and listeners do, again and again, until `q` is pressed.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let interval = Duration::from_secs(args.interval);
-    let first = Sample::take(&args.run_dir)?;
+    let first = Sample::take(&args.agent)?;
     if args.once || !stdout().is_terminal() {
         std::thread::sleep(interval);
-        let figures = Sample::take(&args.run_dir)?.since(&first);
+        let figures = Sample::take(&args.agent)?.since(&first);
         print_text(&view::plain(&figures))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut terminal = ratatui::try_init().context("taking over the terminal")?;
-    let ended = live(&mut terminal, &args.run_dir, interval, first);
+    let ended = live(&mut terminal, &args.agent, interval, first);
     ratatui::restore();
     ended.map(|()| ExitCode::SUCCESS)
 }

@@ -1,6 +1,6 @@
 //! What the kernel was told of a workload's network and sockets, against what is there now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use sidecar_common::{Addr, keys::WorkloadInterface, values::Identity};
@@ -44,9 +44,10 @@ impl InForce {
     }
 
     fn compare_addresses(&self, netns: &Netns, to: &mut Vec<String>) -> Result<()> {
-        let wanted = netns.local_addrs()?;
-        let mut wanted: Vec<_> = wanted.into_iter().map(|ip| (Addr::from(ip), ())).collect();
-        wanted.dedup();
+        let own = netns.local_addrs()?.into_iter().map(Addr::from);
+        // Two interfaces may have one.
+        let own: BTreeSet<Addr> = own.collect();
+        let wanted = own.into_iter().map(|addr| (addr, ())).collect();
         let keys = self.maps.local_addrs.keys().flatten();
         let found = keys.filter(|key| key.workload == self.slot);
         let found = found.map(|key| (key.endpoint.addr, ()));

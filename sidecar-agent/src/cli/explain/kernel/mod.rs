@@ -43,7 +43,7 @@ pub struct KernelArgs {
     #[command(flatten)]
     bpffs: Bpffs,
     #[command(flatten)]
-    run_dir: RunDir,
+    agent: RunDir,
 }
 
 /// What the kernel says.
@@ -90,16 +90,11 @@ impl Answer {
             "{verdict}: {decided}{} (workload {slot}, plan {plan} of set {set})",
             target.unwrap_or_default()
         );
-        let each = |name: &'static str, texts: &[String]| {
-            let texts = texts.to_vec().into_iter();
-            texts.map(move |text| (name, text)).collect::<Vec<_>>()
-        };
-        let first = vec![("kernel", kernel)];
-        let more = [
-            each("note", &self.notes),
-            each("differs", &self.differences),
-        ];
-        first.into_iter().chain(more.concat()).collect()
+        let notes = self.notes.iter().map(|text| ("note", text.clone()));
+        let differences = self.differences.iter();
+        let differences = differences.map(|text| ("differs", text.clone()));
+        let all = [("kernel", kernel)].into_iter().chain(notes);
+        all.chain(differences).collect()
     }
 }
 
@@ -201,7 +196,7 @@ impl Asked<'_> {
     fn ear(&self, connection: &Connection<'_>) -> Result<Ear> {
         if self.in_force.has_agent() {
             Ear::agent(
-                &self.args.run_dir.run_dir,
+                &self.args.agent.run_dir,
                 &self.workload.workload,
                 connection,
             )
