@@ -27,6 +27,7 @@ pub struct VmSuite {
 
 const LOGIC: &str = "what it tests is the agent's work on maps, alike on any kernel";
 const MANY: &str = "so many connections take minutes where the processor is emulated";
+const LONG: &str = "it takes a minute where the processor is emulated";
 const SAME: &str = "another test asks the kernel the same";
 const USER: &str = "what it tests happens outside the kernel";
 const ALIKE: &str = "the suite kernel tests the same of the kernel, in less time";
@@ -120,6 +121,7 @@ pub const SUITES: &[VmSuite] = &[
             ("bad_input::", USER),
             ("conformance::", USER),
             ("doctor::cgroups", USER),
+            ("doctor::foreign", LONG),
             ("doctor::rules", USER),
             ("doctor::what_is_missing", USER),
             ("doctor::workloads", USER),
@@ -127,7 +129,7 @@ pub const SUITES: &[VmSuite] = &[
             ("explain_kernel::", ALIKE),
             ("failure::", ALIKE),
             ("handover::live", USER),
-            ("handover::no_connection_is_refused_while", MANY),
+            ("handover::no_connection", MANY),
             ("handover::one_that", USER),
             ("handover::where", USER),
             ("healing::", ALIKE),
