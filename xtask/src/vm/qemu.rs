@@ -22,6 +22,15 @@ const MEMORY: u32 = 1536;
 /// How long a machine may take to begin, where the kernel runs on the processor itself.
 const PROBE: Duration = Duration::from_secs(20);
 
+/// The processor that qemu emulates: one without AVX and ERMS, which others are, so that programs do
+/// not use what emulation is slow at. Measured: it takes 0.8 times the time of `max`.
+const EMULATED: &str = "Nehalem,+rdrand";
+
+/// The kernel's parameters with an emulated processor. It leaks nothing to anybody and pays for not
+/// doing so; and what qemu has translated is used again by a process that has it at the same
+/// addresses. Measured: 0.9 and 0.75 times the time.
+const FAST: &str = "mitigations=off norandmaps";
+
 /// What runs the machine's instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Accel {
@@ -74,18 +83,13 @@ impl Machine<'_> {
     }
 
     fn command(&self) -> Command {
-        let (accel, cpu) = match self.accel {
-            Accel::Kvm => ("kvm", "host"),
-            Accel::Tcg => ("tcg,thread=multi", "max"),
+        let (accel, cpu, fast) = match self.accel {
+            Accel::Kvm => ("kvm", "host", ""),
+            Accel::Tcg => ("tcg,thread=multi", EMULATED, FAST),
         };
         let only = match self.cgroups {
             Cgroups::Pure => "cgroup_no_v1=all",
             Cgroups::Hybrid => "",
-        };
-        // An emulated processor leaks nothing to anybody, and pays for not doing so.
-        let fast = match self.accel {
-            Accel::Kvm => "",
-            Accel::Tcg => "mitigations=off",
         };
         let append = format!(
             "console=ttyS0 quiet panic=-1 random.trust_cpu=on {fast} {only} {CGROUPS}={}",

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use comfy_table::{Table, presets};
 
-use super::results::{Outcome, Results};
+use super::{
+    results::{Outcome, Results},
+    selection::SUITES,
+};
 use crate::test::Counts;
 
 /// Results by the name of the machine.
@@ -41,6 +44,8 @@ pub fn suites(all: &All) -> String {
             names.push(&test.suite);
         }
     }
+    // In the order they ran.
+    names.sort_by_key(|name| SUITES.iter().position(|suite| suite.name == *name));
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_header(["kernel", "boot"].iter().chain(&names).chain(&["total"]));
