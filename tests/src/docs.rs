@@ -7,8 +7,8 @@ use clap::Command;
 use sidecar_agent::{
     cli,
     doctor::{
+        FEATURES,
         catalogue::{self as findings, Code as Finding, Severity as FindingSeverity},
-        kernel::FEATURES,
         report,
     },
     model::{

@@ -9,7 +9,7 @@ mod capabilities;
 pub mod catalogue;
 mod cgroups;
 mod hooks;
-pub mod kernel;
+mod kernel;
 mod limits;
 mod packet_filter;
 pub mod report;
@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 
 pub use self::{
+    kernel::{FEATURES, Known},
     report::{Check, Report},
     workloads::WorkloadPlace,
 };
