@@ -53,6 +53,8 @@ pub const SUITES: &[Suite] = &[
                 "-p",
                 "xtask",
                 "-p",
+                "sidecar-vm-init",
+                "-p",
                 "sidecar-fuzz-checks",
                 "--features",
                 "sidecar-common/user",

@@ -24,6 +24,7 @@ mod report;
 mod results;
 mod selection;
 mod store;
+mod suites;
 mod userland;
 mod versions;
 
@@ -72,7 +73,7 @@ fn list() -> anyhow::Result<()> {
             .collect();
         println!("{:<6} {}", of_series[0].series(), texts.join(", "));
     }
-    for suite in selection::SUITES {
+    for suite in suites::SUITES {
         for (test, why) in suite.left_out {
             println!("left out: {}::{test}: {why}", suite.name);
         }

@@ -6,7 +6,7 @@ use comfy_table::{Table, presets};
 
 use super::{
     results::{Outcome, Results},
-    selection::SUITES,
+    suites::SUITES,
 };
 use crate::test::Counts;
 
