@@ -23,7 +23,7 @@ use sidecar_tests::{
 };
 
 use crate::{
-    fixture::{CAPACITY, Fixture, Loaded, namespace, serve},
+    fixture::{CAPACITY, Fixture, Loaded, link_info, namespace, serve},
     plan::{Planner, at, deny, pass},
 };
 
@@ -245,6 +245,10 @@ fn maps_that_cannot_be_used_decide_until_others_do() -> anyhow::Result<()> {
     life.attach()?;
     life.is_refused()?;
     life.follow(Planner::new().outbound_default(pass()))?;
+    // For a while: a connection may be between two of the old programs.
+    let old = inventory(&life.loaded.pin_dir())?.links;
+    let mut old = old.iter().filter_map(|link| link.pin.as_ref());
+    assert!(old.any(|pin| pin.starts_with(&first)), "detached at once");
     life.passes()?;
     life.follow(denied())?;
     life.is_refused()?;
@@ -299,8 +303,16 @@ fn where_one_program_cannot_be_attached_all_is_as_it_was() -> anyhow::Result<()>
     require_root!();
     let mut life = Life::new()?;
     let links = life.loaded.maps_dir().join("workload-1");
-    // One that has to be updated before one that is refused.
-    update_link(&links.join("connect4"), Hook::Connect4)?;
+    // One that has to be updated before one that is refused: it runs a program with other maps.
+    let mut theirs = Loaded::new()?;
+    let elsewhere = Cgroup::new("elsewhere")?;
+    theirs.attach(&elsewhere, &namespace()?)?;
+    let of_theirs = theirs.maps_dir().join("workload-1/connect4");
+    update_link(&links.join("connect4"), &of_theirs)?;
+    assert_eq!(
+        program_of(&links.join("connect4"))?,
+        program_of(&of_theirs)?
+    );
     fs::remove_file(links.join("recvmsg6"))?;
     let path = life.cgroup.path().to_owned();
     let foreign = poll_result(DEADLINE, "the hook to be free", || {
@@ -331,9 +343,18 @@ fn where_one_program_cannot_be_attached_all_is_as_it_was() -> anyhow::Result<()>
 }
 
 /// The links, with the programs that they run.
-fn runs(life: &Life) -> anyhow::Result<Vec<(u32, String)>> {
+fn runs(life: &Life) -> anyhow::Result<Vec<(u32, u32)>> {
     let links = inventory(&life.loaded.pin_dir())?.links;
-    Ok(links.into_iter().map(|of| (of.id, of.program)).collect())
+    let runs = links.into_iter().map(|of| {
+        let pin = of.pin.context("it is not pinned")?;
+        Ok((of.id, program_of(&pin)?))
+    });
+    runs.collect()
+}
+
+/// The kernel's number of the program that a pinned link runs.
+fn program_of(pin: &Path) -> anyhow::Result<u32> {
+    Ok(link_info(pin)?.program_id())
 }
 
 /// One that finds the pins in use has loaded its programs already.

@@ -42,14 +42,6 @@ pub(super) const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
 /// The name of the program for network namespaces.
 pub const NETNS_PROGRAM: &str = "inbound";
 
-/// The names of all programs, as the kernel has them.
-pub fn program_names() -> impl Iterator<Item = &'static str> {
-    CGROUP_PROGRAMS
-        .iter()
-        .map(|(name, _)| *name)
-        .chain([NETNS_PROGRAM])
-}
-
 /// The digests of complete plans, by id: only the agent reads it.
 pub const DIGESTS: &str = "DIGESTS";
 
@@ -256,7 +248,7 @@ pub fn digests(capacity: &Capacity) -> Expected {
 }
 
 /// The maps of the object, but for those of its constants.
-pub fn map_names() -> &'static [String] {
+fn map_names() -> &'static [String] {
     static NAMES: OnceLock<Vec<String>> = OnceLock::new();
     NAMES.get_or_init(|| {
         let object = aya_obj::Object::parse(CGROUP_OBJECT);
