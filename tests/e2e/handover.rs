@@ -260,10 +260,11 @@ fn what_another_plan_has_decided_is_not_led_by_the_next() -> anyhow::Result<()> 
     )?;
     lab.start_agent()?;
     let (probe, done) = (Probe::start(lab.inside())?, AtomicBool::new(false));
+    let is_done = &done;
     let (seen, refused) = thread::scope(|scope| -> anyhow::Result<_> {
-        let visits = scope.spawn(|| {
+        let visits = scope.spawn(move || {
             let (mut seen, mut refused) = (BTreeSet::new(), 0_u32);
-            while !done.load(Ordering::Relaxed) {
+            while !is_done.load(Ordering::Relaxed) {
                 match probe.visit("10.96.0.1:9080".parse()?)? {
                     Ok(answer) => drop(seen.insert(answer.name)),
                     Err(_) => refused += 1,

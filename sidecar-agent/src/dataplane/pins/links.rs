@@ -11,11 +11,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use aya::maps::MapInfo;
-use sidecar_common::values::{WORKLOAD_SLOTS, Word};
+use aya::maps::{MapInfo, MapType};
 
 use super::{WORKLOADS, entries, remove_pin};
 use crate::dataplane::sys::{self, AttachType, LinkInfo, LinkTarget};
+
+/// Maps of which every program of every version uses one: who is whose, and what each follows.
+const OUR_MAPS: [(&str, MapType); 2] = [
+    (WORKLOADS, MapType::Array),
+    ("IDENTITIES", MapType::CgroupStorage),
+];
 
 /// A link that has to be there.
 pub struct LinkSpec<'a> {
@@ -175,18 +180,19 @@ fn open(path: &Path) -> Option<(OwnedFd, LinkInfo)> {
 }
 
 /// Whether the program with this id is an agent's, of whatever version: each of them, and nobody
-/// else's, uses a map as `WORKLOADS` is. A name in our directory proves nothing: others may have
-/// pinned their link there.
+/// else's, uses one of [`OUR_MAPS`]. A name in our directory proves nothing: others may have pinned
+/// their link there.
 pub fn is_ours(program: u32) -> bool {
-    let is_workloads = |id: &u32| {
+    let is_our_map = |id: &u32| {
         MapInfo::from_id(*id).is_ok_and(|map| {
-            map.name() == WORKLOADS.as_bytes()
-                && map.max_entries() == WORKLOAD_SLOTS
-                && usize::try_from(map.value_size()).is_ok_and(|size| size == size_of::<Word>())
+            let mut ours = OUR_MAPS.iter();
+            ours.any(|(name, kind)| {
+                name.as_bytes() == map.name() && map.map_type().ok() == Some(*kind)
+            })
         })
     };
     let info = sys::program_by_id(program).and_then(|program| sys::program_info(program.as_fd()));
-    info.is_ok_and(|info| info.maps.iter().any(is_workloads))
+    info.is_ok_and(|info| info.maps.iter().any(is_our_map))
 }
 
 fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool> {
