@@ -16,10 +16,12 @@ use aya::maps::{MapInfo, MapType};
 use super::{WORKLOADS, entries, remove_pin};
 use crate::dataplane::sys::{self, AttachType, LinkInfo, LinkTarget};
 
-/// Maps of which every program of every version uses one: who is whose, and what each follows.
-const OUR_MAPS: [(&str, MapType); 2] = [
+/// Maps of which every program of every version uses one: what each workload follows, who is whose,
+/// and what sockets have asked for.
+const OUR_MAPS: [(&str, MapType); 3] = [
     (WORKLOADS, MapType::Array),
     ("IDENTITIES", MapType::CgroupStorage),
+    ("ASKED_FOR", MapType::SkStorage),
 ];
 
 /// A link that has to be there.
