@@ -182,7 +182,7 @@ fn what_is_in_the_place_of_a_pin_is_left_alone() -> anyhow::Result<()> {
         assert!(captured.is_refused()?, "let go");
         fs::remove_file(&pin)?;
         let dataplane = &mut captured.fixture.loaded.dataplane;
-        assert_eq!(dataplane.restore_pins()?, [pin.clone()]);
+        assert_eq!(dataplane.restore_pins()?, std::slice::from_ref(&pin));
         assert!(captured.is_refused()?, "let go");
     }
     Ok(())

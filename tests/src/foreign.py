@@ -15,8 +15,9 @@ try:
 except (OSError, ValueError):
     pass
 SYS_BPF = {"x86_64": 321}.get(platform.machine(), 280)
-MAP_UPDATE, PROG_LOAD, OBJ_PIN, OBJ_GET, PROG_ATTACH, PROG_DETACH = 2, 5, 6, 7, 8, 9
+MAP_CREATE, MAP_UPDATE, PROG_LOAD, OBJ_PIN, OBJ_GET, PROG_ATTACH, PROG_DETACH = 0, 2, 5, 6, 7, 8, 9
 PROG_BY_ID, INFO = 13, 15
+HASH, ARRAY = 1, 2
 LINK_CREATE, LINK_UPDATE, LINK_DETACH = 28, 29, 34
 CGROUP_SOCK_ADDR, SK_LOOKUP = 18, 30
 SK_LOOKUP_ATTACH = 36
@@ -31,10 +32,19 @@ def bpf(command, attr):
     return result
 
 
+def create_map(kind, name):
+    return bpf(MAP_CREATE, struct.pack("=IIIIIII16s", kind, 4, 4, 1, 0, 0, 0, name))
+
+
 def load(kind, attach_type, name="foreign"):
-    code = ctypes.create_string_buffer(struct.pack("<BBhiBBhi", 0xB7, 0, 0, 1, 0x95, 0, 0, 0), 16)
+    """It has maps: one of a kind as `WORKLOADS` is, and one that is only called so."""
+    maps = [create_map(ARRAY, b"foreign"), create_map(HASH, b"WORKLOADS")]
+    # r1 = the map; ...; r0 = 1; exit
+    code = b"".join(struct.pack("<BBhiQ", 0x18, 0x11, 0, number, 0) for number in maps)
+    code += struct.pack("<BBhiBBhi", 0xB7, 0, 0, 1, 0x95, 0, 0, 0)
+    count, code = len(code) // 8, ctypes.create_string_buffer(code, len(code))
     licence = ctypes.create_string_buffer(b"GPL")
-    attr = struct.pack("=IIQQIIQII16sII", kind, 2, ctypes.addressof(code),
+    attr = struct.pack("=IIQQIIQII16sII", kind, count, ctypes.addressof(code),
                        ctypes.addressof(licence), 0, 0, 0, 0, 0, name.encode(), 0, attach_type)
     return bpf(PROG_LOAD, attr)
 
