@@ -15,6 +15,7 @@ use sidecar_tests::{
 
 use crate::{
     fixture::{Fixture, Loaded, link_info},
+    life,
     plan::{Planner, at, deny, pass},
 };
 
@@ -78,6 +79,14 @@ impl Captured {
         } = &mut self.fixture;
         loaded.heal(*workload, cgroup, netns)
     }
+
+    /// It is mended, and captured again.
+    fn is_mended(&mut self) -> anyhow::Result<()> {
+        self.heal()?;
+        ensure!(self.broken().is_empty(), "{:?}", self.broken());
+        ensure!(self.is_refused()?, "not attached again");
+        Ok(())
+    }
 }
 
 #[test]
@@ -90,10 +99,7 @@ fn a_link_that_was_detached_is_attached_again() -> anyhow::Result<()> {
     }
     assert_eq!(captured.broken(), ["connect4", "sk_lookup"]);
     captured.passes()?;
-    captured.heal()?;
-    assert!(captured.broken().is_empty(), "{:?}", captured.broken());
-    assert!(captured.is_refused()?, "not attached again");
-    Ok(())
+    captured.is_mended()
 }
 
 #[test]
@@ -103,10 +109,7 @@ fn a_link_whose_pin_was_removed_is_attached_again() -> anyhow::Result<()> {
     fs::remove_file(captured.pin("connect4"))?;
     assert_eq!(captured.broken(), ["connect4"]);
     captured.passes()?;
-    captured.heal()?;
-    assert!(captured.broken().is_empty(), "{:?}", captured.broken());
-    assert!(captured.is_refused()?, "not attached again");
-    Ok(())
+    captured.is_mended()
 }
 
 /// As by `rm -r`: the maps as well, and the directories that they were in.
@@ -225,10 +228,7 @@ fn a_link_that_is_attached_elsewhere_is_of_no_use() -> anyhow::Result<()> {
     fs::rename(&of_other, &pin)?;
     assert_eq!(captured.broken(), ["connect4"]);
     captured.passes()?;
-    captured.heal()?;
-    assert!(captured.broken().is_empty(), "{:?}", captured.broken());
-    assert!(captured.is_refused()?, "not attached again");
-    Ok(())
+    captured.is_mended()
 }
 
 /// A link is made again with what it needs: pins of maps, and who the workload is.
@@ -265,12 +265,7 @@ fn looking_at_links_is_cheap() -> anyhow::Result<()> {
 }
 
 fn names(loaded: &Loaded) -> anyhow::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for dir in [loaded.pin_dir(), loaded.maps_dir()] {
-        for entry in fs::read_dir(dir)? {
-            names.push(entry?.file_name().to_string_lossy().into_owned());
-        }
-    }
-    names.sort();
+    let mut names = life::names(&loaded.pin_dir())?;
+    names.extend(life::names(&loaded.maps_dir())?);
     Ok(names)
 }

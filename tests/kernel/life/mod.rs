@@ -15,7 +15,7 @@ use sidecar_common::{
     keys::{PlanId, WorkloadId},
     values::PlanHeader,
 };
-use sidecar_tests::{Cgroup, Namespace, Probe, Server};
+use sidecar_tests::{Cgroup, DEADLINE, Namespace, Probe, Server, poll::poll_result};
 
 use crate::{
     fixture::{CAPACITY, Fixture, Loaded},
@@ -89,6 +89,16 @@ impl Life {
         Ok(())
     }
 
+    /// Waits until a set that is not used any more is gone. The workload is refused as before.
+    fn is_removed(&mut self, set: &Path) -> anyhow::Result<()> {
+        poll_result(DEADLINE, "the old set to be removed", || {
+            self.loaded.dataplane.refresh();
+            ensure!(!set.exists(), "it is there");
+            Ok(())
+        })?;
+        self.is_refused()
+    }
+
     fn link_ids(&self) -> anyhow::Result<Vec<u32>> {
         let pinned = inventory(&self.loaded.pin_dir())?.links;
         Ok(pinned.iter().map(|link| link.id).collect())
@@ -113,7 +123,8 @@ fn stranger(at: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn names(dir: &Path) -> anyhow::Result<Vec<String>> {
+/// What is in a directory, in order.
+pub fn names(dir: &Path) -> anyhow::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir)? {
         names.push(entry?.file_name().to_string_lossy().into_owned());

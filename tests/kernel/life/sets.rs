@@ -2,11 +2,10 @@
 
 use std::fs;
 
-use anyhow::ensure;
 use aya::maps::{Array, Map, MapData};
 use sidecar_agent::dataplane::uninstall::inventory;
 use sidecar_common::{ABI, values::Meta};
-use sidecar_tests::{DEADLINE, poll::poll_result, require_root};
+use sidecar_tests::require_root;
 
 use super::{Life, OTHER, denied, names};
 use crate::{
@@ -40,12 +39,7 @@ fn maps_that_cannot_be_used_decide_until_others_do() -> anyhow::Result<()> {
     life.passes()?;
     life.follow(denied())?;
     life.is_refused()?;
-    poll_result(DEADLINE, "the old set to be removed", || {
-        life.loaded.dataplane.refresh();
-        ensure!(!first.exists(), "it is there");
-        Ok(())
-    })?;
-    life.is_refused()?;
+    life.is_removed(&first)?;
     assert_eq!(life.link_ids()?.len(), 11);
     life = life.restart(OTHER)?;
     assert!(!life.loaded.pin_dir().join("set-3").exists(), "not adopted");
@@ -75,12 +69,7 @@ fn maps_of_another_abi_and_unfinished_ones_are_not_used() -> anyhow::Result<()> 
         life.is_refused()?;
         life.follow(denied())?;
         life.is_refused()?;
-        poll_result(DEADLINE, "the old set to be removed", || {
-            life.loaded.dataplane.refresh();
-            ensure!(!first.exists(), "it is there");
-            Ok(())
-        })?;
-        life.is_refused()?;
+        life.is_removed(&first)?;
     }
     Ok(())
 }
