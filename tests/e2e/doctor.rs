@@ -16,7 +16,7 @@ use sidecar_tests::{
     skip::kernel_has,
 };
 
-use crate::fixture::workload_entry;
+use crate::fixture::{registry_only, workload_entry};
 
 /// What `doctor` says.
 struct Said {
@@ -222,6 +222,24 @@ fn foreign_programs_are_found_and_those_that_keep_us_out_are_told_from_others() 
     }
     let _foreign = Foreign::on_netns(node.netns.path())?;
     node.look()?.finding("SCD0604", &node.netns())?;
+    Ok(())
+}
+
+/// Each of them, also those that use few maps.
+#[test]
+fn the_programs_of_an_agent_that_runs_are_not_foreign() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = registry_only()?;
+    lab.start_agent()?;
+    let mut doctor = doctor(&lab.agent()?.bpffs(), Some(&lab.config_dir()))?;
+    let said = Said::of(&doctor.output()?)?;
+    let about = format!("hooks of cgroup {}", lab.cgroup().path().display());
+    let check = said.checks().find(|check| check["check"] == *about);
+    let check = check.with_context(|| format!("nothing about {about}: {:#}", said.report))?;
+    ensure!(
+        check["state"] == "ok" && check["found"] == "only this agent's programs",
+        "{check}"
+    );
     Ok(())
 }
 

@@ -1,6 +1,8 @@
 //! From one agent to the next, without a connection that is refused.
 
 use std::{
+    collections::BTreeSet,
+    fs,
     io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
     os::unix::net::UnixStream,
@@ -9,10 +11,14 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use rustix::io::Errno;
 use sidecar_tests::{
     Client, Mode, Probe, Server,
+    command::output,
     lab::{Lab, service},
     require_root,
+    scrape::Page,
+    tempdir::TempDir,
 };
 
 /// One relayed listener each way, one that is served in the kernel alone, and the rest refused.
@@ -203,7 +209,9 @@ fn one_that_does_not_load_or_does_not_confirm_changes_nothing() -> anyhow::Resul
         ensure!(offer.contains("descriptor"), "{offer}");
         drop(stream);
         agent.wait_log("has not taken over")?;
-        lab.wait_captured()
+        lab.wait_captured()?;
+        Page::of(lab.agent()?).context("metrics are not served any more")?;
+        Ok(())
     })?;
     ensure!(lab.agent()?.pid() == pid, "another agent runs");
     Ok(())
@@ -215,4 +223,98 @@ fn where_none_runs_it_just_starts() -> anyhow::Result<()> {
     let mut lab = lab(Mode::Banner)?;
     lab.start_agent_with(|agent| agent.args(["--take-over"]))?;
     lab.wait_captured()
+}
+
+/// A service that is reached by a unix socket of the workload's, through the relay.
+fn by_socket(ip: &str, socket: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+         metadata: {{name: local, namespace: prod-us1}}\n\
+         spec:\n  hosts: [local.example.com]\n  addresses: [{ip}]\n  \
+         ports: [{{number: 9080, name: tcp, protocol: TCP}}]\n  resolution: STATIC\n  \
+         endpoints: [{{address: 'unix://{socket}'}}]\n"
+    )
+}
+
+/// The next agent has another plan, in which the relay's listener leads elsewhere: connections that
+/// were decided by the plan before, and wait in the listener that is handed over, are not led there.
+#[test]
+fn what_another_plan_has_decided_is_not_led_by_the_next() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = Lab::new()?;
+    lab.announce("10.96.0.0/16")?;
+    lab.serve("10.96.0.1:9080", "direct")?;
+    for name in ["first", "second"] {
+        let socket = lab.in_root(&format!("/run/{name}.sock"));
+        lab.keep(Server::unix(&socket).name(name).start()?);
+    }
+    lab.write("service.yaml", &by_socket("10.96.0.1", "/run/first.sock"))?;
+    lab.write_mesh("{}\n")?;
+    lab.write_workload(&[])?;
+    let dir = TempDir::new("sidecar-next-")?;
+    let entry = "workload.yaml";
+    fs::copy(lab.config_dir().join(entry), dir.path().join(entry))?;
+    fs::write(
+        dir.path().join("service.yaml"),
+        by_socket("10.96.0.2", "/run/second.sock"),
+    )?;
+    lab.start_agent()?;
+    let (probe, done) = (Probe::start(lab.inside())?, AtomicBool::new(false));
+    let is_done = &done;
+    let (seen, refused) = thread::scope(|scope| -> anyhow::Result<_> {
+        let visits = scope.spawn(move || {
+            let (mut seen, mut refused) = (BTreeSet::new(), 0_u32);
+            while !is_done.load(Ordering::Relaxed) {
+                match probe.visit("10.96.0.1:9080".parse()?)? {
+                    Ok(answer) => drop(seen.insert(answer.name)),
+                    Err(_) => refused += 1,
+                }
+            }
+            anyhow::Ok((seen, refused))
+        });
+        let own = lab.config_dir();
+        let changed = [dir.path(), &own, dir.path()]
+            .iter()
+            .try_for_each(|config| {
+                let config = ["--config".as_ref(), config.as_os_str()];
+                let before = lab.agent_mut()?.succeed(&config)?;
+                lab.wait_captured()?;
+                ensure!(before.wait()?.success(), "it did not end well");
+                Ok(())
+            });
+        done.store(true, Ordering::Relaxed);
+        let visits = visits.join();
+        changed?;
+        visits.map_err(|_| anyhow::anyhow!("the client panicked"))?
+    })?;
+    println!("{refused} connections were decided by a plan that the next agent does not know");
+    ensure!(refused > 0, "none was handed over");
+    ensure!(
+        seen == ["direct", "first"].map(str::to_owned).into(),
+        "{seen:?}"
+    );
+    Ok(())
+}
+
+/// Who calls the relay's port itself asks for nothing that could be decided.
+#[test]
+fn a_direct_call_to_the_relay_is_refused() -> anyhow::Result<()> {
+    require_root!();
+    let lab = relayed()?;
+    let listening = output(lab.inside().command("ss").args(["-ltnH"]))?;
+    let own: Vec<SocketAddr> = listening
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(3)?.parse().ok())
+        .filter(|address: &SocketAddr| address.ip().is_loopback())
+        .collect();
+    ensure!(own.len() == 2, "the relay's listeners: {listening}");
+    let probe = Probe::start(lab.inside())?;
+    for address in own {
+        let answer = probe.visit(address)?;
+        ensure!(
+            answer == Err(Errno::CONNRESET) || answer == Err(Errno::CONNREFUSED),
+            "{address}: {answer:?}"
+        );
+    }
+    Ok(())
 }

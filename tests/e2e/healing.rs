@@ -3,6 +3,7 @@
 use std::{fs, net::SocketAddr, path::PathBuf};
 
 use anyhow::ensure;
+use aya::maps::{Array, MapData, MapInfo};
 use sidecar_tests::{
     Client, DEADLINE, foreign::detach_link, lab::Lab, poll::poll_result, require_root, scrape::Page,
 };
@@ -59,6 +60,19 @@ fn a_link_that_is_detached_or_unpinned_is_attached_again() -> anyhow::Result<()>
     fs::remove_file(pin(&lab, "../OUTBOUND")?)?;
     lab.agent()?.wait_log("pinned again")?;
     ensure!(healed("map-pin")? == Some(1.0), "{:?}", healed("map-pin")?);
+
+    // Another's map in the place of ours is told, and left alone.
+    let (pin, theirs) = (
+        pin(&lab, "../OUTBOUND")?,
+        lab.agent()?.bpffs().join("theirs"),
+    );
+    Array::<MapData, u32>::create(1, 0)?.pin(&theirs)?;
+    let id = MapInfo::from_pin(&theirs)?.id();
+    fs::rename(&theirs, &pin)?;
+    let told = lab.agent()?.wait_log("something else is where the map")?;
+    ensure!(told.contains("OUTBOUND"), "{told}");
+    ensure!(MapInfo::from_pin(&pin)?.id() == id, "it was replaced");
+    ensure!(is_refused(&lab)?, "let go");
     Ok(())
 }
 

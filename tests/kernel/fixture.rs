@@ -4,12 +4,12 @@ use std::{
     fs,
     net::{SocketAddr, TcpListener},
     os::fd::AsFd as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use anyhow::Context as _;
-use aya::programs::links::PinnedLink;
+use aya::programs::links::{FdLink, LinkInfo, PinnedLink};
 use sidecar_agent::{
     compile::Plan,
     dataplane::{
@@ -157,6 +157,11 @@ impl Loaded {
             .filter(|(d, _, r, _)| (*d, *r) == (direction, reason));
         Ok(found.map(|(.., count)| *count).sum())
     }
+}
+
+/// What the kernel tells of a pinned link.
+pub fn link_info(pin: &Path) -> anyhow::Result<LinkInfo> {
+    Ok(FdLink::from(PinnedLink::from_pin(pin)?).info()?)
 }
 
 fn open_cgroup(cgroup: &Cgroup) -> anyhow::Result<cgroup::Cgroup> {

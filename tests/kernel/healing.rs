@@ -3,14 +3,19 @@
 use std::{fs, time::Instant};
 
 use anyhow::ensure;
+use aya::maps::{Array, MapData, MapInfo};
 use rustix::io::Errno;
 use sidecar_agent::dataplane::Dataplane;
 use sidecar_tests::{
-    DEADLINE, Probe, Server, foreign::detach_link, poll::poll_result, require_root,
+    Cgroup, DEADLINE, Probe, Server,
+    foreign::{Foreign, Hook, detach_link, wipe_storage},
+    poll::poll_result,
+    require_root,
 };
 
 use crate::{
-    fixture::{Fixture, Loaded},
+    fixture::{Fixture, Loaded, link_info},
+    life,
     plan::{Planner, at, deny, pass},
 };
 
@@ -74,6 +79,14 @@ impl Captured {
         } = &mut self.fixture;
         loaded.heal(*workload, cgroup, netns)
     }
+
+    /// It is mended, and captured again.
+    fn is_mended(&mut self) -> anyhow::Result<()> {
+        self.heal()?;
+        ensure!(self.broken().is_empty(), "{:?}", self.broken());
+        ensure!(self.is_refused()?, "not attached again");
+        Ok(())
+    }
 }
 
 #[test]
@@ -86,10 +99,7 @@ fn a_link_that_was_detached_is_attached_again() -> anyhow::Result<()> {
     }
     assert_eq!(captured.broken(), ["connect4", "sk_lookup"]);
     captured.passes()?;
-    captured.heal()?;
-    assert!(captured.broken().is_empty(), "{:?}", captured.broken());
-    assert!(captured.is_refused()?, "not attached again");
-    Ok(())
+    captured.is_mended()
 }
 
 #[test]
@@ -99,10 +109,7 @@ fn a_link_whose_pin_was_removed_is_attached_again() -> anyhow::Result<()> {
     fs::remove_file(captured.pin("connect4"))?;
     assert_eq!(captured.broken(), ["connect4"]);
     captured.passes()?;
-    captured.heal()?;
-    assert!(captured.broken().is_empty(), "{:?}", captured.broken());
-    assert!(captured.is_refused()?, "not attached again");
-    Ok(())
+    captured.is_mended()
 }
 
 /// As by `rm -r`: the maps as well, and the directories that they were in.
@@ -119,12 +126,6 @@ fn all_pins_that_were_removed_are_made_again() -> anyhow::Result<()> {
     assert!(captured.broken().is_empty(), "{:?}", captured.broken());
     assert_eq!(names(&captured.fixture.loaded)?, before);
     assert!(captured.is_refused()?, "not attached again");
-    // These are the maps that the plan is in, and other workloads can be attached.
-    let cgroup = sidecar_tests::Cgroup::new("other")?;
-    let Fixture { loaded, netns, .. } = &mut captured.fixture;
-    let other = loaded.attach(&cgroup, netns)?;
-    loaded.follow(other, Planner::new().outbound_default(pass()).build())?;
-    assert!(loaded.dataplane.restore_pins()?.is_empty());
     // The lock is on what is there now.
     let config = sidecar_agent::dataplane::Config {
         pin_dir: pins,
@@ -135,6 +136,12 @@ fn all_pins_that_were_removed_are_made_again() -> anyhow::Result<()> {
     };
     let error = format!("{error:#}");
     assert!(error.contains("another agent uses it"), "{error}");
+    // These are the maps that the plan is in, and other workloads can be attached.
+    let cgroup = Cgroup::new("other")?;
+    let Fixture { loaded, netns, .. } = &mut captured.fixture;
+    let other = loaded.attach(&cgroup, netns)?;
+    loaded.follow(other, Planner::new().outbound_default(pass()).build())?;
+    assert!(loaded.dataplane.restore_pins()?.is_empty());
 
     let Captured {
         fixture,
@@ -154,20 +161,90 @@ fn all_pins_that_were_removed_are_made_again() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where a map was pinned is another's now: it is left alone, and said.
+/// Where a map was pinned is another's now, which may even be alike: it is left alone, and said.
 #[test]
 fn what_is_in_the_place_of_a_pin_is_left_alone() -> anyhow::Result<()> {
     require_root!();
     let mut captured = Captured::new()?;
     let pin = captured.fixture.loaded.maps_dir().join("OUTBOUND");
+    let theirs = Loaded::new()?;
+    let unlike = theirs.bpffs.path().join("theirs");
+    Array::<MapData, u32>::create(1, 0)?.pin(&unlike)?;
+    for foreign in [theirs.maps_dir().join("OUTBOUND"), unlike] {
+        let foreign = MapData::from_pin(foreign)?;
+        fs::remove_file(&pin)?;
+        foreign.pin(&pin)?;
+        let dataplane = &mut captured.fixture.loaded.dataplane;
+        let error = format!("{:#}", dataplane.restore_pins().unwrap_err());
+        assert!(
+            error.contains("something else is where the map") && error.contains("OUTBOUND"),
+            "{error}"
+        );
+        let left = MapInfo::from_pin(&pin)?.id();
+        assert_eq!(left, foreign.info()?.id(), "it was replaced");
+        assert!(captured.is_refused()?, "let go");
+        fs::remove_file(&pin)?;
+        let dataplane = &mut captured.fixture.loaded.dataplane;
+        assert_eq!(dataplane.restore_pins()?, std::slice::from_ref(&pin));
+        assert!(captured.is_refused()?, "let go");
+    }
+    Ok(())
+}
+
+/// The same with a link, which is attached where ours was.
+#[test]
+fn a_link_in_the_place_of_a_pin_is_left_alone() -> anyhow::Result<()> {
+    require_root!();
+    let mut captured = Captured::new()?;
+    let pin = captured.pin("connect4");
     fs::remove_file(&pin)?;
-    aya::maps::Array::<aya::maps::MapData, u32>::create(1, 0)?.pin(&pin)?;
-    let dataplane = &mut captured.fixture.loaded.dataplane;
-    let error = format!("{:#}", dataplane.restore_pins().unwrap_err());
-    assert!(error.contains("OUTBOUND"), "{error}");
+    let cgroup = captured.fixture.cgroup.path();
+    let foreign = Foreign::link(cgroup, Hook::Connect4, "connect4", Some(&pin))?;
+    assert_eq!(captured.broken(), ["connect4"], "taken for ours");
+    let error = format!("{:#}", captured.heal().unwrap_err());
+    assert!(
+        error.contains("something else is where the link") && error.contains("connect4"),
+        "{error}"
+    );
+    let left = link_info(&pin)?;
+    assert_eq!(Some(left.id()), foreign.link_id(), "it was replaced");
     fs::remove_file(&pin)?;
-    assert_eq!(dataplane.restore_pins()?, [pin]);
-    assert!(captured.is_refused()?, "let go");
+    captured.heal()?;
+    assert!(captured.is_refused()?, "not attached again");
+    Ok(())
+}
+
+/// A link of ours that is attached to something else: not to what is said by its place.
+#[test]
+fn a_link_that_is_attached_elsewhere_is_of_no_use() -> anyhow::Result<()> {
+    require_root!();
+    let mut captured = Captured::new()?;
+    let cgroup = Cgroup::new("other")?;
+    let Fixture { loaded, netns, .. } = &mut captured.fixture;
+    let other = loaded.attach(&cgroup, netns)?;
+    let of_other = loaded.maps_dir().join(format!("workload-{other}/connect4"));
+    let pin = captured.pin("connect4");
+    fs::remove_file(&pin)?;
+    fs::rename(&of_other, &pin)?;
+    assert_eq!(captured.broken(), ["connect4"]);
+    captured.passes()?;
+    captured.is_mended()
+}
+
+/// A link is made again with what it needs: pins of maps, and who the workload is.
+#[test]
+fn with_a_link_comes_what_it_needs() -> anyhow::Result<()> {
+    require_root!();
+    let mut captured = Captured::new()?;
+    let maps = captured.fixture.loaded.maps_dir();
+    let before = names(&captured.fixture.loaded)?;
+    wipe_storage(&maps.join("IDENTITIES"), captured.fixture.cgroup.id()?)?;
+    assert!(!captured.is_refused()?, "it is known all the same");
+    fs::remove_file(maps.join("OUTBOUND"))?;
+    fs::remove_file(captured.pin("connect4"))?;
+    captured.heal()?;
+    assert_eq!(names(&captured.fixture.loaded)?, before);
+    assert!(captured.is_refused()?, "not known again");
     Ok(())
 }
 
@@ -188,12 +265,7 @@ fn looking_at_links_is_cheap() -> anyhow::Result<()> {
 }
 
 fn names(loaded: &Loaded) -> anyhow::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for dir in [loaded.pin_dir(), loaded.maps_dir()] {
-        for entry in fs::read_dir(dir)? {
-            names.push(entry?.file_name().to_string_lossy().into_owned());
-        }
-    }
-    names.sort();
+    let mut names = life::names(&loaded.pin_dir())?;
+    names.extend(life::names(&loaded.maps_dir())?);
     Ok(names)
 }

@@ -31,5 +31,6 @@ mod source;
 mod tproxy;
 mod transparency;
 mod tuples;
+mod uninstall;
 mod usage;
 mod verifier;

@@ -47,23 +47,39 @@ pub fn detach_link(pin: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Has a pinned link run a program named `foreign` that lets everything pass.
+/// Has a pinned link run the program of another pinned link.
 ///
 /// # Errors
 /// As [`detach_link`].
-pub fn update_link(pin: &Path, hook: Hook) -> anyhow::Result<()> {
+pub fn update_link(pin: &Path, other: &Path) -> anyhow::Result<()> {
     command::output(
         Command::new("python3")
             .args(["-c", SCRIPT, "update"])
-            .arg(pin)
-            .arg((hook as u32).to_string()),
+            .args([pin, other]),
     )?;
     Ok(())
 }
 
-/// A program named `foreign` that lets everything pass. Detached when dropped.
+/// Overwrites the storage of a cgroup in a pinned map with zeros.
+///
+/// # Errors
+/// As [`detach_link`].
+pub fn wipe_storage(pin: &Path, cgroup: u64) -> anyhow::Result<()> {
+    command::output(
+        Command::new("python3")
+            .args(["-c", SCRIPT, "wipe"])
+            .arg(pin)
+            .arg(cgroup.to_string()),
+    )?;
+    Ok(())
+}
+
+/// A program, named `foreign` unless it is said, that lets everything pass. Detached when dropped.
 #[derive(Debug)]
-pub struct Foreign(Child);
+pub struct Foreign {
+    child: Child,
+    link: Option<u32>,
+}
 
 impl Foreign {
     /// At a hook of a cgroup.
@@ -81,10 +97,31 @@ impl Foreign {
     /// # Errors
     /// As [`on_cgroup`](Self::on_cgroup).
     pub fn on_netns(netns: &Path) -> anyhow::Result<Self> {
-        Self::start(&["netns".as_ref(), netns.as_os_str()], &[])
+        Self::start::<&str>(&["netns".as_ref(), netns.as_os_str()], &[])
     }
 
-    fn start(words: &[&OsStr], more: &[&str]) -> anyhow::Result<Self> {
+    /// At a hook of a cgroup, by a link, and with a name of its own. As long as the link is pinned
+    /// it stays attached.
+    ///
+    /// # Errors
+    /// As [`on_cgroup`](Self::on_cgroup).
+    pub fn link(cgroup: &Path, hook: Hook, name: &str, pin: Option<&Path>) -> anyhow::Result<Self> {
+        let words = ["link".as_ref(), cgroup.as_os_str()];
+        let hook = (hook as u32).to_string();
+        let more: Vec<&OsStr> = [hook.as_ref(), name.as_ref()]
+            .into_iter()
+            .chain(pin.map(Path::as_os_str))
+            .collect();
+        Self::start(&words, &more)
+    }
+
+    /// The kernel's number for its link, if it is attached by one.
+    #[must_use]
+    pub fn link_id(&self) -> Option<u32> {
+        self.link
+    }
+
+    fn start<S: AsRef<OsStr>>(words: &[&OsStr], more: &[S]) -> anyhow::Result<Self> {
         let mut child = Command::new("python3")
             .args(["-c", SCRIPT])
             .args(words)
@@ -96,12 +133,14 @@ impl Foreign {
             .context("cannot run python3")?;
         let stdout = child.stdout.take().context("no stdout")?;
         // Ended when dropped, from here on.
-        let mut foreign = Self(child);
+        let mut foreign = Self { child, link: None };
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
-        if line.trim() != "ready" {
+        if let Some(link) = line.trim().strip_prefix("ready") {
+            foreign.link = link.trim().parse().ok();
+        } else {
             let mut error = String::new();
-            let stderr = foreign.0.stderr.take();
+            let stderr = foreign.child.stderr.take();
             stderr.map(|mut stderr| stderr.read_to_string(&mut error));
             bail!("the foreign program was not attached: {}", error.trim());
         }
@@ -112,7 +151,7 @@ impl Foreign {
 impl Drop for Foreign {
     fn drop(&mut self) {
         // It detaches at the end of its input.
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
     }
 }

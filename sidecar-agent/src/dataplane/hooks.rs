@@ -8,16 +8,12 @@ use std::{
     path::Path,
 };
 
-use aya::{maps::MapInfo, programs::loaded_programs};
-
 use super::{
     netns::Netns,
     object::CGROUP_PROGRAMS,
+    pins,
     sys::{self, AttachType},
 };
-
-/// A map that all our programs use, and hardly anybody else's.
-const OUR_MAP: &str = "WORKLOADS";
 
 /// How programs are attached at one hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,25 +112,16 @@ fn sharing(flags: u32) -> Sharing {
 
 /// Those of these programs that we may look at (`CAP_SYS_ADMIN`).
 fn look_up(ids: &BTreeSet<u32>) -> BTreeMap<u32, Attached> {
-    if ids.is_empty() {
-        return BTreeMap::new();
-    }
-    loaded_programs()
-        .map_while(Result::ok)
-        .filter(|program| ids.contains(&program.id()))
-        .map(|program| {
-            let maps = program.map_ids().ok().flatten().unwrap_or_default();
-            let is_ours = maps.into_iter().any(|map| {
-                MapInfo::from_id(map).is_ok_and(|map| map.name_as_str() == Some(OUR_MAP))
-            });
-            let attached = Attached {
-                id: program.id(),
-                name: program.name_as_str().unwrap_or_default().to_owned(),
-                is_ours,
-            };
-            (attached.id, attached)
-        })
-        .collect()
+    let look_up = |id: &u32| {
+        let program = sys::program_by_id(*id).ok()?;
+        let attached = Attached {
+            id: *id,
+            name: sys::program_info(program.as_fd()).ok()?.name,
+            is_ours: pins::is_ours(*id),
+        };
+        Some((*id, attached))
+    };
+    ids.iter().filter_map(look_up).collect()
 }
 
 #[cfg(test)]

@@ -8,14 +8,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::maps::MapInfo;
 use serde::Serialize;
 
 use super::{
     cgroup,
     netns::Netns,
     network::Setup,
-    object,
     pins::{self, PinDir},
     scratch,
     slots::Slots,
@@ -154,7 +152,7 @@ fn link(info: &LinkInfo, pin: Option<PathBuf>) -> Link {
     }
 }
 
-/// Links beside `own` that run a program of this agent's: one that has our name and our maps.
+/// Links beside `own` that run a program of an agent's.
 fn orphans(own: &BTreeSet<u32>) -> Result<Vec<Link>> {
     let mut found = Vec::new();
     let mut last = 0;
@@ -167,26 +165,11 @@ fn orphans(own: &BTreeSet<u32>) -> Result<Vec<Link>> {
         else {
             continue;
         };
-        if !own.contains(&id) && is_ours(info.program) {
+        if !own.contains(&id) && pins::is_ours(info.program) {
             found.push(link(&info, None));
         }
     }
     Ok(found)
-}
-
-fn is_ours(program: u32) -> bool {
-    let info = sys::program_by_id(program).and_then(|program| sys::program_info(program.as_fd()));
-    let is_our_map = |id: &u32| {
-        let map = MapInfo::from_id(*id);
-        map.is_ok_and(|map| {
-            object::map_names()
-                .iter()
-                .any(|name| name.as_bytes() == map.name())
-        })
-    };
-    info.is_ok_and(|info| {
-        object::program_names().any(|name| name == info.name) && info.maps.iter().any(is_our_map)
-    })
 }
 
 /// A path to each of these network namespaces, where there is one: by name, or of a process in it.

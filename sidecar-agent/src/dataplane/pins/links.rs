@@ -10,10 +10,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use aya::maps::{MapInfo, MapType};
 
-use super::{entries, remove_pin};
+use super::{WORKLOADS, entries, remove_pin};
 use crate::dataplane::sys::{self, AttachType, LinkInfo, LinkTarget};
+
+/// Maps of which every program of every version uses one: what each workload follows, who is whose,
+/// and what sockets have asked for.
+const OUR_MAPS: [(&str, MapType); 3] = [
+    (WORKLOADS, MapType::Array),
+    ("IDENTITIES", MapType::CgroupStorage),
+    ("ASKED_FOR", MapType::SkStorage),
+];
 
 /// A link that has to be there.
 pub struct LinkSpec<'a> {
@@ -115,6 +124,11 @@ impl Links {
             }
             // Attached to what is gone, or what the workload has left.
             remove_pin(&path)?;
+        } else if path.exists() {
+            bail!(
+                "something else is where the link {} is to be pinned; remove it",
+                path.display()
+            );
         }
         let link = sys::link_create(program, spec.target, attach_type)
             .with_context(|| format!("attaching {attach_type:?}"))?;
@@ -122,8 +136,8 @@ impl Links {
         Ok(Change::Made(path))
     }
 
-    /// What its links are attached to, by the names of their pins. A pin that is no link is not
-    /// among them.
+    /// What its links are attached to, by the names of their pins. What is no link, or another's,
+    /// is not among them.
     pub fn infos(&self) -> Result<Vec<(PathBuf, LinkInfo)>> {
         Ok(entries(&self.dir)?
             .into_iter()
@@ -134,7 +148,7 @@ impl Links {
             .collect())
     }
 
-    /// What is in it that is no link.
+    /// What is in it that is no link of this agent's.
     pub fn strangers(&self) -> Result<Vec<PathBuf>> {
         let mut found = entries(&self.dir)?;
         found.retain(|path| open(path).is_none());
@@ -160,11 +174,27 @@ impl Links {
     }
 }
 
-/// The link that is pinned at `path`.
+/// The link of this agent's that is pinned at `path`.
 fn open(path: &Path) -> Option<(OwnedFd, LinkInfo)> {
     let link = sys::open_pin(path).ok()?;
     let info = sys::link_info(link.as_fd()).ok()?;
-    Some((link, info))
+    is_ours(info.program).then_some((link, info))
+}
+
+/// Whether the program with this id is an agent's, of whatever version: each of them, and nobody
+/// else's, uses one of [`OUR_MAPS`]. A name in our directory proves nothing: others may have pinned
+/// their link there.
+pub fn is_ours(program: u32) -> bool {
+    let is_our_map = |id: &u32| {
+        MapInfo::from_id(*id).is_ok_and(|map| {
+            let mut ours = OUR_MAPS.iter();
+            ours.any(|(name, kind)| {
+                name.as_bytes() == map.name() && map.map_type().ok() == Some(*kind)
+            })
+        })
+    };
+    let info = sys::program_by_id(program).and_then(|program| sys::program_info(program.as_fd()));
+    info.is_ok_and(|info| info.maps.iter().any(is_our_map))
 }
 
 fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool> {

@@ -30,7 +30,7 @@ use rustix::{
 };
 
 pub use held::HeldPins;
-pub use links::{LinkSpec, Links};
+pub use links::{LinkSpec, Links, is_ours};
 pub use set::{Expected, Set};
 
 /// The map that all sets share.

@@ -1,0 +1,101 @@
+//! Which links a workload has to have.
+
+use std::{os::fd::AsFd, path::PathBuf};
+
+use anyhow::{Context, Result};
+use sidecar_common::keys::WorkloadId;
+
+use super::Attachment;
+use crate::dataplane::{
+    Binding,
+    cgroup::Cgroup,
+    object::Objects,
+    pins::{LinkSpec, Links},
+    sys::{AttachType, LinkTarget},
+};
+
+/// The name of the pin of a workload's link to its namespace.
+pub const SK_LOOKUP: &str = "sk_lookup";
+
+/// What the names of the pins begin with of links to the workload's cgroup, and to its proxy's if
+/// that is apart.
+const PREFIXES: [&str; 2] = ["", "proxy-"];
+
+impl Attachment {
+    /// The links that are not as [`Attachment::new`] has made them, by the names of their pins.
+    pub fn broken_links(&self) -> Vec<String> {
+        // The order of `cgroups` is that of `attach`.
+        let of_cgroups = PREFIXES.iter().zip(&self.cgroups).flat_map(|(prefix, of)| {
+            let target = LinkTarget::Cgroup(of.0);
+            Objects::cgroup_program_names().map(move |name| (format!("{prefix}{name}"), target))
+        });
+        let of_netns = (SK_LOOKUP.to_owned(), self.netns.target());
+        of_cgroups
+            .chain([of_netns])
+            .filter(|(name, target)| !self.links.runs(name, *target, |_| true))
+            .map(|(name, _)| name)
+            .collect()
+    }
+
+    /// Attaches what is not attached any more to where it was.
+    pub fn attach_again(&mut self, objects: &Objects, binding: &Binding<'_>) -> Result<()> {
+        self.cgroups = attach(objects, self.identity.workload, &self.links, binding)?;
+        Ok(())
+    }
+}
+
+/// Has every program attached to the workload's cgroups and namespace. Returns the cgroups.
+pub fn attach(
+    objects: &Objects,
+    workload: WorkloadId,
+    links: &Links,
+    binding: &Binding<'_>,
+) -> Result<Vec<(u64, PathBuf)>> {
+    // Programs of a cgroup run for those below it as well: once is enough.
+    let proxy_apart = binding
+        .proxy_cgroup
+        .filter(|proxy| !proxy.path.starts_with(&binding.cgroup.path));
+    let cgroups: Vec<(&str, &Cgroup)> = PREFIXES
+        .into_iter()
+        .zip([Some(binding.cgroup), proxy_apart])
+        .filter_map(|(prefix, cgroup)| Some((prefix, cgroup?)))
+        .collect();
+    let mut specs = Vec::new();
+    for (prefix, cgroup) in &cgroups {
+        let of_cgroup = objects.cgroup_programs();
+        specs.extend(of_cgroup.map(|(name, attach_type, program)| LinkSpec {
+            name: format!("{prefix}{name}"),
+            program: Some(program),
+            target: cgroup.as_fd(),
+            target_id: LinkTarget::Cgroup(cgroup.id),
+            attach_type,
+        }));
+    }
+    let has_sk_lookup = links.runs(SK_LOOKUP, binding.netns.target(), |program| {
+        objects.is_sk_lookup(program)
+    });
+    let sk_lookup = if has_sk_lookup {
+        None
+    } else {
+        Some(objects.load_sk_lookup(workload)?)
+    };
+    specs.push(LinkSpec {
+        name: SK_LOOKUP.to_owned(),
+        program: sk_lookup.as_ref().map(AsFd::as_fd),
+        target: binding.netns.as_fd(),
+        target_id: binding.netns.target(),
+        attach_type: AttachType::SkLookup,
+    });
+    links.ensure(&specs).with_context(|| {
+        format!(
+            "for cgroup {} and namespace {}; a program attached to that cgroup without \
+             BPF_F_ALLOW_MULTI keeps others out (see `bpftool cgroup show`)",
+            binding.cgroup.path.display(),
+            binding.netns.path.display()
+        )
+    })?;
+    Ok(cgroups
+        .iter()
+        .map(|(_, cgroup)| (cgroup.id, cgroup.path.clone()))
+        .collect())
+}
