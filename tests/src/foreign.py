@@ -1,9 +1,14 @@
 #   detach PIN                       has a pinned link be attached to nothing (BPF_LINK_DETACH)
 #   update PIN ATTACH_TYPE           has a pinned link run a program that does nothing
-# else attaches a BPF program that does nothing (returns 1) and keeps it until standard input ends:
-#   cgroup PATH ATTACH_TYPE FLAGS    as BPF_PROG_ATTACH has them
-#   netns PATH                       sk_lookup, by a link
-import ctypes, os, platform, resource, struct, sys
+# else attaches a BPF program that counts and lets everything pass (returns 1), keeps it until standard
+# input ends, and answers every line there with what it has counted:
+#   cgroup PATH ATTACH_TYPE FLAGS    calls, as BPF_PROG_ATTACH has them
+#   bytes PATH ATTACH_TYPE FLAGS     bytes of packets, as systemd's IP accounting does
+#   balancer PATH FLAGS VIP:PORT BACKEND:PORT
+#                                    connections (connect4) to a service address, which it leads to a
+#                                    backend, as Cilium's load balancer for sockets does
+#   netns PATH                       sk_lookup, by a link; counts nothing
+import ctypes, os, platform, resource, socket, struct, sys
 
 libc = ctypes.CDLL(None, use_errno=True)
 # Before kernel 5.11 programs count as locked memory.
@@ -12,10 +17,11 @@ try:
 except (OSError, ValueError):
     pass
 SYS_BPF = {"x86_64": 321}.get(platform.machine(), 280)
-PROG_LOAD, OBJ_GET, PROG_ATTACH, PROG_DETACH = 5, 7, 8, 9
+MAP_CREATE, MAP_LOOKUP, PROG_LOAD, OBJ_GET, PROG_ATTACH, PROG_DETACH = 0, 1, 5, 7, 8, 9
 LINK_CREATE, LINK_UPDATE, LINK_DETACH = 28, 29, 34
-CGROUP_SOCK_ADDR, SK_LOOKUP = 18, 30
-SK_LOOKUP_ATTACH = 36
+CGROUP_SKB, CGROUP_SOCK_ADDR, SK_LOOKUP = 8, 18, 30
+CONNECT4, SK_LOOKUP_ATTACH = 10, 36
+ARRAY = 2
 
 
 def bpf(command, attr):
@@ -27,17 +33,61 @@ def bpf(command, attr):
     return result
 
 
-def load(kind, attach_type):
-    code = ctypes.create_string_buffer(struct.pack("<BBhiBBhi", 0xB7, 0, 0, 1, 0x95, 0, 0, 0), 16)
+def op(code, registers=0, offset=0, value=0):
+    """An instruction; `registers`: the source's number in the upper half, the destination's below."""
+    return struct.pack("<BBhi", code, registers, offset, value)
+
+
+RETURN_1 = op(0xB7, 0, 0, 1) + op(0x95)
+
+
+def load(kind, attach_type, body=RETURN_1):
+    code = ctypes.create_string_buffer(body, len(body))
     licence = ctypes.create_string_buffer(b"GPL")
-    attr = struct.pack("=IIQQIIQII16sII", kind, 2, ctypes.addressof(code),
+    attr = struct.pack("=IIQQIIQII16sII", kind, len(body) // 8, ctypes.addressof(code),
                        ctypes.addressof(licence), 0, 0, 0, 0, 0, b"foreign", 0, attach_type)
     return bpf(PROG_LOAD, attr)
 
 
-def done():
+class Counter:
+    """A number that a program adds to."""
+
+    def __init__(self):
+        self.map = bpf(MAP_CREATE, struct.pack("=IIIII", ARRAY, 4, 8, 1, 0))
+
+    def add(self):
+        """Adds r3; r2 is lost."""
+        # r2 = &value, in two halves (BPF_PSEUDO_MAP_VALUE); lock *r2 += r3
+        return op(0x18, 0x22, 0, self.map) + op(0) + op(0xDB, 0x32)
+
+    def read(self):
+        key = ctypes.create_string_buffer(struct.pack("=I", 0), 4)
+        value = ctypes.create_string_buffer(8)
+        bpf(MAP_LOOKUP, struct.pack("=QQQQ", self.map, ctypes.addressof(key),
+                                    ctypes.addressof(value), 0))
+        return struct.unpack("=Q", value.raw)[0]
+
+
+def endpoint(text):
+    """An address and a port as struct bpf_sock_addr has them: in network byte order."""
+    address, port = text.rsplit(":", 1)
+    return struct.unpack("=i", socket.inet_aton(address))[0], socket.htons(int(port))
+
+
+def balancer(counter, vip, backend):
+    (vip, vip_port), (backend, port) = endpoint(vip), endpoint(backend)
+    # r1: the context; its fields user_ip4 and user_port are at 4 and 24.
+    led = (op(0xB4, 2, 0, backend) + op(0x63, 0x21, 4) + op(0xB4, 2, 0, port) + op(0x63, 0x21, 24)
+           + op(0xB7, 3, 0, 1) + counter.add())
+    steps = len(led) // 8
+    return (op(0x61, 0x12, 4) + op(0x56, 2, steps + 2, vip)
+            + op(0x61, 0x12, 24) + op(0x56, 2, steps, vip_port) + led + RETURN_1)
+
+
+def done(counter=None):
     print("ready", flush=True)
-    sys.stdin.read()
+    for _ in sys.stdin:
+        print(counter.read() if counter else 0, flush=True)
 
 
 if sys.argv[1] == "detach":
@@ -54,13 +104,23 @@ if sys.argv[1] == "update":
     sys.exit()
 
 target = os.open(sys.argv[2], os.O_RDONLY)
-if sys.argv[1] == "cgroup":
-    attach_type, flags = int(sys.argv[3]), int(sys.argv[4])
-    program = load(CGROUP_SOCK_ADDR, attach_type)
-    bpf(PROG_ATTACH, struct.pack("=IIII", target, program, attach_type, flags))
-    done()
-    bpf(PROG_DETACH, struct.pack("=IIII", target, program, attach_type, 0))
-else:
+if sys.argv[1] == "netns":
     program = load(SK_LOOKUP, SK_LOOKUP_ATTACH)
     link = bpf(LINK_CREATE, struct.pack("=IIII", program, target, SK_LOOKUP_ATTACH, 0))
     done()
+    sys.exit()
+
+counter = Counter()
+if sys.argv[1] == "balancer":
+    attach_type, flags = CONNECT4, int(sys.argv[3])
+    program = load(CGROUP_SOCK_ADDR, CONNECT4, balancer(counter, *sys.argv[4:6]))
+else:
+    attach_type, flags = int(sys.argv[3]), int(sys.argv[4])
+    is_skb = sys.argv[1] == "bytes"
+    # r3: the first field of struct __sk_buff, its length; or one call.
+    amount = op(0x61, 0x13, 0) if is_skb else op(0xB7, 3, 0, 1)
+    program = load(CGROUP_SKB if is_skb else CGROUP_SOCK_ADDR, attach_type,
+                   amount + counter.add() + RETURN_1)
+bpf(PROG_ATTACH, struct.pack("=IIII", target, program, attach_type, flags))
+done(counter)
+bpf(PROG_DETACH, struct.pack("=IIII", target, program, attach_type, 0))

@@ -17,6 +17,7 @@ use super::{
     Binding,
     cgroup::Cgroup,
     found::Found,
+    hooks,
     interfaces::Interfaces,
     kernel,
     listeners::Transparency,
@@ -362,9 +363,22 @@ fn attach(
         attach_type: AttachType::SkLookup,
     });
     links.ensure(&specs).with_context(|| {
+        let in_the_way: Vec<String> = cgroups
+            .iter()
+            .flat_map(|(_, cgroup)| hooks::in_the_way(&cgroup.path))
+            .collect();
+        let cause = if in_the_way.is_empty() {
+            String::new()
+        } else {
+            format!(
+                "; attached without BPF_F_ALLOW_MULTI, which keeps others out: {}; detach it \
+                 (`bpftool cgroup detach`), or have its owner attach it with BPF_F_ALLOW_MULTI or \
+                 by a link: the agent tries again by itself",
+                in_the_way.join(", ")
+            )
+        };
         format!(
-            "for cgroup {} and namespace {}; a program attached to that cgroup without \
-             BPF_F_ALLOW_MULTI keeps others out (see `bpftool cgroup show`)",
+            "for cgroup {} and namespace {}{cause}",
             binding.cgroup.path.display(),
             binding.netns.path.display()
         )
