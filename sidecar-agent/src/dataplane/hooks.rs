@@ -9,7 +9,10 @@ use std::{
     path::Path,
 };
 
-use aya::{maps::MapInfo, programs::loaded_programs};
+use aya::{
+    maps::MapInfo,
+    programs::{ProgramInfo, loaded_programs},
+};
 
 use super::{
     cgroup,
@@ -18,7 +21,7 @@ use super::{
     sys::{self, AttachType},
 };
 
-/// A map that all our programs use, and hardly anybody else's.
+/// A map that most of our programs use, and hardly anybody else's.
 const OUR_MAP: &str = "WORKLOADS";
 
 /// How programs are attached at one hook.
@@ -189,21 +192,33 @@ fn look_up(ids: &BTreeSet<u32>) -> BTreeMap<u32, Attached> {
     if ids.is_empty() {
         return BTreeMap::new();
     }
-    loaded_programs()
-        .map_while(Result::ok)
-        .filter(|program| ids.contains(&program.id()))
-        .map(|program| {
-            let maps = program.map_ids().ok().flatten().unwrap_or_default();
-            let is_ours = maps.into_iter().any(|map| {
-                MapInfo::from_id(map).is_ok_and(|map| map.name_as_str() == Some(OUR_MAP))
-            });
-            let attached = Attached {
-                id: program.id(),
-                name: program.name_as_str().unwrap_or_default().to_owned(),
-                is_ours,
-            };
-            (attached.id, attached)
-        })
+    let mut found = Vec::new();
+    // Not all of our programs use that map, but each shares one with those that do.
+    let mut is_our_map = BTreeMap::new();
+    let mut our_maps = BTreeSet::new();
+    for program in loaded_programs().map_while(Result::ok) {
+        let maps = program.map_ids().ok().flatten().unwrap_or_default();
+        let uses_ours = maps.iter().any(|map| {
+            *is_our_map.entry(*map).or_insert_with(|| {
+                MapInfo::from_id(*map).is_ok_and(|map| map.name_as_str() == Some(OUR_MAP))
+            })
+        });
+        if uses_ours {
+            our_maps.extend(maps.iter().copied());
+        }
+        if ids.contains(&program.id()) {
+            found.push((program, maps));
+        }
+    }
+    let attached = |(program, maps): (ProgramInfo, Vec<u32>)| Attached {
+        id: program.id(),
+        name: program.name_as_str().unwrap_or_default().to_owned(),
+        is_ours: maps.iter().any(|map| our_maps.contains(map)),
+    };
+    found
+        .into_iter()
+        .map(attached)
+        .map(|attached| (attached.id, attached))
         .collect()
 }
 
