@@ -71,7 +71,10 @@ fn held(lab: &Lab) -> anyhow::Result<BTreeMap<String, u64>> {
         // One that is closed meanwhile.
         if let Ok(what) = fs::read_link(entry?.path()) {
             let what = what.display().to_string();
-            let kind = what.split_once('[').map_or(&*what, |(kind, _)| kind);
+            let kind = match what.rsplit_once(['[', '/']) {
+                Some((kind, _)) => kind,
+                None => &what,
+            };
             *held.entry(format!("descriptors of {kind}")).or_default() += 1;
         }
     }
@@ -227,7 +230,6 @@ fn two_hundred_and_fifty_come_at_once_and_leave_nothing() -> anyhow::Result<()> 
         started.elapsed(),
         resident(&lab)?
     );
-
     in_force(&lab)
 }
 
@@ -244,7 +246,16 @@ fn limit_descriptors(lab: &Lab, limit: usize) -> anyhow::Result<()> {
 fn without_descriptors_workloads_wait_and_nobody_is_disturbed() -> anyhow::Result<()> {
     require_root!();
     let mut lab = registry_only()?;
-    lab.start_agent()?;
+    lab.start_agent_with(|agent| agent.under(["prlimit", "--nofile=256:4096"]))?;
+    lab.wait_captured()?;
+    let pid = lab.agent()?.pid().context("no agent")?;
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let limit = line.and_then(|line| line.split_whitespace().nth(3));
+    ensure!(limit == Some("4096"), "it was not raised: {line:?}");
+
     let cgroups = (0..40).map(|_| Cgroup::new("crowd"));
     let cgroups = cgroups.collect::<anyhow::Result<Vec<_>>>()?;
     let netns = &lab.workload().netns;
@@ -253,16 +264,24 @@ fn without_descriptors_workloads_wait_and_nobody_is_disturbed() -> anyhow::Resul
         entries(crowd.map(|(number, cgroup)| (number, cgroup, netns)))
     };
     let before = held(&lab)?;
-    let pid = lab.agent()?.pid().context("no agent")?;
     let open = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
-    limit_descriptors(&lab, open + 24)?;
+    // To load a program takes some two dozen for a moment; every workload keeps two.
+    limit_descriptors(&lab, open + 48)?;
     lab.write_only("crowd.yaml", &file(cgroups.len())?)?;
-    let line = lab.agent()?.wait_log("Too many open files")?;
-    println!("{line}");
+    let status = lab.agent()?.wait_until("a problem", |status| {
+        workloads(status).any(|of| of["problem"].is_string())
+    })?;
+    let mut problems = workloads(&status).filter_map(|of| of["problem"].as_str());
+    ensure!(
+        problems.all(|problem| problem.contains("Too many open files")),
+        "{status}"
+    );
     in_force(&lab)?;
     // Some leave: the others are captured, without a restart.
     lab.write_only("crowd.yaml", &file(2)?)?;
     wait_captured(&lab, 3)?;
+    let secret = errno(Place::here().netns(netns).cgroup(&cgroups[1]), SECRET)?;
+    ensure!(secret == refused(), "{secret:?}");
     in_force(&lab)?;
     remove(&lab, "crowd.yaml")?;
     wait_captured(&lab, 1)?;
