@@ -203,8 +203,14 @@ fn foreign_programs_are_found_and_those_that_keep_us_out_are_told_from_others() 
         let finding = said.finding(code, &path.display().to_string())?;
         ensure!(finding["state"] == state, "{finding}");
         let found = finding["found"].as_str().unwrap_or_default();
+        let when = match code {
+            "SCD0603" if path == node.parent.path() => ", after ours",
+            "SCD0603" => ", before ours",
+            _ => "",
+        };
         ensure!(
-            found.starts_with("connect4: program ") && found.ends_with(" (foreign)"),
+            found.starts_with("connect4: program ")
+                && found.ends_with(&format!(" (foreign){when}")),
             "{found}"
         );
         ensure!(

@@ -3,6 +3,7 @@
 mod admin;
 mod attacks;
 mod bad_input;
+mod coexistence;
 mod conformance;
 mod doctor;
 mod dump;
@@ -13,6 +14,7 @@ mod handover;
 mod healing;
 mod in_use;
 mod life;
+mod limits;
 mod observe;
 mod pinned;
 mod privileges;

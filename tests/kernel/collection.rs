@@ -97,7 +97,10 @@ impl Crowd {
     }
 }
 
-/// All that is done for a workload, for five hundred, and undone, twice.
+/// How often: twice, or as often as this environment variable says.
+const TURNS: &str = "SIDECAR_TEST_TURNS";
+
+/// All that is done for a workload, for five hundred, and undone, twice or more often.
 #[test]
 fn workloads_that_came_and_went_leave_nothing() -> anyhow::Result<()> {
     require_root!();
@@ -130,7 +133,9 @@ fn workloads_that_came_and_went_leave_nothing() -> anyhow::Result<()> {
             ensure!(but_for_descriptors == empty, "{now:?}, before {empty:?}");
             Ok(now)
         })?;
-        for turn in 1..=2 {
+        let turns = env::var(TURNS).map_or(Ok(2), |turns| turns.parse())?;
+        let mut memory = None;
+        for turn in 1..=turns {
             let started = Instant::now();
             let mut workloads = Vec::new();
             for crowd in &crowds {
@@ -171,6 +176,11 @@ fn workloads_that_came_and_went_leave_nothing() -> anyhow::Result<()> {
                 ensure!(now == before, "{now:?}, before {before:?}");
                 Ok(())
             })?;
+            let now = resident()?;
+            println!("turn {turn}: {now} KiB are resident");
+            // What the first turn has allocated is used again.
+            let first = *memory.get_or_insert(now);
+            ensure!(now < first + 8 * 1024, "{now} KiB, {first} after a turn");
         }
         Ok(())
     })

@@ -2,9 +2,10 @@
 
 use std::{
     ffi::OsStr,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::SocketAddrV4,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
 };
 
 use anyhow::{Context as _, bail};
@@ -14,9 +15,13 @@ use crate::command;
 /// Attaches and waits; see there.
 const SCRIPT: &str = include_str!("foreign.py");
 
-/// A hook of a cgroup that is told a socket's address.
+/// A hook of a cgroup: for packets, or one that is told a socket's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
+    /// `BPF_CGROUP_INET_INGRESS`.
+    Ingress = 0,
+    /// `BPF_CGROUP_INET_EGRESS`.
+    Egress = 1,
     /// `BPF_CGROUP_INET4_CONNECT`.
     Connect4 = 10,
     /// `BPF_CGROUP_UDP6_RECVMSG`.
@@ -32,6 +37,8 @@ pub enum Flags {
     Override = 1,
     /// `BPF_F_ALLOW_MULTI`.
     Multi = 2,
+    /// `BPF_F_ALLOW_MULTI` and `BPF_F_PREORDER` (6.15): before those of cgroups below.
+    Preorder = 66,
 }
 
 /// Has a pinned link be attached to nothing, as `bpftool link detach` has; its pin stays.
@@ -78,6 +85,7 @@ pub fn wipe_storage(pin: &Path, cgroup: u64) -> anyhow::Result<()> {
 #[derive(Debug)]
 pub struct Foreign {
     child: Child,
+    stdout: BufReader<ChildStdout>,
     link: Option<u32>,
 }
 
@@ -90,6 +98,47 @@ impl Foreign {
         let [hook, flags] = [hook as u32, flags as u32].map(|number| number.to_string());
         let words = ["cgroup".as_ref(), cgroup.as_os_str()];
         Self::start(&words, &[&hook, &flags])
+    }
+
+    /// As systemd's IP accounting: counts the bytes of packets at [`Hook::Ingress`] or
+    /// [`Hook::Egress`].
+    ///
+    /// # Errors
+    /// As [`on_cgroup`](Self::on_cgroup).
+    pub fn accounting(cgroup: &Path, hook: Hook) -> anyhow::Result<Self> {
+        let [hook, flags] = [hook as u32, Flags::Multi as u32].map(|number| number.to_string());
+        let words = ["bytes".as_ref(), cgroup.as_os_str()];
+        Self::start(&words, &[&hook, &flags])
+    }
+
+    /// As a load balancer for sockets: leads connections to `service` to `backend`, and counts
+    /// them.
+    ///
+    /// # Errors
+    /// As [`on_cgroup`](Self::on_cgroup).
+    pub fn balancer(
+        cgroup: &Path,
+        flags: Flags,
+        service: SocketAddrV4,
+        backend: SocketAddrV4,
+    ) -> anyhow::Result<Self> {
+        let flags = (flags as u32).to_string();
+        let [service, backend] = [service, backend].map(|address| address.to_string());
+        let words = ["balancer".as_ref(), cgroup.as_os_str()];
+        Self::start(&words, &[&flags, &service, &backend])
+    }
+
+    /// What it has counted: calls, unless it says otherwise.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn counted(&mut self) -> anyhow::Result<u64> {
+        let stdin = self.child.stdin.as_mut().context("no stdin")?;
+        writeln!(stdin, "count")?;
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        let count = line.trim().parse();
+        count.with_context(|| format!("the foreign program counted {line:?}"))
     }
 
     /// At the hook `sk_lookup` of a network namespace.
@@ -133,9 +182,13 @@ impl Foreign {
             .context("cannot run python3")?;
         let stdout = child.stdout.take().context("no stdout")?;
         // Ended when dropped, from here on.
-        let mut foreign = Self { child, link: None };
+        let mut foreign = Self {
+            child,
+            stdout: BufReader::new(stdout),
+            link: None,
+        };
         let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
+        foreign.stdout.read_line(&mut line)?;
         if let Some(link) = line.trim().strip_prefix("ready") {
             foreign.link = link.trim().parse().ok();
         } else {

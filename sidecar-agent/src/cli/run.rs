@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 
 use super::inputs::{Bpffs, Inputs, RunDir, STATE_DIR};
 use crate::{
-    dataplane::{Capacity, lift_memlock},
+    dataplane::{Capacity, lift_memlock, raise_open_files},
     doctor, privileges, runtime,
 };
 
@@ -103,6 +103,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     } = args.inputs;
     doctor::preflight(&args.bpffs.bpffs)?;
     lift_memlock();
+    raise_open_files();
     // As long as there is one thread only, whose heirs the others are.
     privileges::drop_others()?;
     let options = runtime::Options {

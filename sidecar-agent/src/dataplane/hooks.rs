@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd},
@@ -9,6 +10,7 @@ use std::{
 };
 
 use super::{
+    cgroup,
     netns::Netns,
     object::CGROUP_PROGRAMS,
     pins,
@@ -37,6 +39,16 @@ pub struct Attached {
     pub is_ours: bool,
 }
 
+impl fmt::Display for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.name.as_str() {
+            "" => "without a name",
+            name => name,
+        };
+        write!(f, "program {} ({name})", self.id)
+    }
+}
+
 /// One of our hooks, at one cgroup or network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hook {
@@ -57,7 +69,63 @@ pub fn of_cgroup(path: &Path) -> io::Result<Vec<Hook>> {
     of(cgroup.as_fd(), &CGROUP_PROGRAMS)
 }
 
-/// The same of a network namespace: `sk_lookup`.
+/// The programs that run at our hooks for a connection of a process in the cgroup at `path`, by the
+/// name of our program, in the order in which they run: the kernel runs those of a cgroup before
+/// those of the ones above, unless they were attached with `BPF_F_PREORDER`, and those of one cgroup
+/// as they were attached.
+///
+/// # Errors
+/// As [`of_cgroup`].
+pub fn order_at(path: &Path) -> io::Result<BTreeMap<&'static str, Vec<Attached>>> {
+    let cgroup = File::open(path)?;
+    let mut found = BTreeMap::new();
+    for (name, attach_type) in CGROUP_PROGRAMS {
+        found.insert(
+            name,
+            sys::prog_query_effective(cgroup.as_fd(), attach_type)?,
+        );
+    }
+    let known = look_up(&found.values().flatten().copied().collect());
+    let attached = |ids: Vec<u32>| ids.iter().map(|id| named(&known, *id)).collect();
+    Ok(found
+        .into_iter()
+        .map(|(name, ids)| (name, attached(ids)))
+        .collect())
+}
+
+/// The programs of others that keep ours from the cgroup at `path`: each with its hook and the cgroup
+/// that it is attached to. None where that is not known.
+#[must_use]
+pub fn in_the_way(path: &Path) -> Vec<String> {
+    let Ok(root) = cgroup::root() else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for at in path.ancestors().filter(|at| at.starts_with(&root)) {
+        let hooks = of_cgroup(at).unwrap_or_default();
+        for hook in hooks.iter().filter(|hook| keeps_out(hook, at == path)) {
+            let others = hook.programs.iter().filter(|program| !program.is_ours);
+            found.extend(
+                others
+                    .map(|program| format!("{}: {program} at cgroup {}", hook.name, at.display())),
+            );
+        }
+    }
+    found
+}
+
+/// Whether nobody can attach to a hook as we do, by a link: to the very cgroup (`is_target`), or to
+/// one below.
+#[must_use]
+pub fn keeps_out(hook: &Hook, is_target: bool) -> bool {
+    match hook.sharing {
+        Sharing::Multi => false,
+        Sharing::Override => is_target,
+        Sharing::Exclusive => true,
+    }
+}
+
+/// Our hook of a network namespace, `sk_lookup`, if it has programs.
 ///
 /// # Errors
 /// If the kernel does not answer.
@@ -86,16 +154,18 @@ fn of(target: BorrowedFd<'_>, hooks: &[(&'static str, AttachType)]) -> io::Resul
         programs: attached
             .programs
             .iter()
-            .map(|id| {
-                known.get(id).cloned().unwrap_or(Attached {
-                    id: *id,
-                    name: String::new(),
-                    is_ours: false,
-                })
-            })
+            .map(|id| named(&known, *id))
             .collect(),
     };
     Ok(found.into_iter().map(hook).collect())
+}
+
+fn named(known: &BTreeMap<u32, Attached>, id: u32) -> Attached {
+    known.get(&id).cloned().unwrap_or(Attached {
+        id,
+        name: String::new(),
+        is_ours: false,
+    })
 }
 
 fn sharing(flags: u32) -> Sharing {

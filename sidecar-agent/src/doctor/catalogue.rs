@@ -132,8 +132,8 @@ catalogue! {
         "It is attached with BPF_F_ALLOW_OVERRIDE: in the cgroups of captured workloads it does not run any more",
         "have its owner attach it with BPF_F_ALLOW_MULTI or by a link";
     FOREIGN_PROGRAM "SCD0603" Warning "a foreign program runs at our hooks",
-        "It sees connections after ours have rewritten them, if it is attached to a cgroup above, or before, if attached earlier to the same one; it may rewrite or refuse them again",
-        "make sure that what it does goes with capture (a load balancer for service addresses, as Cilium's, does); `explain` knows nothing of it";
+        "After ours (attached to a cgroup above, or later to the same one): it sees connections as ours have rewritten them, and may rewrite or refuse them again. Before ours (attached to a cgroup below, earlier to the same one, or with BPF_F_PREORDER): ours see what it has rewritten, so rules for a service's address do not apply where it has put a backend's",
+        "after ours: a load balancer for service addresses, as Cilium's, goes with capture, other programs have to be looked at; before ours: have one that rewrites addresses attached to a cgroup above the workload's; docs/coexistence.md tells more, `explain` knows nothing of it";
     FOREIGN_LOOKUP "SCD0604" Warning "a foreign sk_lookup program is in a workload's network namespace",
         "It may assign inbound connections to other sockets, or refuse them",
         "detach it if the workload is to be captured (`bpftool link list`, `bpftool link detach`)";

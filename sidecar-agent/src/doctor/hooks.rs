@@ -8,11 +8,11 @@ use std::{
 use super::{Check, catalogue, workloads::Found};
 use crate::dataplane::{
     cgroup,
-    hooks::{self, Hook, Sharing},
+    hooks::{self, Attached, Hook, Sharing},
 };
 
-/// Looks at the root of cgroup2, at the workloads' cgroups and all between, and at the workloads'
-/// network namespaces.
+/// Looks at the root of cgroup2, at the workloads' cgroups, all between and all below, and at the
+/// workloads' network namespaces.
 pub fn look(workloads: &[Found]) -> Vec<Check> {
     let Ok(root) = cgroup::root() else {
         // Said elsewhere.
@@ -22,17 +22,20 @@ pub fn look(workloads: &[Found]) -> Vec<Check> {
         .iter()
         .filter_map(|of| Some(of.cgroup.as_ref().ok()?.path.as_path()))
         .collect();
-    let mut checks: Vec<Check> = with_ancestors(&root, &targets)
-        .into_iter()
-        .flat_map(|path| {
-            let is_target = targets.contains(path.as_path());
-            let what = format!("hooks of cgroup {}", path.display());
-            match hooks::of_cgroup(&path) {
-                Ok(hooks) => judge_cgroup(&what, is_target, &hooks),
-                Err(error) => vec![unknown(&what, &error)],
-            }
-        })
+    let above = with_ancestors(&root, &targets);
+    let below: BTreeSet<PathBuf> = targets
+        .iter()
+        .flat_map(|target| cgroup::tree(target))
+        .filter(|path| !above.contains(path))
         .collect();
+    let mut checks: Vec<Check> = above
+        .iter()
+        .flat_map(|path| look_at(path, &targets))
+        .collect();
+    for path in &below {
+        let found = look_at(path, &targets);
+        checks.extend(found.into_iter().filter(|check| check.finding.is_some()));
+    }
     let mut seen = BTreeSet::new();
     for netns in workloads.iter().filter_map(|of| of.netns.as_ref().ok()) {
         if seen.insert(netns.id) {
@@ -61,22 +64,127 @@ fn with_ancestors(root: &Path, targets: &BTreeSet<&Path>) -> BTreeSet<PathBuf> {
         .collect()
 }
 
-/// `is_target`: we would attach to this very cgroup, not only to some below it.
-fn judge_cgroup(what: &str, is_target: bool, hooks: &[Hook]) -> Vec<Check> {
+/// Where a cgroup is, as seen from those that we attach to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Above one, or the root.
+    Above,
+    /// It is one.
+    Target,
+    /// Below one.
+    Below,
+}
+
+impl Place {
+    fn of(path: &Path, targets: &BTreeSet<&Path>) -> Self {
+        if targets.contains(path) {
+            Self::Target
+        } else if targets.iter().any(|target| path.starts_with(target)) {
+            Self::Below
+        } else {
+            Self::Above
+        }
+    }
+}
+
+/// When a foreign program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Before,
+    After,
+    /// It is not the same for every workload.
+    Both,
+    /// There is no workload that it could run for.
+    Unknown,
+}
+
+fn look_at(path: &Path, targets: &BTreeSet<&Path>) -> Vec<Check> {
+    let what = format!("hooks of cgroup {}", path.display());
+    let looked = || -> std::io::Result<_> {
+        let hooks = hooks::of_cgroup(path)?;
+        let mut orders = Vec::new();
+        if hooks.iter().any(|hook| !foreign(hook).is_empty()) {
+            // Where programs of both run.
+            for lower in lower(path, targets) {
+                orders.push(hooks::order_at(lower)?);
+            }
+        }
+        Ok((hooks, orders))
+    };
+    match looked() {
+        Ok((hooks, orders)) => {
+            let place = Place::of(path, targets);
+            let order = |hook: &Hook, program: u32| {
+                let orders = orders.iter().filter_map(|of| of.get(hook.name));
+                orders
+                    .map(|running| order_of(place, program, running))
+                    .reduce(|one, other| if one == other { one } else { Order::Both })
+                    .unwrap_or(Order::Unknown)
+            };
+            judge_cgroup(&what, place, &hooks, order)
+        }
+        Err(error) => vec![unknown(&what, &error)],
+    }
+}
+
+/// The cgroups in which programs of the one at `path` and those of a workload run.
+fn lower<'a>(path: &'a Path, targets: &BTreeSet<&'a Path>) -> BTreeSet<&'a Path> {
+    let lower = |target: &&'a Path| {
+        if target.starts_with(path) {
+            Some(*target)
+        } else {
+            path.starts_with(target).then_some(path)
+        }
+    };
+    targets.iter().filter_map(lower).collect()
+}
+
+/// When a program of a cgroup runs; `running`: all that do at that hook, in order. Before ours are
+/// attached there it is what will be, unless it is attached with `BPF_F_PREORDER`, which the kernel
+/// does not tell.
+fn order_of(place: Place, program: u32, running: &[Attached]) -> Order {
+    let ours = running.iter().position(|of| of.is_ours);
+    let theirs = running.iter().position(|of| of.id == program);
+    let is_before = match (theirs, ours) {
+        (Some(theirs), Some(ours)) => theirs < ours,
+        // Ours will be the last of their cgroup.
+        _ => place != Place::Above,
+    };
+    if is_before {
+        Order::Before
+    } else {
+        Order::After
+    }
+}
+
+fn judge_cgroup(
+    what: &str,
+    place: Place,
+    hooks: &[Hook],
+    order: impl Fn(&Hook, u32) -> Order,
+) -> Vec<Check> {
     let mut found: BTreeMap<&str, (_, Vec<String>)> = BTreeMap::new();
     for hook in hooks {
         let code = match hook.sharing {
-            Sharing::Multi => catalogue::FOREIGN_PROGRAM,
-            Sharing::Override if !is_target => catalogue::OVERRIDDEN_PROGRAM,
-            Sharing::Override | Sharing::Exclusive => catalogue::EXCLUSIVE_PROGRAM,
+            // Programs of cgroups above, which ours are, are not kept out.
+            _ if place == Place::Below => catalogue::FOREIGN_PROGRAM,
+            _ if hooks::keeps_out(hook, place == Place::Target) => catalogue::EXCLUSIVE_PROGRAM,
+            Sharing::Override => catalogue::OVERRIDDEN_PROGRAM,
+            _ => catalogue::FOREIGN_PROGRAM,
         };
-        let foreign = foreign(hook);
-        if !foreign.is_empty() {
+        let runs = |program: &Attached| match order(hook, program.id) {
+            _ if code != catalogue::FOREIGN_PROGRAM => "",
+            Order::Before => ", before ours",
+            Order::After => ", after ours",
+            Order::Both => ", before ours or after them, by workload",
+            Order::Unknown => "",
+        };
+        for program in foreign(hook) {
             found
                 .entry(code.id)
                 .or_insert_with(|| (code, Vec::new()))
                 .1
-                .extend(foreign);
+                .push(format!("{}: {program}{}", hook.name, runs(program)));
         }
     }
     if found.is_empty() {
@@ -89,7 +197,11 @@ fn judge_cgroup(what: &str, is_target: bool, hooks: &[Hook]) -> Vec<Check> {
 }
 
 fn judge_netns(what: &str, hooks: &[Hook]) -> Vec<Check> {
-    let foreign: Vec<String> = hooks.iter().flat_map(foreign).collect();
+    let foreign: Vec<String> = hooks
+        .iter()
+        .flat_map(|hook| foreign(hook).into_iter().map(|of| (hook.name, of)))
+        .map(|(name, program)| format!("{name}: {program}"))
+        .collect();
     vec![if foreign.is_empty() {
         Check::ok(what, nobody_else(hooks))
     } else {
@@ -105,23 +217,14 @@ fn nobody_else(hooks: &[Hook]) -> &'static str {
     }
 }
 
-fn foreign(hook: &Hook) -> Vec<String> {
+fn foreign(hook: &Hook) -> Vec<&Attached> {
     let others = hook.programs.iter().filter(|program| !program.is_ours);
-    others
-        .map(|program| {
-            let name = match program.name.as_str() {
-                "" => "without a name",
-                name => name,
-            };
-            format!("{}: program {} ({name})", hook.name, program.id)
-        })
-        .collect()
+    others.collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::hooks::Attached;
 
     fn hook(sharing: Sharing, is_ours: bool) -> Hook {
         Hook {
@@ -135,29 +238,60 @@ mod tests {
         }
     }
 
-    fn codes(is_target: bool, hooks: &[Hook]) -> Vec<&'static str> {
-        let checks = judge_cgroup("x", is_target, hooks);
+    fn codes(place: Place, hooks: &[Hook]) -> Vec<&'static str> {
+        let checks = judge_cgroup("x", place, hooks, |_, _| Order::After);
         let findings = checks.iter().filter_map(|check| check.finding.as_ref());
         findings.map(|finding| finding.code).collect()
     }
 
     #[test]
     fn what_keeps_us_out_is_told_from_what_goes_with_us() {
+        use Place::{Above, Below, Target};
         use Sharing::{Exclusive, Multi, Override};
-        for (sharing, is_target, code) in [
-            (Multi, true, catalogue::FOREIGN_PROGRAM),
-            (Multi, false, catalogue::FOREIGN_PROGRAM),
-            (Override, true, catalogue::EXCLUSIVE_PROGRAM),
-            (Override, false, catalogue::OVERRIDDEN_PROGRAM),
-            (Exclusive, true, catalogue::EXCLUSIVE_PROGRAM),
-            (Exclusive, false, catalogue::EXCLUSIVE_PROGRAM),
+        for (sharing, place, code) in [
+            (Multi, Target, catalogue::FOREIGN_PROGRAM),
+            (Multi, Above, catalogue::FOREIGN_PROGRAM),
+            (Override, Target, catalogue::EXCLUSIVE_PROGRAM),
+            (Override, Above, catalogue::OVERRIDDEN_PROGRAM),
+            (Exclusive, Target, catalogue::EXCLUSIVE_PROGRAM),
+            (Exclusive, Above, catalogue::EXCLUSIVE_PROGRAM),
+            (Exclusive, Below, catalogue::FOREIGN_PROGRAM),
         ] {
-            assert_eq!(codes(is_target, &[hook(sharing, false)]), [code.id]);
+            assert_eq!(codes(place, &[hook(sharing, false)]), [code.id]);
         }
-        assert!(codes(true, &[hook(Multi, true)]).is_empty(), "ours");
-        assert!(codes(true, &[]).is_empty());
+        assert!(codes(Target, &[hook(Multi, true)]).is_empty(), "ours");
+        assert!(codes(Target, &[]).is_empty());
         let both = [hook(Multi, false), hook(Exclusive, false)];
-        assert_eq!(codes(true, &both).len(), 2);
+        assert_eq!(codes(Target, &both).len(), 2);
+    }
+
+    #[test]
+    fn the_order_is_what_the_kernel_tells_or_what_it_will_be() {
+        let program = |id, is_ours| Attached {
+            id,
+            name: String::new(),
+            is_ours,
+        };
+        let running = [program(1, false), program(2, true), program(3, false)];
+        for place in [Place::Above, Place::Target, Place::Below] {
+            assert_eq!(order_of(place, 1, &running), Order::Before);
+            assert_eq!(order_of(place, 3, &running), Order::After);
+        }
+        let alone = [program(1, false)];
+        assert_eq!(order_of(Place::Above, 1, &alone), Order::After);
+        assert_eq!(order_of(Place::Target, 1, &alone), Order::Before);
+        assert_eq!(order_of(Place::Below, 1, &alone), Order::Before);
+    }
+
+    #[test]
+    fn both_run_in_the_lower_cgroup() {
+        let [a, b, c] = ["/r/a", "/r/a/b", "/r/c"].map(Path::new);
+        let targets = BTreeSet::from([a, c]);
+        assert_eq!(lower(Path::new("/r"), &targets), targets);
+        assert_eq!(lower(b, &targets), BTreeSet::from([b]));
+        assert_eq!(Place::of(b, &targets), Place::Below);
+        assert_eq!(Place::of(c, &targets), Place::Target);
+        assert_eq!(Place::of(Path::new("/r"), &targets), Place::Above);
     }
 
     #[test]

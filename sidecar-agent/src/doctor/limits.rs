@@ -9,9 +9,11 @@ use super::Check;
 /// What is set.
 pub fn look() -> Vec<Check> {
     let memlock = getrlimit(Resource::Memlock).current;
+    let files = getrlimit(Resource::Nofile).maximum;
     let read = |path: &str| fs::read_to_string(path).ok();
     vec![
         judge_memlock(memlock),
+        judge_open_files(files),
         judge_lockdown(read("/sys/kernel/security/lockdown").as_deref()),
         judge_unprivileged(read("/proc/sys/kernel/unprivileged_bpf_disabled").as_deref()),
     ]
@@ -21,6 +23,15 @@ fn judge_memlock(limit: Option<u64>) -> Check {
     let limit = limit.map_or("unlimited".to_owned(), |bytes| format!("{bytes} bytes"));
     let found = format!("{limit}; BPF maps do not count (kernel 5.11 and newer)");
     Check::info("RLIMIT_MEMLOCK", found)
+}
+
+fn judge_open_files(limit: Option<u64>) -> Check {
+    let limit = limit.map_or("unlimited".to_owned(), |files| files.to_string());
+    let found = format!(
+        "{limit}: `run` uses as many descriptors as it may; without any left workloads that come \
+         wait, with the problem `Too many open files` (systemd: LimitNOFILE)"
+    );
+    Check::info("RLIMIT_NOFILE", found)
 }
 
 /// The file has all modes, with the one in force in brackets.

@@ -9,6 +9,7 @@ use super::Attachment;
 use crate::dataplane::{
     Binding,
     cgroup::Cgroup,
+    hooks,
     object::Objects,
     pins::{LinkSpec, Links},
     sys::{AttachType, LinkTarget},
@@ -87,9 +88,22 @@ pub fn attach(
         attach_type: AttachType::SkLookup,
     });
     links.ensure(&specs).with_context(|| {
+        let in_the_way: Vec<String> = cgroups
+            .iter()
+            .flat_map(|(_, cgroup)| hooks::in_the_way(&cgroup.path))
+            .collect();
+        let cause = if in_the_way.is_empty() {
+            String::new()
+        } else {
+            format!(
+                "; attached without BPF_F_ALLOW_MULTI, which keeps others out: {}; detach it \
+                 (`bpftool cgroup detach`), or have its owner attach it with BPF_F_ALLOW_MULTI or \
+                 by a link: the agent tries again by itself",
+                in_the_way.join(", ")
+            )
+        };
         format!(
-            "for cgroup {} and namespace {}; a program attached to that cgroup without \
-             BPF_F_ALLOW_MULTI keeps others out (see `bpftool cgroup show`)",
+            "for cgroup {} and namespace {}{cause}",
             binding.cgroup.path.display(),
             binding.netns.path.display()
         )

@@ -17,6 +17,12 @@ const BPF_PROG_QUERY: u32 = 16;
 /// Most programs that are asked for at one hook; the kernel allows 64 at a cgroup.
 const MOST_ATTACHED: usize = 64;
 
+/// Most programs that are asked for of those that run at one hook of a cgroup, its own and those of
+/// the cgroups above.
+const MOST_EFFECTIVE: usize = 1024;
+
+const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+
 /// `union bpf_attr` of `BPF_PROG_LOAD`, as far as kernel 5.9 needs it.
 #[repr(C, align(8))]
 #[derive(Default)]
@@ -213,12 +219,32 @@ pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
 
 /// Asks what is attached. Needs `CAP_NET_ADMIN` or `CAP_SYS_ADMIN`.
 pub fn prog_query(target: BorrowedFd<'_>, attach_type: AttachType) -> io::Result<Attached> {
-    let mut ids = vec![0_u32; MOST_ATTACHED];
+    query(target, attach_type, 0, MOST_ATTACHED)
+}
+
+/// Asks which programs run at a hook of a cgroup, those of cgroups above among them: their ids, in
+/// the order in which they run. Needs what [`prog_query`] does.
+pub fn prog_query_effective(
+    cgroup: BorrowedFd<'_>,
+    attach_type: AttachType,
+) -> io::Result<Vec<u32>> {
+    let found = query(cgroup, attach_type, BPF_F_QUERY_EFFECTIVE, MOST_EFFECTIVE)?;
+    Ok(found.programs)
+}
+
+fn query(
+    target: BorrowedFd<'_>,
+    attach_type: AttachType,
+    query_flags: u32,
+    room: usize,
+) -> io::Result<Attached> {
+    let mut ids = vec![0_u32; room];
     let mut attr = ProgQuery {
         target_fd: raw(target),
         attach_type: attach_type as u32,
+        query_flags,
         prog_ids: ids.as_mut_ptr() as u64,
-        prog_cnt: u32::try_from(MOST_ATTACHED).map_err(io::Error::other)?,
+        prog_cnt: u32::try_from(room).map_err(io::Error::other)?,
         ..ProgQuery::default()
     };
     bpf_mut(BPF_PROG_QUERY, &mut attr)?;
