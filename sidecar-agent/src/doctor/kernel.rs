@@ -15,6 +15,7 @@ use crate::dataplane::{
 const LAST_LINES: usize = 6;
 
 /// Which kernel it is. Nothing follows from that.
+#[must_use]
 pub fn release() -> Check {
     let system = rustix::system::uname();
     let release = system.release().to_string_lossy().into_owned();
