@@ -8,6 +8,7 @@ pub mod conformance;
 pub mod dataplane;
 pub mod doctor;
 pub mod explain;
+pub mod limits;
 pub mod model;
 pub mod observe;
 pub mod privileges;

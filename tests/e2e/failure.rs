@@ -14,7 +14,7 @@ use sidecar_tests::{
     require_root,
 };
 
-use crate::fixture::registry_only;
+use crate::fixture::{registry_only, relayed_service};
 
 const NODE: &str = "SIDECAR_AGENT_FAILURE_POLICY";
 const DETAILS: &str = "10.96.0.1:9080";
@@ -249,20 +249,6 @@ fn a_first_plan_that_does_not_fit_open() -> anyhow::Result<()> {
     Ok(())
 }
 
-const RELAYED: &str = "\
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: local, namespace: prod-us1}
-spec:
-  hosts: [local.example.com]
-  addresses: [10.96.0.1]
-  ports:
-  - {number: 9080, name: tcp, protocol: TCP}
-  resolution: STATIC
-  endpoints:
-  - address: unix:///run/local.sock
-";
-
 #[test]
 fn a_relays_target_that_comes_and_goes() -> anyhow::Result<()> {
     require_root!();
@@ -273,7 +259,7 @@ fn a_relays_target_that_comes_and_goes() -> anyhow::Result<()> {
         let mut lab = Lab::new()?;
         lab.announce("10.96.0.0/16")?;
         lab.serve(DETAILS, "details")?;
-        lab.write("relayed.yaml", RELAYED)?;
+        lab.write("relayed.yaml", &relayed_service("10.96.0.1"))?;
         lab.write_mesh("{}\n")?;
         lab.write_workload(&[&annotation(policy)])?;
         lab.start_agent()?;

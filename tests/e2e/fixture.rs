@@ -29,6 +29,26 @@ pub fn registry_only() -> anyhow::Result<Lab> {
     Ok(lab)
 }
 
+/// A service at these addresses (as YAML has lists), port 9080, whose endpoint in the workload's root
+/// is the socket /run/local.sock: connections to it are relayed.
+pub fn relayed_service(addresses: &str) -> String {
+    format!(
+        "\
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: local, namespace: prod-us1}}
+spec:
+  hosts: [local.example.com]
+  addresses: [{addresses}]
+  ports:
+  - {{number: 9080, name: tcp, protocol: TCP}}
+  resolution: STATIC
+  endpoints:
+  - address: unix:///run/local.sock
+"
+    )
+}
+
 /// The entry of another workload in the lab's namespace.
 pub fn workload_entry(name: &str, cgroup: &str, netns: &str) -> String {
     format!(

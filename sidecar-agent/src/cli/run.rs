@@ -11,10 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::inputs::{Bpffs, Inputs, RunDir, STATE_DIR};
-use crate::{
-    dataplane::{Capacity, lift_memlock, raise_open_files},
-    doctor, privileges, runtime,
-};
+use crate::{dataplane::Capacity, doctor, limits, privileges, runtime};
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
@@ -102,8 +99,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         compat,
     } = args.inputs;
     doctor::preflight(&args.bpffs.bpffs)?;
-    lift_memlock();
-    raise_open_files();
+    limits::raise();
     // As long as there is one thread only, whose heirs the others are.
     privileges::drop_others()?;
     let options = runtime::Options {

@@ -8,7 +8,6 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use btfparse::{Error, ErrorKind, Offset, Readable, TypeInformation};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sidecar_common::kernel::Kernel;
 
 use super::sys;
@@ -128,30 +127,5 @@ fn has_helper(program: ProgramType, helper: BpfHelper, name: &str) -> Result<()>
         Ok(())
     } else {
         bail!("{program:?} programs have no {name}")
-    }
-}
-
-/// Lets the agent have as many descriptors open as it may: every workload takes two, every relayed
-/// connection some, and the usual 1024 are what programs get that cannot do with more.
-pub fn raise_open_files() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::debug!("raising RLIMIT_NOFILE: {error}");
-    }
-}
-
-/// Lets maps be as large as they are configured: before 5.11 they count as locked memory. Later
-/// kernels do not care; without `CAP_SYS_RESOURCE` the limit stays as it is.
-pub fn lift_memlock() {
-    let unlimited = Rlimit {
-        current: None,
-        maximum: None,
-    };
-    if let Err(error) = setrlimit(Resource::Memlock, unlimited) {
-        tracing::debug!("lifting RLIMIT_MEMLOCK: {error}");
     }
 }

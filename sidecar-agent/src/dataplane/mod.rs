@@ -64,7 +64,7 @@ use self::{
 
 pub use self::{
     counters::Count,
-    kernel::{features as kernel_features, lift_memlock, raise_open_files},
+    kernel::features as kernel_features,
     maps::{Capacity, Originals},
     pins::is_bpffs,
     prepare::Prepared,

@@ -82,7 +82,7 @@ catalogue! {
         "A connection that is refused is led to port 0 of loopback, where the kernel refuses it: tools that watch `lo` see it; a refused datagram fails with EPERM instead of ECONNREFUSED",
         "nothing has to be done; kernel 5.18 and newer have `bpf_set_retval`";
     INGRESS_IFINDEX "SCD0113" Warning "programs cannot tell by which interface a connection arrives",
-        "Where interfaces are excluded, or virtual (annotations `traffic.sidecar.istio.io/excludeInterfaces` and `istio.io/reroute-virtual-interfaces`), a connection is taken to have arrived by the interface that leads back to its source; with asymmetric routes that is another one",
+        "Where interfaces are excluded, or virtual (annotations `traffic.sidecar.istio.io/excludeInterfaces`, `istio.io/reroute-virtual-interfaces` and `traffic.sidecar.istio.io/kubevirtInterfaces`), a connection is taken to have arrived by the interface that leads back to its source; with asymmetric routes that is another one",
         "use kernel 5.17 or newer where that matters";
 
     // Control groups.

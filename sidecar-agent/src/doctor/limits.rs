@@ -46,7 +46,8 @@ fn judge_lockdown(file: Option<&str>) -> Check {
         .unwrap_or("unknown");
     let found = match mode {
         "confidentiality" => {
-            "confidentiality: BPF programs may not read the kernel's memory; ours do not"
+            "confidentiality: BPF programs may not read the kernel's memory; ours do so only before \
+             kernel 5.15, to tell the network namespace of a listening socket"
         }
         "integrity" => "integrity: nothing that our programs do is forbidden",
         "none" => "none",

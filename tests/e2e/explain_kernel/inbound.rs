@@ -22,6 +22,17 @@ spec:
     defaultEndpoint: 127.0.0.1:8082
 ";
 
+/// A lab with these listeners, an application and an agent.
+fn with_ingress() -> anyhow::Result<Lab> {
+    let mut lab = Lab::new()?;
+    lab.write("sidecar.yaml", INGRESS)?;
+    lab.write_mesh("{}\n")?;
+    lab.write_workload(&[])?;
+    lab.serve_inside("127.0.0.1:8080", "app")?;
+    lab.start_agent()?;
+    Ok(lab)
+}
+
 fn notes(answer: &Value) -> String {
     answer["notes"].to_string()
 }
@@ -29,12 +40,7 @@ fn notes(answer: &Value) -> String {
 #[test]
 fn it_is_given_to_whom_it_belongs_with_an_agent_and_without() -> anyhow::Result<()> {
     require_root!();
-    let mut lab = Lab::new()?;
-    lab.write("sidecar.yaml", INGRESS)?;
-    lab.write_mesh("{}\n")?;
-    lab.write_workload(&[])?;
-    lab.serve_inside("127.0.0.1:8080", "app")?;
-    lab.start_agent()?;
+    let mut lab = with_ingress()?;
     let (v4, v6) = (lab.workload().v4, lab.workload().v6);
     let at = |port: u16| format!("inbound:{v4}:{port}");
     let by_listener = "ingress-listener";
@@ -69,12 +75,7 @@ fn it_is_given_to_whom_it_belongs_with_an_agent_and_without() -> anyhow::Result<
 #[test]
 fn a_source_can_be_given() -> anyhow::Result<()> {
     require_root!();
-    let mut lab = Lab::new()?;
-    lab.write("sidecar.yaml", INGRESS)?;
-    lab.write_mesh("{}\n")?;
-    lab.write_workload(&[])?;
-    lab.serve_inside("127.0.0.1:8080", "app")?;
-    lab.start_agent()?;
+    let lab = with_ingress()?;
     let (own, client) = (lab.workload().v4.to_string(), lab.client().v4.to_string());
     let destination = format!("inbound:{own}:9080");
     agrees(

@@ -9,28 +9,17 @@ use sidecar_tests::{
 };
 
 use super::{agrees, ask};
-use crate::fixture::{SIDECAR, registry_only};
-
-const RELAYED: &str = "\
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: local, namespace: prod-us1}
-spec:
-  hosts: [local.example.com]
-  addresses: [10.96.0.1, '2001:db8:96::1']
-  ports:
-  - {number: 9080, name: tcp, protocol: TCP}
-  resolution: STATIC
-  endpoints:
-  - address: unix:///run/local.sock
-";
+use crate::fixture::{SIDECAR, registry_only, relayed_service};
 
 #[test]
 fn what_is_relayed_leads_to_the_relay() -> anyhow::Result<()> {
     require_root!();
     let mut lab = Lab::new()?;
     lab.announce("10.96.0.0/16")?;
-    lab.write("relayed.yaml", RELAYED)?;
+    lab.write(
+        "relayed.yaml",
+        &relayed_service("10.96.0.1, '2001:db8:96::1'"),
+    )?;
     lab.write_mesh("{}\n")?;
     lab.write_workload(&[])?;
     lab.start_agent()?;

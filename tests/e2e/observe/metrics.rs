@@ -16,7 +16,7 @@ use sidecar_tests::{
     scrape::Page,
 };
 
-use crate::fixture::registry_only;
+use crate::fixture::{registry_only, relayed_service};
 
 const DECISIONS: &str = "sidecar_agent_decisions_total";
 
@@ -44,20 +44,6 @@ fn documented() -> anyhow::Result<BTreeMap<String, Documented>> {
     Ok(found)
 }
 
-const RELAYED_SERVICE: &str = "\
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: local, namespace: prod-us1}
-spec:
-  hosts: [local.example.com]
-  addresses: [10.96.0.9]
-  ports:
-  - {number: 9080, name: tcp, protocol: TCP}
-  resolution: STATIC
-  endpoints:
-  - address: unix:///run/local.sock
-";
-
 fn visit(lab: &Lab, address: &str) -> anyhow::Result<bool> {
     let address: SocketAddr = address.parse()?;
     Ok(Client::tcp(address)
@@ -81,7 +67,7 @@ fn what_is_served_is_what_is_documented() -> anyhow::Result<()> {
         "broken.yaml",
         "apiVersion: v1\nkind: Service\nmetadata: {}\n",
     )?;
-    lab.write("relayed.yaml", RELAYED_SERVICE)?;
+    lab.write("relayed.yaml", &relayed_service("10.96.0.9"))?;
     // With all that may be served.
     lab.start_agent_with(|agent| agent.args(["--metrics-per-workload"]))?;
     lab.wait_captured()?;
