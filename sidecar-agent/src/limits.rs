@@ -15,7 +15,7 @@ pub fn raise() {
     };
     set(Resource::Nofile, most, "RLIMIT_NOFILE");
     // Before kernel 5.11 maps count as locked memory; later ones do not care. Needs
-    // CAP_SYS_RESOURCE.
+    // CAP_SYS_RESOURCE, which is gone when aya would raise it.
     let unlimited = Rlimit {
         current: None,
         maximum: None,

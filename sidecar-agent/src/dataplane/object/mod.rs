@@ -3,6 +3,7 @@
 mod expected;
 
 use std::{
+    io::ErrorKind,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -217,18 +218,34 @@ fn map_id(object: &Ebpf) -> Result<u32> {
     Ok(map.info().context("asking for the id of a map")?.id())
 }
 
+/// How often a program is tried at the most: the verifier gives up when a signal comes, whichever it
+/// is. As often as libbpf does.
+const LOAD_ATTEMPTS: usize = 5;
+
+/// Whether the verifier was interrupted.
+fn is_interrupted(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::LoadError { io_error, .. } if io_error.kind() == ErrorKind::WouldBlock)
+}
+
 pub(super) fn load_program(object: &mut Ebpf, name: &str) -> Result<OwnedFd> {
     let program = object
         .program_mut(name)
         .with_context(|| format!("no BPF program `{name}`"))?;
-    match program {
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::CgroupSockopt(program) => program.load(),
-        Program::SockOps(program) => program.load(),
-        Program::SkLookup(program) => program.load(),
-        _ => bail!("BPF program `{name}` is of an unexpected type"),
+    let mut attempts = LOAD_ATTEMPTS;
+    loop {
+        let loaded = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSockopt(program) => program.load(),
+            Program::SockOps(program) => program.load(),
+            Program::SkLookup(program) => program.load(),
+            _ => bail!("BPF program `{name}` is of an unexpected type"),
+        };
+        attempts -= 1;
+        match loaded {
+            Err(error) if attempts > 0 && is_interrupted(&error) => {}
+            loaded => break loaded.map_err(|error| explain_load_error(name, &error))?,
+        }
     }
-    .map_err(|error| explain_load_error(name, &error))?;
     let fd = program
         .fd()
         .with_context(|| format!("BPF program `{name}`"))?;
