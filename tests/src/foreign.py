@@ -1,5 +1,6 @@
 #   detach PIN                       has a pinned link be attached to nothing (BPF_LINK_DETACH)
-#   update PIN OTHER                 has a pinned link run the program of another pinned link
+#   update PIN                       has a pinned link for connect4 run a program that lets everything
+#                                    pass, with the maps of the one that it runs
 #   wipe PIN CGROUP_ID               overwrites a cgroup's storage in a pinned map with zeros
 # else attaches a BPF program that counts and lets everything pass (returns 1), keeps it until standard
 # input ends, and answers every line there with what it has counted:
@@ -22,7 +23,7 @@ except (OSError, ValueError):
     pass
 SYS_BPF = {"x86_64": 321}.get(platform.machine(), 280)
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, PROG_LOAD, OBJ_PIN, OBJ_GET = 0, 1, 2, 5, 6, 7
-PROG_ATTACH, PROG_DETACH, PROG_BY_ID, INFO = 8, 9, 13, 15
+PROG_ATTACH, PROG_DETACH, PROG_BY_ID, MAP_BY_ID, INFO = 8, 9, 13, 14, 15
 HASH, ARRAY = 1, 2
 LINK_CREATE, LINK_UPDATE, LINK_DETACH = 28, 29, 34
 CGROUP_SKB, CGROUP_SOCK_ADDR, SK_LOOKUP = 8, 18, 30
@@ -50,9 +51,9 @@ def create_map(kind, name):
     return bpf(MAP_CREATE, struct.pack("=IIIIIII16s", kind, 4, 4, 1, 0, 0, 0, name))
 
 
-def load(kind, attach_type, body=b"", name="foreign"):
-    """It has maps: one of a kind as `WORKLOADS` is, and one that is only called so."""
-    maps = [create_map(ARRAY, b"foreign"), create_map(HASH, b"WORKLOADS")]
+def load(kind, attach_type, body=b"", name="foreign", maps=None):
+    """Its maps, unless they are given: one of a kind as `WORKLOADS` is, and one that is only called so."""
+    maps = maps or [create_map(ARRAY, b"foreign"), create_map(HASH, b"WORKLOADS")]
     # r3 = the map, which nothing is done with; the rest finds r1 as it was
     code = b"".join(op(0x18, 0x13, 0, number) + op(0) for number in maps) + body + RETURN_1
     count, code = len(code) // 8, ctypes.create_string_buffer(code, len(code))
@@ -115,14 +116,26 @@ def link_info(link):
     return struct.unpack_from("=II", info.raw, 4)
 
 
+def program_maps(program):
+    """See struct bpf_prog_info: their count is its field at 52, a pointer to their numbers follows."""
+    numbers = (ctypes.c_uint32 * 64)()
+    info = ctypes.create_string_buffer(64)
+    struct.pack_into("=IQ", info, 52, len(numbers), ctypes.addressof(numbers))
+    bpf(INFO, struct.pack("=IIQ", program, len(info), ctypes.addressof(info)))
+    count = struct.unpack_from("=I", info.raw, 52)[0]
+    return [bpf(MAP_BY_ID, struct.pack("=III", number, 0, 0)) for number in numbers[:count]]
+
+
 if sys.argv[1] == "detach":
     bpf(LINK_DETACH, struct.pack("=I", opened(sys.argv[2])))
     sys.exit()
 
 if sys.argv[1] == "update":
-    _, number = link_info(opened(sys.argv[3]))
-    program = bpf(PROG_BY_ID, struct.pack("=III", number, 0, 0))
-    bpf(LINK_UPDATE, struct.pack("=IIII", opened(sys.argv[2]), program, 0, 0))
+    link = opened(sys.argv[2])
+    _, number = link_info(link)
+    # With another cgroup storage map than before newer kernels refuse it.
+    maps = program_maps(bpf(PROG_BY_ID, struct.pack("=III", number, 0, 0)))
+    bpf(LINK_UPDATE, struct.pack("=IIII", link, load(CGROUP_SOCK_ADDR, CONNECT4, maps=maps), 0, 0))
     sys.exit()
 
 if sys.argv[1] == "wipe":

@@ -54,15 +54,16 @@ pub fn detach_link(pin: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Has a pinned link run the program of another pinned link.
+/// Has a pinned link for `connect4` run a program that lets everything pass, with the maps of the
+/// one that it runs.
 ///
 /// # Errors
 /// As [`detach_link`].
-pub fn update_link(pin: &Path, other: &Path) -> anyhow::Result<()> {
+pub fn update_link(pin: &Path) -> anyhow::Result<()> {
     command::output(
         Command::new("python3")
             .args(["-c", SCRIPT, "update"])
-            .args([pin, other]),
+            .arg(pin),
     )?;
     Ok(())
 }

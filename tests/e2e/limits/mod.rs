@@ -1,5 +1,6 @@
 //! Many workloads at once, and a node that runs out of something.
 
+mod clock;
 mod starved;
 
 use std::{

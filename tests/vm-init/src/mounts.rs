@@ -47,7 +47,13 @@ pub fn mount_all(cgroups: Cgroups) -> anyhow::Result<()> {
         }
     }
     match cgroups {
-        Cgroups::Pure => mount_at("cgroup2", CGROUP_DIR, "")?,
+        Cgroups::Pure => {
+            mount_at("cgroup2", CGROUP_DIR, "")?;
+            // As systemd does.
+            let control = Path::new(CGROUP_DIR).join("cgroup.subtree_control");
+            fs::write(&control, "+memory")
+                .with_context(|| format!("cannot write +memory to {}", control.display()))?;
+        }
         Cgroups::Hybrid => mount_hybrid()?,
     }
     // As systemd has it; `ip netns` and containers count on it.

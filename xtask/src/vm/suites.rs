@@ -14,6 +14,14 @@ pub struct VmSuite {
     pub few: &'static [&'static str],
 }
 
+impl VmSuite {
+    /// All parts of names that are told here.
+    pub fn parts(&self) -> impl Iterator<Item = &'static str> {
+        let left_out = self.left_out.iter().map(|(part, _)| *part);
+        left_out.chain(self.few.iter().copied())
+    }
+}
+
 const LOGIC: &str = "what it tests is the agent's work on maps, alike on any kernel";
 const MANY: &str = "so many connections take minutes where the processor is emulated";
 const LONG: &str = "it takes a minute where the processor is emulated";
@@ -27,6 +35,8 @@ pub const SUITES: &[VmSuite] = &[
         name: "kernel",
         program: None,
         left_out: &[
+            ("coexistence::a_balancer", SAME),
+            ("coexistence::accounting", SAME),
             ("collection::", MANY),
             ("connect4::a_", SAME),
             ("connect4::calls", SAME),
@@ -60,11 +70,15 @@ pub const SUITES: &[VmSuite] = &[
             ("interfaces::what_a_plan", LOGIC),
             ("left_alone::raw", SAME),
             ("left_alone::sctp", SAME),
-            ("life::a_", LOGIC),
-            ("life::broken", LOGIC),
-            ("life::what_is_gone", SAME),
-            ("life::what_nobody", LOGIC),
-            ("life::what_was_begun", LOGIC),
+            ("life::adopted::a_plan", LOGIC),
+            ("life::adopted::suspended", LOGIC),
+            ("life::adopted::what_is_gone", SAME),
+            ("life::adopted::what_nobody", LOGIC),
+            ("life::adopted::what_was_begun", LOGIC),
+            ("life::refused::a_second", LOGIC),
+            ("life::refused::what_does_not_load", LOGIC),
+            ("life::sets::", LOGIC),
+            ("life::strangers::", LOGIC),
             ("owners::one", SAME),
             ("owners::only", SAME),
             ("parity::", MANY),
@@ -90,6 +104,7 @@ pub const SUITES: &[VmSuite] = &[
             ("transparency::a_listener_that", LOGIC),
             ("tuples::a_socket", SAME),
             ("tuples::sixty_thousand", MANY),
+            ("uninstall::links", LOGIC),
             ("usage::", LOGIC),
         ],
         few: &[
@@ -98,7 +113,7 @@ pub const SUITES: &[VmSuite] = &[
             "connect6::rules_for_ipv6",
             "getsockopt::a_proxy_is_known_by_its_cgroup",
             "sk_lookup::a_connection_is_given",
-            "life::what_is_attached_goes_on",
+            "life::adopted::what_is_attached_goes_on",
         ],
     },
     VmSuite {
@@ -108,27 +123,27 @@ pub const SUITES: &[VmSuite] = &[
             ("admin::", USER),
             ("attacks::", ALIKE),
             ("bad_input::", USER),
+            ("coexistence::", ALIKE),
             ("conformance::", USER),
             ("doctor::cgroups", USER),
             ("doctor::foreign", LONG),
+            ("doctor::the_programs", LONG),
             ("doctor::rules", USER),
             ("doctor::what_is_missing", USER),
             ("doctor::workloads", USER),
             ("dump::", USER),
             ("explain_kernel::", ALIKE),
             ("failure::", ALIKE),
-            ("handover::live", USER),
-            ("handover::no_connection", MANY),
-            ("handover::one_that", USER),
-            ("handover::where", USER),
+            ("handover::", USER),
             ("healing::", ALIKE),
             ("in_use::", USER),
             ("life::", USER),
+            ("limits::", LONG),
             ("observe::", USER),
             ("pinned::a_", USER),
             ("pinned::capture", USER),
             ("pinned::uninstalled", ALIKE),
-            ("pinned::what_was_removed", USER),
+            ("pinned::what_", USER),
             ("privileges::", USER),
             ("scenarios::default", ALIKE),
             ("scenarios::egress", ALIKE),

@@ -45,6 +45,7 @@ const PROGRAMS: &[&str] = &[
     "mount",
     "umount",
     "unshare",
+    "prlimit",
     "script",
     "sysctl",
     "ss",
