@@ -2,6 +2,7 @@
 //!
 //! `docs/architecture.md` tells how the modules fit together.
 
+mod backoff;
 pub mod cli;
 pub mod compile;
 pub mod conformance;

@@ -16,8 +16,6 @@ pub struct Addr {
     pub words: [u32; 4],
 }
 
-const _: () = assert!(size_of::<Addr>() == 16);
-
 impl PartialEq for Addr {
     /// Derived, this would be a call of `bcmp`, a loop over bytes in a BPF program. Here and below:
     /// one branch instead of four, as the verifier follows every combination of them.
@@ -147,8 +145,6 @@ pub struct Endpoint {
     /// Always zero: keeps the layout free of implicit padding.
     pub pad: u16,
 }
-
-const _: () = assert!(size_of::<Endpoint>() == 20);
 
 impl Endpoint {
     /// An endpoint; `port` in native byte order.

@@ -142,15 +142,3 @@ pub struct WorkloadPort {
     /// Always zero.
     pub pad: u16,
 }
-
-const _: () = {
-    assert!(size_of::<RuleKey>() == 24);
-    assert!(size_of::<PrefixKey>() == 24);
-    assert!(size_of::<BackendKey>() == 12);
-    assert!(size_of::<WorkloadEndpoint>() == 24);
-    assert!(size_of::<WorkloadPort>() == 8);
-    assert!(size_of::<Tuple>() == 44);
-    assert!(size_of::<OwnerKey>() == 12);
-    assert!(size_of::<WorkloadInterface>() == 12);
-    assert!(size_of::<RouteKey>() == 20);
-};

@@ -20,6 +20,7 @@ pub mod decide;
 pub mod event;
 pub mod kernel;
 pub mod keys;
+mod layout;
 pub mod reason;
 pub mod values;
 

@@ -29,8 +29,6 @@ pub struct Rule {
     pub target: Endpoint,
 }
 
-const _: () = assert!(size_of::<Rule>() == 36);
-
 impl Rule {
     /// A connection of the workload to one of its own addresses (outbound), or coming from one
     /// of its own addresses or loopback (inbound), passes whatever the rule says.
@@ -89,8 +87,6 @@ pub struct PlanHeader {
     /// Inbound connections that no rule matches.
     pub inbound_default: Rule,
 }
-
-const _: () = assert!(size_of::<PlanHeader>() == 104);
 
 impl PlanHeader {
     /// No id: the number of no user and no group.
@@ -189,8 +185,6 @@ pub struct Route {
     /// The address that connections come from; a wildcard: not known.
     pub source: crate::Addr,
 }
-
-const _: () = assert!(size_of::<Route>() == 20);
 
 /// A word of `WORKLOADS`: the plan that a workload follows, and which programs follow it. One word,
 /// so that a change of it is one store for both directions and all programs.
@@ -337,8 +331,6 @@ pub struct Identity {
     pub source_v6: crate::Addr,
 }
 
-const _: () = assert!(size_of::<Identity>() == 56);
-
 impl Identity {
     /// Where connections come from, and by which interface they leave, depends on where they go:
     /// see `ROUTES`.
@@ -358,8 +350,6 @@ pub struct Original {
     /// `Original::REWRITTEN` and so on.
     pub kind: u32,
 }
-
-const _: () = assert!(size_of::<Original>() == 32);
 
 impl Original {
     /// Led straight to an endpoint: nobody but getpeername asks for `dst`.

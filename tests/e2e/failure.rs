@@ -18,6 +18,8 @@ use crate::fixture::{registry_only, relayed_service};
 
 const NODE: &str = "SIDECAR_AGENT_FAILURE_POLICY";
 const DETAILS: &str = "10.96.0.1:9080";
+/// What a `REGISTRY_ONLY` workload does not reach.
+const SECRET: &str = "10.96.0.4:9080";
 const PROXY: u32 = 1337;
 
 /// A refusal takes no time; this is for a client that has to be started.
@@ -243,8 +245,62 @@ fn a_first_plan_that_does_not_fit_open() -> anyhow::Result<()> {
     let lab = too_large(&[&annotation("map-full=open")])?;
     pending(&lab, "nothing is captured (failure policy map-full=open)")?;
     // Also what the Sidecar does not expose.
-    for (address, name) in [(DETAILS, "details"), ("10.96.0.4:9080", "secret")] {
+    for (address, name) in [(DETAILS, "details"), (SECRET, "secret")] {
         assert_eq!(reached(lab.inside(), address)?.as_deref(), Some(name));
+    }
+    Ok(())
+}
+
+/// How many entries each map has.
+fn entries(status: &Value) -> Vec<(&Value, &Value)> {
+    let maps = status["maps"].as_array().into_iter().flatten();
+    maps.map(|of| (&of["map"], &of["entries"])).collect()
+}
+
+/// Whatever the policy: it is for workloads of which nothing was in force.
+#[test]
+fn a_plan_that_does_not_fit_any_more_leaves_the_last_good_one() -> anyhow::Result<()> {
+    require_root!();
+    for annotations in [vec![], vec![annotation("open")]] {
+        let annotations: Vec<&str> = annotations.iter().map(String::as_str).collect();
+        let mut lab = registry_only()?;
+        lab.write_workload(&annotations)?;
+        lab.start_agent_with(|agent| agent.args(["--max-rules", "16"]))?;
+        lab.wait_captured()?;
+        let before = lab.agent()?.status()?;
+        let in_force = |lab: &Lab| -> anyhow::Result<()> {
+            let status = lab.agent()?.wait_until("the plan to be stale", |status| {
+                status["workloads"][0]["state"] == "stale"
+            })?;
+            let of = &status["workloads"][0];
+            let problem = of["problem"].as_str().unwrap_or_default();
+            for words in [
+                "the last good plan stays in force",
+                "map OUTBOUND is full",
+                "capacity 16",
+                "--max-rules",
+            ] {
+                ensure!(problem.contains(words), "no {words:?} in {problem}");
+            }
+            ensure!(of["capture"]["actual"] == true, "{of}");
+            ensure!(of["actual"] == before["workloads"][0]["actual"], "{of}");
+            // Nothing of the one that does not fit stays.
+            ensure!(entries(&status) == entries(&before), "{status}");
+            ensure!(reached(lab.inside(), DETAILS)?.as_deref() == Some("details"));
+            ensure!(reached(lab.inside(), SECRET)?.is_none(), "not exposed");
+            Ok(())
+        };
+        lab.write("more.yaml", &services())?;
+        in_force(&lab)?;
+        // Without the agent, and with the next one.
+        lab.agent_mut()?.kill()?;
+        ensure!(reached(lab.inside(), DETAILS)?.as_deref() == Some("details"));
+        ensure!(reached(lab.inside(), SECRET)?.is_none(), "let go");
+        lab.agent_mut()?.start()?;
+        in_force(&lab)?;
+        lab.write("more.yaml", "# Nothing any more.\n")?;
+        lab.wait_captured()?;
+        ensure!(reached(lab.inside(), SECRET)?.is_none(), "let go");
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ mod bench;
 mod build_ebpf;
 mod cargo;
 mod conformance;
+mod cross;
 mod demo;
 mod fuzz;
 mod gen_docs;
@@ -51,6 +52,8 @@ enum Command {
     Soak(soak::Args),
     /// Run the tests that need a kernel on other kernels, in virtual machines
     Vm(vm::Args),
+    /// Check that everything compiles for other machines, installing what that needs first
+    Cross(cross::Args),
     /// Write what of docs/ follows from the code
     GenDocs(gen_docs::Args),
 }
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Soak(args) => soak::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Vm(args) => vm::run(&args).map(verdict),
+        Command::Cross(args) => cross::run(&args).map(verdict),
         Command::GenDocs(args) => gen_docs::run(&args).map(verdict),
     };
     done.unwrap_or_else(|error| {

@@ -18,6 +18,8 @@ pub enum Run {
     Tests(Tests),
     /// Each fuzz target for a short time; it counts as one test.
     Fuzz,
+    /// Checks for other machines.
+    Cross,
     /// Tests in virtual machines.
     Vm,
 }
@@ -118,6 +120,11 @@ pub const SUITES: &[Suite] = &[
         name: "fuzz",
         about: "each fuzz target for some seconds",
         run: Run::Fuzz,
+    },
+    Suite {
+        name: "cross",
+        about: "whether everything compiles for aarch64, and the BPF programs in the other byte order",
+        run: Run::Cross,
     },
     Suite {
         name: "vm",

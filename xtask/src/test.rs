@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context as _;
 
 use crate::{
-    cargo,
+    cargo, cross,
     fuzz::{self, Fuzzer},
     setup,
     suites::{Run, SUITES, Suite, Tests},
@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         .iter()
         .filter_map(|suite| match &suite.run {
             Run::Tests(tests) => Some(tests.programs),
-            Run::Fuzz | Run::Vm => None,
+            Run::Fuzz | Run::Cross | Run::Vm => None,
         })
         .flatten()
         .copied()
@@ -87,6 +87,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
             let counts = match &suite.run {
                 Run::Tests(tests) => run_tests(suite.name, tests, filter),
                 Run::Fuzz => run_fuzz(filter),
+                Run::Cross => Ok(run_cross(filter)),
                 Run::Vm => run_vm(filter),
             }?;
             println!("== {}: {}", suite.name, counts.line());
@@ -117,6 +118,28 @@ fn run_fuzz(filter: Option<&str>) -> anyhow::Result<Counts> {
         }
     }
     Ok(counts)
+}
+
+/// Counts as skipped where what it needs cannot be had.
+fn run_cross(filter: Option<&str>) -> Counts {
+    let mut counts = Counts::default();
+    let checks: Vec<_> = cross::wanted(filter).collect();
+    if checks.is_empty() {
+        return counts;
+    }
+    if let Err(error) = setup::ensure_cross() {
+        println!("SKIPPED cross: {error:#}");
+        counts.skipped = checks.len();
+        return counts;
+    }
+    for check in checks {
+        if check.run() {
+            counts.passed += 1;
+        } else {
+            counts.failed += 1;
+        }
+    }
+    counts
 }
 
 /// Counts as one test that is skipped where machines or their kernels cannot be had.

@@ -44,7 +44,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -58,9 +58,11 @@ use self::{
     maps::Maps,
     object::Objects,
     pins::{Links, Lock, Set},
-    plans::{Plans, RETIRED_PLAN_GRACE},
+    plans::Plans,
     usage::Counted,
 };
+
+use crate::limits::{Exhausted, check_descriptors};
 
 pub use self::{
     counters::Count,
@@ -120,6 +122,8 @@ pub struct Dataplane {
     /// Links of old sets that decide no more. What they decided before may still be on its way.
     retired_links: Vec<(Instant, Links)>,
     plans: Plans,
+    /// How long what no workload follows any more is kept.
+    grace: Duration,
     /// On the pins, for as long as this lives.
     lock: Lock,
 }
@@ -133,6 +137,15 @@ impl Dataplane {
         Prepared::load(config)?.take()
     }
 
+    /// Whether there are the descriptors that attaching takes. To know it before costs little, and
+    /// what cannot be opened for want of them is not taken for gone.
+    ///
+    /// # Errors
+    /// If not: why.
+    pub fn check_descriptors(&self) -> Result<(), Exhausted> {
+        check_descriptors(object::descriptors_to_attach())
+    }
+
     /// Attaches to a workload. If it is attached already, from an earlier agent, it goes on with
     /// the plan it has; else it has none yet, and everything still passes.
     ///
@@ -140,6 +153,8 @@ impl Dataplane {
     /// If all slots are in use, or the kernel refuses an attachment; what was attached before is as
     /// it was then.
     pub fn attach(&mut self, binding: &Binding<'_>) -> Result<WorkloadId> {
+        self.check_descriptors()
+            .with_context(|| format!("attaching to cgroup {}", binding.cgroup.path.display()))?;
         let known = self.found.iter().find(|(_, found)| found.is(binding));
         let workload = match known {
             Some((&workload, _)) => workload,
@@ -152,7 +167,7 @@ impl Dataplane {
         // What was found stays so where this fails: it still decides.
         let mut attachment = Attachment::new(&self.objects, &self.maps, workload, binding, found)?;
         self.found.remove(&workload);
-        let introduced = attachment.introduce(&mut self.maps);
+        let introduced = attachment.introduce(&mut self.maps, self.grace);
         // Also where that failed: `detach` undoes what was done.
         self.attachments.insert(workload, attachment);
         if let Err(error) = introduced {
@@ -160,6 +175,12 @@ impl Dataplane {
             return Err(error);
         }
         Ok(workload)
+    }
+
+    /// Has what no workload follows any more be kept for so long, instead of two seconds: for tests
+    /// that look at it, on machines that take their time.
+    pub fn keep_retired(&mut self, grace: Duration) {
+        self.grace = grace;
     }
 
     /// Tells the kernel where the relay of this workload listens.
@@ -187,7 +208,7 @@ impl Dataplane {
         let mut sockets = self.maps.sockets();
         self.counted.sockets = sockets.values().map(BTreeSet::len).sum();
         for (&workload, attachment) in &mut self.attachments {
-            if let Err(error) = attachment.refresh(&mut self.maps) {
+            if let Err(error) = attachment.refresh(&mut self.maps, self.grace) {
                 tracing::debug!(workload, "{error:#}");
             }
             // /proc is slow to read: only where a socket may be missing in the map.
@@ -201,8 +222,9 @@ impl Dataplane {
             }
             listeners::make_transparent(&self.maps, workload, attachment);
         }
-        self.plans.remove_expired(&mut self.maps);
-        let expired = |(since, _): &mut (Instant, Links)| since.elapsed() > RETIRED_PLAN_GRACE;
+        self.plans.remove_expired(&mut self.maps, self.grace);
+        let grace = self.grace;
+        let expired = |(since, _): &mut (Instant, Links)| since.elapsed() > grace;
         for (_, links) in self.retired_links.extract_if(.., expired) {
             remove_links(&links);
         }

@@ -42,9 +42,9 @@ enum Contents {
 }
 
 impl Installed {
-    fn is_expired(&self) -> bool {
+    fn is_expired(&self, grace: Duration) -> bool {
         self.unused_since
-            .is_some_and(|since| since.elapsed() > RETIRED_PLAN_GRACE)
+            .is_some_and(|since| since.elapsed() > grace)
     }
 
     fn remove(self, maps: &mut Maps) {
@@ -138,8 +138,9 @@ impl Plans {
     }
 
     /// Removes those whose grace is over.
-    pub fn remove_expired(&mut self, maps: &mut Maps) {
-        for (_, plan) in self.installed.extract_if(.., |_, plan| plan.is_expired()) {
+    pub fn remove_expired(&mut self, maps: &mut Maps, grace: Duration) {
+        let is_expired = |_: &Digest, plan: &mut Installed| plan.is_expired(grace);
+        for (_, plan) in self.installed.extract_if(.., is_expired) {
             plan.remove(maps);
         }
     }

@@ -12,7 +12,7 @@ use super::{
     maps::Maps,
     object::{self, Objects},
     pins::{PinDir, Set},
-    plans::Plans,
+    plans::{Plans, RETIRED_PLAN_GRACE},
     usage::Counted,
 };
 
@@ -111,6 +111,7 @@ impl Prepared {
             leaving: BTreeSet::new(),
             retired_links: Vec::new(),
             plans,
+            grace: RETIRED_PLAN_GRACE,
             lock,
         };
         dataplane.forget_unattached();

@@ -29,7 +29,7 @@ fn judge_open_files(limit: Option<u64>) -> Check {
     let limit = limit.map_or("unlimited".to_owned(), |files| files.to_string());
     let found = format!(
         "{limit}: `run` uses as many descriptors as it may; without any left workloads that come \
-         wait, with the problem `Too many open files` (systemd: LimitNOFILE)"
+         wait, and their problem names this limit (systemd: LimitNOFILE)"
     );
     Check::info("RLIMIT_NOFILE", found)
 }

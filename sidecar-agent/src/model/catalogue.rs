@@ -77,8 +77,8 @@ catalogue! {
         "A file that held resources is empty, as a file is that is just being written. Its resources stay in force.",
         "delete the file if its resources shall go, or leave a comment in it";
     WATCH_DEGRADED "SCA0011" Warning "changes are found by polling",
-        "inotify is not available, so directories are compared at short intervals.",
-        "raise fs.inotify.max_user_watches and fs.inotify.max_user_instances";
+        "inotify is not available, so directories are compared at short intervals, until it is.",
+        "raise what is used up: fs.inotify.max_user_watches, fs.inotify.max_user_instances, or LimitNOFILE of the agent's systemd unit";
 
     // Shape of a document: types, required fields, names of fields and values.
     WRONG_TYPE "SCA0020" Error "wrong type",

@@ -4,6 +4,8 @@ use std::fmt;
 
 use rustix::io::Errno;
 
+use crate::limits::Exhausted;
+
 /// An operation of the relay that failed.
 #[derive(Debug)]
 pub struct Error {
@@ -52,7 +54,12 @@ impl fmt::Display for Error {
             cause,
             remedy,
         } = self;
-        write!(f, "cannot {operation} {object}: {cause}; {remedy}")
+        match cause {
+            Cause::System(errno) if let Some(exhausted) = Exhausted::of(*errno) => {
+                write!(f, "cannot {operation} {object}: {cause}: {exhausted}")
+            }
+            _ => write!(f, "cannot {operation} {object}: {cause}; {remedy}"),
+        }
     }
 }
 

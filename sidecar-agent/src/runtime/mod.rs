@@ -3,6 +3,7 @@
 mod ending;
 mod handover;
 mod node;
+mod options;
 pub mod own_files;
 mod relays;
 mod service;
@@ -12,7 +13,6 @@ mod toggles;
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -21,9 +21,10 @@ use anyhow::{Context, Result};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
+    backoff::Backoff,
     compile::Compiler,
-    dataplane::{self, Capacity, Prepared},
-    model::{Compat, FailurePolicy, diagnostic::Severity},
+    dataplane::Prepared,
+    model::diagnostic::{Diagnostic, Severity},
     observe::{
         admin::{Admin, Answer, Call, Request, Taken},
         status::Status,
@@ -38,6 +39,7 @@ use crate::{
 use ending::{Signals, hand_over};
 use handover::Predecessor;
 use node::Node;
+pub use options::Options;
 use service::Service;
 use telling::Telling;
 use toggles::Toggles;
@@ -48,47 +50,8 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// How often it is looked whether applications listen where a Sidecar declares a listener.
 const LOOK_FOR_COLLISIONS: Duration = Duration::from_secs(10);
 
-/// Settings of a running agent.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Directory of resources.
-    pub config: PathBuf,
-    /// File with the mesh configuration.
-    pub mesh_config: Option<PathBuf>,
-    /// Directory of the admin socket.
-    pub run_dir: PathBuf,
-    /// Directory of what outlives the agent, and the machine's restart.
-    pub state_dir: PathBuf,
-    /// Mount point of bpffs.
-    pub bpffs: PathBuf,
-    /// Name servers; empty: the system's.
-    pub dns_servers: Vec<SocketAddr>,
-    /// What becomes of connections when something fails, where a workload does not say.
-    pub failure_policy: FailurePolicy,
-    /// Whose rules say what is valid.
-    pub compat: Compat,
-    /// Map capacities.
-    pub capacity: Capacity,
-    /// Take over from the agent that runs with this run directory, if one does.
-    pub take_over: bool,
-    /// How long live relayed connections may go on when the agent ends.
-    pub drain: Duration,
-    /// Where metrics and health are served; `None`: nowhere.
-    pub metrics: Option<SocketAddr>,
-    /// Decisions are told by workload in metrics.
-    pub metrics_per_workload: bool,
-    /// Longest time in which the main loop must turn once.
-    pub stall_limit: Duration,
-}
-
-impl Options {
-    fn dataplane(&self) -> dataplane::Config {
-        dataplane::Config {
-            pin_dir: dataplane::default_pin_dir(&self.bpffs),
-            capacity: self.capacity,
-        }
-    }
-}
+/// When files are read again that could not be.
+const UNREAD: Backoff = Backoff::new(REFRESH, Duration::from_secs(30));
 
 /// Runs until SIGTERM or SIGINT, or until the next agent has taken over. What is captured stays so:
 /// see `uninstall`.
@@ -120,6 +83,7 @@ pub async fn run(options: Options) -> Result<()> {
 
     let mut compiler = Compiler::default();
     let mut input = store.update(files::read(&paths));
+    let mut unread = UNREAD;
     let mut generation = 0_u64;
     let mut service = Service::new();
     loop {
@@ -130,7 +94,7 @@ pub async fn run(options: Options) -> Result<()> {
             .dns
             .clone_from(&names.borrow_and_update().addresses);
         let started = Instant::now();
-        apply(&mut node, &mut compiler, &input, &dns);
+        apply(&mut node, &mut compiler, &input, &dns, watch.degraded());
         let elapsed = started.elapsed();
         telling.metrics.applied(elapsed);
         tracing::info!(generation, ?elapsed, "applied the configuration");
@@ -155,6 +119,16 @@ pub async fn run(options: Options) -> Result<()> {
                 _ = ticks.tick() => {
                     node.refresh();
                     service.applied(generation, node.captured());
+                    // Nobody tells when what could not be read can be.
+                    if input.unread && unread.left(Instant::now()).is_zero() {
+                        unread.fail(Instant::now());
+                        let now = store.update(files::read(&paths));
+                        if !now.unread {
+                            unread.reset();
+                            input = now;
+                            break;
+                        }
+                    }
                 }
                 // From here, so that a loop that hangs is noticed.
                 () = service.due() => service::alive(),
@@ -265,11 +239,18 @@ fn answer(node: &mut Node, request: Request, generation: u64, telling: &Telling)
     }
 }
 
-fn apply(node: &mut Node, compiler: &mut Compiler, input: &files::Update, dns: &DnsWatcher) {
+fn apply(
+    node: &mut Node,
+    compiler: &mut Compiler,
+    input: &files::Update,
+    dns: &DnsWatcher,
+    degraded: Option<Diagnostic>,
+) {
     let wanted = compiler.plans(&input.snapshot);
     dns.want(wanted.dns);
     node.directory.set_mesh(wanted.mesh);
     let mut diagnostics = input.diagnostics.clone();
+    diagnostics.extend(degraded);
     diagnostics.extend(dns.state().borrow().diagnostics());
     diagnostics.extend(input.places.diagnostics(&wanted.findings));
     node.apply(wanted.workloads, diagnostics, input.places.clone());

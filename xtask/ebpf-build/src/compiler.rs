@@ -132,6 +132,26 @@ impl Compiler {
         !older(release, MINIMUM)
     }
 
+    /// A cargo that builds with this compiler whatever cargo has started us, and takes `-Z` options,
+    /// such as `-Zbuild-std` for targets of which it has no ready-made library.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(self.cargo());
+        for (name, _) in env::vars_os() {
+            if name.to_str().is_some_and(describes_outer_build) {
+                command.env_remove(name);
+            }
+        }
+        command
+            .env("RUSTC", &self.rustc)
+            // -Z is for nightlies; this makes every compiler and cargo take it.
+            .env("RUSTC_BOOTSTRAP", "1")
+            // Empty rather than unset: a wrapper in the user's cargo configuration is off as well.
+            .env("RUSTC_WRAPPER", "")
+            .env("RUSTC_WORKSPACE_WRAPPER", "");
+        command
+    }
+
     /// The cargo to drive this compiler with: a rustup toolchain's own, which is sure to read the
     /// manifests of that toolchain's library; otherwise the cargo that runs us (a distribution's
     /// is often too old for this workspace).
@@ -162,6 +182,22 @@ impl fmt::Display for Compiler {
             rustc.display()
         )
     }
+}
+
+/// Whether an environment variable tells something of the build or the toolchain that we were
+/// started by. Kept: where cargo and rustup live, the network and the terminal settings, and the
+/// job server, so that the two builds together keep to its number of jobs.
+fn describes_outer_build(name: &str) -> bool {
+    const KEPT: [&str; 6] = ["HOME", "NET_", "HTTP_", "REGISTR", "TERM_", "MAKEFLAGS"];
+    if let Some(rest) = name.strip_prefix("CARGO_") {
+        return !KEPT.iter().any(|kept| rest.starts_with(kept));
+    }
+    (name.starts_with("RUST") && !matches!(name, "RUSTUP_HOME" | "RUST_BACKTRACE"))
+        || matches!(name, "CARGO" | "CLIPPY_ARGS" | "CLIPPY_CONF_DIR")
+        || matches!(
+            name,
+            "OUT_DIR" | "TARGET" | "HOST" | "PROFILE" | "OPT_LEVEL" | "DEBUG"
+        )
 }
 
 /// Path of rustup's nightly `rustc`.
@@ -219,6 +255,28 @@ mod tests {
         let text = "rustc 1.96.0 (ac68faa20)\nrelease: 1.96.0\nLLVM version: 22.1.8\n";
         assert_eq!(parse_version(text), Some(("1.96.0".to_owned(), 22)));
         assert_eq!(parse_version("rustc 1.96.0"), None);
+    }
+
+    #[test]
+    fn the_outer_build_is_forgotten() {
+        for name in [
+            "CARGO_ENCODED_RUSTFLAGS",
+            "RUSTFLAGS",
+            "RUSTC",
+            "RUSTC_WORKSPACE_WRAPPER",
+            "CARGO",
+        ] {
+            assert!(describes_outer_build(name), "{name}");
+        }
+        for name in [
+            "CARGO_HOME",
+            "CARGO_MAKEFLAGS",
+            "CARGO_NET_OFFLINE",
+            "PATH",
+            "RUSTUP_HOME",
+        ] {
+            assert!(!describes_outer_build(name), "{name}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs,
+    fs,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -40,7 +40,9 @@ impl Endian {
         }
     }
 
-    const fn target(self) -> &'static str {
+    /// The compiler's name for it.
+    #[must_use]
+    pub const fn target(self) -> &'static str {
         match self {
             Self::Little => "bpfel-unknown-none",
             Self::Big => "bpfeb-unknown-none",
@@ -133,12 +135,7 @@ impl Build<'_> {
     }
 
     fn command(&self, toolchain: &Toolchain) -> Command {
-        let mut command = Command::new(toolchain.compiler.cargo());
-        for (name, _) in env::vars_os() {
-            if name.to_str().is_some_and(describes_outer_build) {
-                command.env_remove(name);
-            }
-        }
+        let mut command = toolchain.compiler.command();
         let flags = [
             // Full debug information of every crate: BTF is made from it.
             "-Cdebuginfo=2".to_owned(),
@@ -162,31 +159,9 @@ impl Build<'_> {
             .args(["--target", self.endian.target(), "-Zbuild-std=core"])
             .args(["--message-format=json", "--target-dir"])
             .arg(self.target_dir)
-            .env("RUSTC", &toolchain.compiler.rustc)
-            // -Z is for nightlies; this makes every compiler and cargo take it.
-            .env("RUSTC_BOOTSTRAP", "1")
-            // Empty rather than unset: a wrapper in the user's cargo configuration is off as well.
-            .env("RUSTC_WRAPPER", "")
-            .env("RUSTC_WORKSPACE_WRAPPER", "")
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         command
     }
-}
-
-/// Whether an environment variable tells something of the build or the toolchain that we were
-/// started by. Kept: where cargo and rustup live, the network and the terminal settings, and the
-/// job server, so that the two builds together keep to its number of jobs.
-fn describes_outer_build(name: &str) -> bool {
-    const KEPT: [&str; 6] = ["HOME", "NET_", "HTTP_", "REGISTR", "TERM_", "MAKEFLAGS"];
-    if let Some(rest) = name.strip_prefix("CARGO_") {
-        return !KEPT.iter().any(|kept| rest.starts_with(kept));
-    }
-    (name.starts_with("RUST") && !matches!(name, "RUSTUP_HOME" | "RUST_BACKTRACE"))
-        || matches!(name, "CARGO" | "CLIPPY_ARGS" | "CLIPPY_CONF_DIR")
-        || matches!(
-            name,
-            "OUT_DIR" | "TARGET" | "HOST" | "PROFILE" | "OPT_LEVEL" | "DEBUG"
-        )
 }
 
 /// A line like `   Compiling core v0.0.0`.
@@ -279,28 +254,6 @@ pub(crate) fn place(object: &Path, to: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_outer_build_is_forgotten() {
-        for name in [
-            "CARGO_ENCODED_RUSTFLAGS",
-            "RUSTFLAGS",
-            "RUSTC",
-            "RUSTC_WORKSPACE_WRAPPER",
-            "CARGO",
-        ] {
-            assert!(describes_outer_build(name), "{name}");
-        }
-        for name in [
-            "CARGO_HOME",
-            "CARGO_MAKEFLAGS",
-            "CARGO_NET_OFFLINE",
-            "PATH",
-            "RUSTUP_HOME",
-        ] {
-            assert!(!describes_outer_build(name), "{name}");
-        }
-    }
 
     #[test]
     fn cargo_messages_are_sorted() {

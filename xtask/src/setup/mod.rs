@@ -14,6 +14,7 @@ use crate::cargo;
 
 pub mod apt;
 mod compiler;
+mod cross;
 mod envoy;
 pub mod fuzzing;
 mod linker;
@@ -95,6 +96,13 @@ const VM: [Need; 2] = [
     },
 ];
 
+/// What only checking for another machine needs besides.
+const CROSS: [Need; 1] = [Need {
+    name: "C compiler for aarch64",
+    find: cross::find,
+    install: |_| cross::install(),
+}];
+
 /// The command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let needs: Vec<&Need> = NEEDS
@@ -102,6 +110,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .chain(&FUZZING)
         .chain(&ENVOY)
         .chain(&VM)
+        .chain(&CROSS)
         .collect();
     provide(&needs, args)
 }
@@ -170,6 +179,14 @@ pub fn ensure_envoy() -> anyhow::Result<()> {
 /// As [`run`].
 pub fn ensure_vm() -> anyhow::Result<()> {
     ensure_all(&VM.iter().collect::<Vec<_>>())
+}
+
+/// Installs what checking for another machine needs if it is missing; see [`ensure`].
+///
+/// # Errors
+/// As [`run`].
+pub fn ensure_cross() -> anyhow::Result<()> {
+    ensure_all(&NEEDS.iter().chain(&CROSS).collect::<Vec<_>>())
 }
 
 fn ensure_all(needs: &[&Need]) -> anyhow::Result<()> {

@@ -3,7 +3,7 @@
 mod links;
 mod network;
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use sidecar_common::{
@@ -25,7 +25,6 @@ use super::{
     network::{Setup, Steering},
     object::Objects,
     pins::Links,
-    plans::RETIRED_PLAN_GRACE,
     userns::IdBases,
 };
 
@@ -125,10 +124,10 @@ impl Attachment {
     }
 
     /// Tells the kernel who the workload is, and which addresses are its own.
-    pub fn introduce(&mut self, maps: &mut Maps) -> Result<()> {
+    pub fn introduce(&mut self, maps: &mut Maps, grace: Duration) -> Result<()> {
         self.look_up_ids()?;
         self.publish_identity(maps)?;
-        self.refresh(maps)
+        self.refresh(maps, grace)
     }
 
     /// Notes that the plan of its word is in force from now on, and its header.
@@ -137,10 +136,10 @@ impl Attachment {
         self.header = header;
     }
 
-    /// Looks again for what changes without telling us.
-    pub fn refresh(&mut self, maps: &mut Maps) -> Result<()> {
+    /// Looks again for what changes without telling us; plans that were left are known for `grace`.
+    pub fn refresh(&mut self, maps: &mut Maps, grace: Duration) -> Result<()> {
         let addresses_changed = self.refresh_local_addrs(maps)?;
-        let retired = self.interfaces.expire(RETIRED_PLAN_GRACE);
+        let retired = self.interfaces.expire(grace);
         // Interfaces come and go with no address.
         if addresses_changed || retired || !self.interfaces.is_empty() {
             let existing = self.tell_network(maps)?;

@@ -6,7 +6,7 @@ use std::{
     io::ErrorKind,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use anyhow::{Context, Result, bail};
@@ -15,7 +15,7 @@ use aya::{
     maps::{Map, MapData},
     programs::{Program, ProgramError},
 };
-use sidecar_common::keys::WorkloadId;
+use sidecar_common::{keys::WorkloadId, values::WORKLOAD_SLOTS};
 
 use self::expected::map_names;
 pub use self::expected::{digests, expected, workloads};
@@ -55,7 +55,8 @@ pub struct Objects {
     set: Set,
     /// Where `WORKLOADS` is pinned.
     workloads: PathBuf,
-    capacity: Capacity,
+    /// Loads the copies of `sk_lookup`.
+    loader: Mutex<EbpfLoader<'static>>,
     /// The maps, once all are there.
     held: HeldPins,
     /// Id of the map `WORKLOADS`.
@@ -67,28 +68,27 @@ pub struct Objects {
 impl Objects {
     /// Loads the programs for cgroups, with the maps of this set; those that are not there are made.
     pub fn load(pins: &PinDir, set: Set, capacity: Capacity) -> Result<Self> {
-        let mut objects = Self {
-            cgroup_programs: Vec::new(),
-            workloads_map: 0,
-            held: HeldPins::default(),
-            set,
-            workloads: pins.workloads(),
-            capacity,
-            sk_lookup: OnceLock::new(),
-        };
-        let set = u32::from(objects.set.number);
-        let mut cgroup = objects
-            .loader()
-            .override_global("SET", &set, true)
+        let workloads = pins.workloads();
+        let mut loader = loader(set.dir(), &workloads, capacity);
+        let mut cgroup = loader
+            .override_global("SET", constant(u32::from(set.number))?, true)
             .override_global("KERNEL", kernel::running(), true)
             .load(CGROUP_OBJECT)
             .context("loading BPF maps")?;
-        objects.workloads_map = map_id(&cgroup)?;
+        let mut cgroup_programs = Vec::new();
         for (name, attach_type) in CGROUP_PROGRAMS {
             let program = load_program(&mut cgroup, name)?;
-            objects.cgroup_programs.push((name, attach_type, program));
+            cgroup_programs.push((name, attach_type, program));
         }
-        Ok(objects)
+        Ok(Self {
+            cgroup_programs,
+            loader: Mutex::new(loader),
+            workloads_map: map_id(&cgroup)?,
+            held: HeldPins::default(),
+            set,
+            workloads,
+            sk_lookup: OnceLock::new(),
+        })
     }
 
     /// The programs for cgroups: name, where it is attached, descriptor.
@@ -133,14 +133,12 @@ impl Objects {
     pub fn load_sk_lookup(&self, workload: WorkloadId) -> Result<OwnedFd> {
         // A pin that is gone would be made anew, with a map that nobody else knows.
         self.restore_pins()?;
-        let set = u32::from(self.set.number);
-        let mut object = self
-            .loader()
-            .override_global("WORKLOAD", &workload, true)
-            .override_global("SET", &set, true)
-            .override_global("KERNEL", kernel::running(), true)
+        let mut loader = self.loader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut object = loader
+            .override_global("WORKLOAD", constant(workload)?, true)
             .load(NETNS_OBJECT)
             .context("opening BPF maps for sk_lookup")?;
+        drop(loader);
         if map_id(&object)? != self.workloads_map {
             bail!(
                 "the pins in {} were removed behind the agent's back; restart it",
@@ -182,15 +180,38 @@ impl Objects {
             self.set.map(name)
         }
     }
-
-    fn loader(&self) -> EbpfLoader<'static> {
-        loader(self.set.dir(), &self.workloads, self.capacity)
-    }
 }
 
-/// Loads objects whose maps are pinned in `dir`, but for the one that all sets share.
+/// Descriptors that attaching a workload takes at most at a time: its maps, and what else is open
+/// meanwhile (programs, a link, a namespace, netlink).
+pub fn descriptors_to_attach() -> usize {
+    const OTHERS: usize = 16;
+    map_names().len() + OTHERS
+}
+
+/// A constant for programs, which a loader borrows for as long as it lives.
+fn constant(number: u32) -> Result<&'static u32> {
+    static NUMBERS: [u32; WORKLOAD_SLOTS as usize] = {
+        let mut numbers = [0; WORKLOAD_SLOTS as usize];
+        let mut at = 1;
+        while at < WORKLOAD_SLOTS {
+            numbers[at as usize] = at;
+            at += 1;
+        }
+        numbers
+    };
+    usize::try_from(number)
+        .ok()
+        .and_then(|at| NUMBERS.get(at))
+        .with_context(|| format!("there is no workload slot, and no set, {number}"))
+}
+
+/// Loads objects whose maps are pinned in `dir`, but for the one that all sets share. To make one
+/// takes a while, as it reads all types of the kernel, whether wanted or not.
 pub(super) fn loader(dir: &Path, workloads: &Path, capacity: Capacity) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
+    // Our programs have no relocations by them, and they take tens of megabytes.
+    loader.btf(None);
     for name in map_names() {
         let path = if name == WORKLOADS {
             workloads.to_owned()

@@ -11,6 +11,10 @@ const ROUND: usize = 10;
 impl Node {
     /// Looks at the links of the next few workloads, and mends what is broken.
     pub(super) fn heal(&mut self) {
+        // What cannot be opened now would be taken for gone. Workloads that wait tell why.
+        if self.dataplane.check_descriptors().is_err() {
+            return;
+        }
         self.restore_pins();
         for name in self.next_to_look_at() {
             self.heal_one(&name);

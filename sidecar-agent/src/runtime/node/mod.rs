@@ -11,6 +11,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Result, bail};
@@ -23,6 +24,7 @@ use super::{
     toggles::{self, Toggles},
 };
 use crate::{
+    backoff::Backoff,
     compile::WorkloadPlan,
     dataplane::{Dataplane, Originals, Tap, cgroup},
     model::{ResourceRef, diagnostic::Diagnostic},
@@ -56,11 +58,16 @@ pub struct Node {
     pub directory: Directory,
 }
 
+/// An attempt to attach that the kernel refuses holds up everything else for as long as it takes.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(8));
+
 struct Workload {
     wanted: WorkloadPlan,
     live: Option<Live>,
     /// Why the wanted plan is not (completely) in force.
     problem: Option<String>,
+    /// When to try again to attach, where the kernel has refused.
+    retry: Backoff,
     /// Applications in the way of its listeners. They do not keep the plan from being in force.
     in_use: Vec<Diagnostic>,
     /// Why what others have detached could not be attached again.
@@ -86,6 +93,7 @@ impl Workload {
             wanted,
             live: None,
             problem: None,
+            retry: RETRY,
             in_use: Vec::new(),
             damage: None,
         }
@@ -205,7 +213,12 @@ impl Node {
         for wanted in wanted {
             let name = wanted.workload.to_string();
             let workload = match before.remove(&name) {
-                Some(known) => Workload { wanted, ..known },
+                // What was in the way may be gone.
+                Some(known) => Workload {
+                    wanted,
+                    retry: RETRY,
+                    ..known
+                },
                 None => Workload::new(wanted),
             };
             self.workloads.insert(name, workload);

@@ -1,11 +1,15 @@
 //! Wanted and actual, brought together workload by workload.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result};
 use sidecar_common::keys::WorkloadId;
 
 use super::{Live, Node, Place, Workload};
 use crate::{
+    backoff::Backoff,
     compile::WorkloadPlan,
+    limits::Exhausted,
     model::failure::{Action, Case},
     observe::listeners::{self, Listeners, Paths},
     resolve::workload::ResolvedWorkload,
@@ -24,16 +28,22 @@ impl Node {
                 self.detach(name, live);
             }
         }
+        let now = Instant::now();
         for name in names {
             // Taken out while it is worked on: the rest of the node is needed for that.
             let Some(mut workload) = self.workloads.remove(&name) else {
                 continue;
             };
+            let is_waiting = workload.live.is_none() && !workload.retry.left(now).is_zero();
+            if is_waiting {
+                self.workloads.insert(name, workload);
+                continue;
+            }
             let before = workload.problem.take();
             workload.problem = match self.reconcile_one(&name, &mut workload, before.is_some()) {
                 Ok(problems) if problems.is_empty() => None,
                 Ok(problems) => Some(problems.join("; ")),
-                Err(error) => Some(format!("{error:#}")),
+                Err(error) => Some(format!("{:#}", Exhausted::explain(error))),
             };
             if workload.problem != before {
                 if let Some(problem) = &workload.problem {
@@ -84,7 +94,7 @@ impl Node {
                 }
                 live
             }
-            none => none.insert(self.attach(name, wanted)?),
+            none => none.insert(self.attach(name, wanted, &mut workload.retry)?),
         };
         let digest = workload.wanted.digest;
         let capture = self.toggles.wanted(wanted).wanted;
@@ -160,9 +170,21 @@ impl Node {
         Ok(problems)
     }
 
-    fn attach(&mut self, name: &str, workload: &ResolvedWorkload) -> Result<Live> {
+    fn attach(
+        &mut self,
+        name: &str,
+        workload: &ResolvedWorkload,
+        retry: &mut Backoff,
+    ) -> Result<Live> {
         let place = Place::find(&self.cgroup_root, workload)?;
-        let id = self.dataplane.attach(&place.binding())?;
+        let id = match self.dataplane.attach(&place.binding()) {
+            Ok(id) => id,
+            Err(error) => {
+                retry.fail(Instant::now());
+                return Err(error);
+            }
+        };
+        retry.reset();
         let digest = self.dataplane.in_force(id);
         let adopted = self.dataplane.word(id).plan() != 0 && !self.dataplane.refuses(id);
         tracing::info!(workload = name, cgroup = %place.cgroup.path.display(), adopted, "attached");

@@ -1,0 +1,51 @@
+//! What the agent is started with.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::{
+    dataplane::{self, Capacity},
+    model::{Compat, FailurePolicy},
+};
+
+/// Settings of a running agent.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory of resources.
+    pub config: PathBuf,
+    /// File with the mesh configuration.
+    pub mesh_config: Option<PathBuf>,
+    /// Directory of the admin socket.
+    pub run_dir: PathBuf,
+    /// Directory of what outlives the agent, and the machine's restart.
+    pub state_dir: PathBuf,
+    /// Mount point of bpffs.
+    pub bpffs: PathBuf,
+    /// Name servers; empty: the system's.
+    pub dns_servers: Vec<SocketAddr>,
+    /// What becomes of connections when something fails, where a workload does not say.
+    pub failure_policy: FailurePolicy,
+    /// Whose rules say what is valid.
+    pub compat: Compat,
+    /// Map capacities.
+    pub capacity: Capacity,
+    /// Take over from the agent that runs with this run directory, if one does.
+    pub take_over: bool,
+    /// How long live relayed connections may go on when the agent ends.
+    pub drain: Duration,
+    /// Where metrics and health are served; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// Decisions are told by workload in metrics.
+    pub metrics_per_workload: bool,
+    /// Longest time in which the main loop must turn once.
+    pub stall_limit: Duration,
+}
+
+impl Options {
+    /// Where, and how large, the kernel side is.
+    pub(super) fn dataplane(&self) -> dataplane::Config {
+        dataplane::Config {
+            pin_dir: dataplane::default_pin_dir(&self.bpffs),
+            capacity: self.capacity,
+        }
+    }
+}
