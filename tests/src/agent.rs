@@ -407,6 +407,16 @@ impl AgentBuilder {
     /// # Errors
     /// As [`Agent::start`]; also when a BPF file system cannot be mounted, mostly for want of root.
     pub fn start(self) -> anyhow::Result<Agent> {
+        let mut agent = self.not_started()?;
+        agent.start()?;
+        Ok(agent)
+    }
+
+    /// An agent that is yet to be started, with its directories.
+    ///
+    /// # Errors
+    /// When a BPF file system cannot be mounted, mostly for want of root.
+    pub fn not_started(self) -> anyhow::Result<Agent> {
         let program = match self.program.clone() {
             Some(program) => program,
             None => programs::agent()?,
@@ -421,7 +431,7 @@ impl AgentBuilder {
             // Tests that stop it are not to wait for the connections that they hold.
             .env("SIDECAR_AGENT_DRAIN", "1")
             .env("SIDECAR_AGENT_BPFFS", bpffs.path());
-        let mut agent = Agent {
+        Ok(Agent {
             program,
             under: builder.under,
             args: builder.args,
@@ -430,9 +440,7 @@ impl AgentBuilder {
             logs: Arc::default(),
             bpffs,
             dir,
-        };
-        agent.start()?;
-        Ok(agent)
+        })
     }
 }
 

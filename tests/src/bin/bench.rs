@@ -1,0 +1,40 @@
+//! The benchmark; run it with `cargo xtask bench`.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::Context as _;
+use clap::Parser;
+use sidecar_tests::bench::{self, Group, Plan};
+
+/// Measures capture beside no capture, iptables and other relays.
+#[derive(Parser)]
+struct Args {
+    /// Write the results to this file, as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Fewer and shorter slices: to see where things stand
+    #[arg(long)]
+    quick: bool,
+    /// Measure this part only (repeatable)
+    #[arg(long = "group", value_enum)]
+    groups: Vec<Group>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let plan = if args.quick { Plan::QUICK } else { Plan::FULL };
+    let groups = if args.groups.is_empty() {
+        &Group::ALL
+    } else {
+        &args.groups[..]
+    };
+    let report = bench::run(plan, groups, &mut |line| eprintln!("{line}"))?;
+    println!("{}", report.table());
+    let (met, all) = report.met();
+    println!("{met} of {all} targets met");
+    if let Some(file) = &args.json {
+        let text = serde_json::to_string_pretty(&report)? + "\n";
+        fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
