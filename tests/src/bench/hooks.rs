@@ -1,14 +1,11 @@
 //! How long the programs run, as the kernel counts it. Counting itself is in it: an empty program
 //! takes some 40 to 60 ns.
 
-use std::collections::BTreeMap;
-
 use anyhow::Context as _;
 use aya::sys::{Stats, enable_stats};
 
 use super::{
-    Bench,
-    kernel::{self, Runs},
+    Bench, kernel,
     load::{LoadClient, LoadServer},
     metric::Metric,
     side::Side,
@@ -19,7 +16,7 @@ use super::{
 /// What a program takes.
 struct Figure {
     metric: &'static str,
-    /// Names of programs begin with it.
+    /// Its name in the kernel.
     program: &'static str,
     /// For a connection, with all runs that it has; else for a run.
     by_connection: bool,
@@ -88,7 +85,7 @@ pub fn measure(bench: &mut Bench<'_>, world: &World, rules: &str) -> anyhow::Res
     let server = LoadServer::of_connections(place, ENDS, APPLICATION.parse()?, true)?;
     let address = world.address(Site::Direct, INGRESS);
     let mut side = Side::with_server(start(Site::Peer)?, address, server);
-    let inbound = [by_run("sk_lookup", "sk_lookup")];
+    let inbound = [by_run("sk_lookup", "inbound")];
     figures(bench, world, rules, &mut side, &inbound)
 }
 
@@ -107,7 +104,8 @@ fn figures(
         side.connect(times, true)?;
         let after = kernel::programs(world.agent())?;
         for (figure, seen) in figures.iter().zip(&mut seen) {
-            let [before, after] = [&before, &after].map(|of| sum(of, figure.program));
+            let [before, after] = [&before, &after]
+                .map(|programs| programs.get(figure.program).copied().unwrap_or_default());
             let (count, nanos) = (after.count - before.count, after.nanos - before.nanos);
             let by = if figure.by_connection {
                 u64::from(times)
@@ -124,12 +122,4 @@ fn figures(
         bench.add(Metric::new(name, "ns", median));
     }
     Ok(())
-}
-
-fn sum(programs: &BTreeMap<String, Runs>, beginning: &str) -> Runs {
-    let ours = programs.iter().filter(|(name, _)| name.contains(beginning));
-    ours.fold(Runs::default(), |sum, (_, runs)| Runs {
-        count: sum.count + runs.count,
-        nanos: sum.nanos + runs.nanos,
-    })
 }

@@ -2,16 +2,15 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use serde_json::{Value, json};
 
 use super::{
-    load::cpu_time,
     pinned,
     world::{BETWEEN, INGRESS, RELAYED, Site, World},
 };
@@ -81,15 +80,16 @@ impl Kind {
             .stdout(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot run {self:?}"))?;
-        let relay = Relay(child);
-        let netns = &world.host(site).netns;
-        netns.run(|| {
-            poll_result(DEADLINE, &format!("{self:?} to listen"), || {
-                for (listen, _) in &pairs {
-                    std::net::TcpStream::connect(listen)?;
-                }
-                Ok(())
-            })
+        let mut relay = Relay(child);
+        poll_result(DEADLINE, &format!("{self:?} to listen"), || {
+            if let Some(status) = relay.0.try_wait()? {
+                // Nothing to wait for any more.
+                return Ok(Err(anyhow!("{self:?} has ended with {status}")));
+            }
+            let netns = &world.host(site).netns;
+            let addresses = pairs.each_ref().map(|(listen, _)| *listen);
+            netns.run(|| addresses.iter().try_for_each(is_listening))??;
+            Ok(Ok(()))
         })??;
         Ok(relay)
     }
@@ -102,7 +102,7 @@ impl Kind {
         splice: &str,
     ) -> anyhow::Result<()> {
         let mut text = format!(
-            "global\n  nbthread 1\n  maxconn 20000\n\
+            "global\n  nbthread 1\n  maxconn 4000\n\
              defaults\n  mode tcp\n  {splice}\n  timeout connect 5s\n  \
              timeout client 10m\n  timeout server 10m\n"
         );
@@ -118,6 +118,11 @@ impl Kind {
         command.args(["haproxy", "-db", "-q", "-f"]).arg(file);
         Ok(())
     }
+}
+
+fn is_listening(address: &SocketAddr) -> anyhow::Result<()> {
+    TcpStream::connect(address).with_context(|| address.to_string())?;
+    Ok(())
 }
 
 enum Target {
@@ -176,14 +181,6 @@ impl Relay {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.0.id()
-    }
-
-    /// Its CPU time so far, in ns.
-    ///
-    /// # Errors
-    /// When it has ended.
-    pub fn cpu_time(&self) -> anyhow::Result<u64> {
-        cpu_time(self.0.id())
     }
 }
 

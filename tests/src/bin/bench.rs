@@ -1,6 +1,6 @@
 //! The benchmark; run it with `cargo xtask bench`.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -20,8 +20,17 @@ struct Args {
     groups: Vec<Group>,
 }
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
     let plan = if args.quick { Plan::QUICK } else { Plan::FULL };
     let groups = if args.groups.is_empty() {
         &Group::ALL

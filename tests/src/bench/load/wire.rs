@@ -55,7 +55,7 @@ pub struct Done {
 /// and few enough that the last ones do not take long.
 #[must_use]
 pub fn unit(size: u32) -> u32 {
-    let many = size.saturating_mul(64).clamp(4096, 1 << 20);
+    let many = size.saturating_mul(64).clamp(256, 1 << 20);
     many.max(size.saturating_mul(4)) / size * size
 }
 
@@ -66,7 +66,7 @@ mod tests {
         for size in [1, 1000, 1024, 16384, 65536, 262_144] {
             let unit = super::unit(size);
             assert!(unit.is_multiple_of(size) && unit / size >= 4, "{size}");
-            assert!((4000..=1 << 20).contains(&unit), "{size}: {unit}");
+            assert!((256..=1 << 20).contains(&unit), "{size}: {unit}");
         }
     }
 }
