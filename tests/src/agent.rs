@@ -150,7 +150,11 @@ impl Agent {
         Ok(())
     }
 
-    fn spawn(&mut self) -> anyhow::Result<()> {
+    /// Starts it and waits for nothing.
+    ///
+    /// # Errors
+    /// When its program cannot be run.
+    pub(crate) fn spawn(&mut self) -> anyhow::Result<()> {
         let words = [self.program.as_os_str(), "run".as_ref()];
         let mut words = self.under.iter().map(OsString::as_os_str).chain(words);
         let mut command = Command::new(words.next().context("no program")?);

@@ -19,6 +19,9 @@ use crate::{
     soak::resident,
 };
 
+/// Connections that are there before.
+const FIRST: u32 = 16;
+
 /// Measures memory and pipes of ours and of the others.
 ///
 /// # Errors
@@ -36,11 +39,10 @@ pub fn measure(bench: &mut Bench<'_>, world: &World) -> anyhow::Result<()> {
             site => format!("_{}", Site::ALL[site as usize].1.replace('-', "_")),
         };
         let server = server(unit(size))?;
-        // What is allocated once and kept is no connection's.
-        side.open(connections)?;
-        side.open(1)?;
+        // What the first ones make it allocate is no connection's.
+        side.open(FIRST)?;
         let (before, pipes) = (resident(pid)?, pipes_of(pid)?);
-        side.open(connections)?;
+        side.open(FIRST + connections)?;
         let grown = resident(pid)?.saturating_sub(before) * 1024;
         #[expect(clippy::cast_precision_loss, reason = "figures")]
         let each = grown as f64 / f64::from(connections);

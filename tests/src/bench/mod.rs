@@ -9,6 +9,7 @@ mod idle;
 mod kernel;
 pub mod load;
 mod metric;
+mod node;
 mod relays;
 mod report;
 mod side;
@@ -23,6 +24,7 @@ pub use metric::{Metric, Target};
 pub use report::{Host, Report};
 pub use statistics::Median;
 
+use node::{Node, Size};
 use world::World;
 
 /// How much is measured.
@@ -38,6 +40,12 @@ pub struct Plan {
     pub toggles: u32,
     /// Relayed connections over which nothing goes.
     pub idle: u32,
+    /// How often one Sidecar of the large node is changed.
+    pub changes: usize,
+    /// How often the agent of the large node is killed and started.
+    pub restarts: u32,
+    /// How large the large node is.
+    node: Size,
 }
 
 impl Plan {
@@ -48,6 +56,9 @@ impl Plan {
         millis: 60,
         toggles: 200,
         idle: 1000,
+        changes: 200,
+        restarts: 15,
+        node: node::NODE,
     };
     /// To see where things stand.
     pub const QUICK: Self = Self {
@@ -56,6 +67,9 @@ impl Plan {
         millis: 30,
         toggles: 50,
         idle: 300,
+        changes: 30,
+        restarts: 5,
+        node: node::NODE,
     };
     /// To see that it works: figures mean nothing.
     pub const SMOKE: Self = Self {
@@ -64,6 +78,14 @@ impl Plan {
         millis: 2,
         toggles: 2,
         idle: 8,
+        changes: 2,
+        restarts: 1,
+        node: Size {
+            services: 400,
+            namespaces: 4,
+            sidecars: 40,
+            workloads: 3,
+        },
     };
 }
 
@@ -82,17 +104,23 @@ pub enum Group {
     Hooks,
     /// How soon connections follow when capture is turned off and on.
     Toggle,
+    /// A large node: one change, a restart, memory.
+    Node,
+    /// A process that nobody captures, on a large node.
+    Bystander,
 }
 
 impl Group {
     /// All.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Connect,
         Self::Direct,
         Self::Hooks,
         Self::Relay,
         Self::Idle,
         Self::Toggle,
+        Self::Node,
+        Self::Bystander,
     ];
 
     /// Those that are measured in one world.
@@ -152,6 +180,17 @@ pub fn run(plan: Plan, groups: &[Group], tell: &mut dyn FnMut(&str)) -> anyhow::
     }
     if has(Group::Toggle) {
         toggling::measure(&mut bench)?;
+    }
+    if has(Group::Node) || has(Group::Bystander) {
+        let size = plan.node;
+        bench.say(&format!("making a node: {size:?}"));
+        let mut node = Node::new(size)?;
+        if has(Group::Bystander) {
+            node::bystander(&mut bench, &mut node)?;
+        }
+        if has(Group::Node) {
+            node::changes(&mut bench, &mut node)?;
+        }
     }
     Ok(Report {
         host: Host::this(plan)?,
