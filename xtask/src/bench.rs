@@ -11,15 +11,19 @@ pub struct Args {
     /// Write the results to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw the ratios to this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Fewer and shorter slices: to see where things stand
     #[arg(long)]
     quick: bool,
-    /// Measure this part only (repeatable); `--group help` names them
+    /// Measure this part only (repeatable): connect, direct, hooks, relay, idle, toggle, node or
+    /// bystander
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<String>,
     /// Measure instead how long a large node takes to compile: all of it, or what of it matches this
     /// regular expression (`GROUP/NAME`)
-    #[arg(long, value_name = "FILTER", conflicts_with_all = ["json", "quick", "groups"])]
+    #[arg(long, value_name = "FILTER", conflicts_with_all = ["json", "svg", "quick", "groups"])]
     scale: Option<Option<String>>,
 }
 
@@ -49,9 +53,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.quick {
         bench.arg("--quick");
     }
-    if let Some(file) = &args.json {
-        // The program is run in the workspace, wherever this was called.
-        bench.arg("--json").arg(std::path::absolute(file)?);
+    for (option, file) in [("--json", &args.json), ("--svg", &args.svg)] {
+        if let Some(file) = file {
+            // The program is run in the workspace, wherever this was called.
+            bench.arg(option).arg(std::path::absolute(file)?);
+        }
     }
     Err(bench.env(crate::test::PREBUILT_ENV, "1").exec()).context("cannot run the benchmark")
 }

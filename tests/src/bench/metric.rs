@@ -69,6 +69,11 @@ const TARGETS: &[(&str, Target)] = &[
     ("relay_idle.pipes", AtMost(0.)),
 ];
 
+/// The names, or beginnings of names, of all that something is asked of.
+pub fn asked_for() -> impl Iterator<Item = &'static str> {
+    TARGETS.iter().map(|(name, _)| *name)
+}
+
 impl Metric {
     /// A result, with the target that its name has.
     #[must_use]

@@ -2,6 +2,7 @@
 //! reported is a ratio of one run wherever time is concerned, as the machine is never the same twice.
 
 mod bytes;
+mod chart;
 mod connect;
 mod conntrack;
 mod hooks;
@@ -18,9 +19,12 @@ mod statistics;
 mod toggling;
 mod world;
 
-use std::time::Instant;
+use std::{thread, time::Instant};
 
-pub use metric::{Metric, Target};
+use anyhow::ensure;
+
+pub use chart::draw;
+pub use metric::{Metric, Target, asked_for};
 pub use report::{Host, Report};
 pub use statistics::Median;
 
@@ -66,7 +70,7 @@ impl Plan {
         connections: 1000,
         millis: 30,
         toggles: 50,
-        idle: 300,
+        idle: 1000,
         changes: 30,
         restarts: 5,
         node: node::NODE,
@@ -146,6 +150,11 @@ pub struct Bench<'a> {
 /// # Errors
 /// When a side does not work; slow is not wrong.
 pub fn run(plan: Plan, groups: &[Group], tell: &mut dyn FnMut(&str)) -> anyhow::Result<Report> {
+    let cpus = thread::available_parallelism()?.get();
+    ensure!(
+        cpus > world::BETWEEN,
+        "relays and both ends of their connections need a CPU each; there is {cpus}"
+    );
     let mut bench = Bench {
         plan,
         metrics: Vec::new(),

@@ -12,6 +12,9 @@ struct Args {
     /// Write the results to this file, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Draw the ratios to this file, as SVG
+    #[arg(long)]
+    svg: Option<PathBuf>,
     /// Fewer and shorter slices: to see where things stand
     #[arg(long)]
     quick: bool,
@@ -44,6 +47,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&report)? + "\n";
         fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if let Some(file) = &args.svg {
+        bench::draw(&report.metrics, file)?;
     }
     Ok(())
 }

@@ -18,7 +18,6 @@ use sidecar_agent::{
 pub use life::{bystander, changes};
 pub use mesh::{NODE, Size};
 
-use super::{pinned, world::BETWEEN};
 use crate::{
     Agent, Cgroup, Namespace, Place, Probe, lab::service, poll::poll_result, tempdir::TempDir,
 };
@@ -63,9 +62,8 @@ impl Node {
             .collect::<anyhow::Result<Vec<_>>>()?;
         let (cgroup, netns) = places.last().context("a node without workloads")?;
         let probe = Probe::start(Place::here().netns(netns).cgroup(cgroup))?;
-        let agent = Agent::with_config(&config)
-            .under(pinned(BETWEEN))
-            .not_started()?;
+        // On any CPU, as users run it.
+        let agent = Agent::with_config(&config).not_started()?;
         let node = Self {
             agent,
             probe,
