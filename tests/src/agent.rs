@@ -150,7 +150,11 @@ impl Agent {
         Ok(())
     }
 
-    fn spawn(&mut self) -> anyhow::Result<()> {
+    /// Starts it and waits for nothing.
+    ///
+    /// # Errors
+    /// When its program cannot be run.
+    pub(crate) fn spawn(&mut self) -> anyhow::Result<()> {
         let words = [self.program.as_os_str(), "run".as_ref()];
         let mut words = self.under.iter().map(OsString::as_os_str).chain(words);
         let mut command = Command::new(words.next().context("no program")?);
@@ -407,6 +411,16 @@ impl AgentBuilder {
     /// # Errors
     /// As [`Agent::start`]; also when a BPF file system cannot be mounted, mostly for want of root.
     pub fn start(self) -> anyhow::Result<Agent> {
+        let mut agent = self.not_started()?;
+        agent.start()?;
+        Ok(agent)
+    }
+
+    /// An agent that is yet to be started, with its directories.
+    ///
+    /// # Errors
+    /// When a BPF file system cannot be mounted, mostly for want of root.
+    pub fn not_started(self) -> anyhow::Result<Agent> {
         let program = match self.program.clone() {
             Some(program) => program,
             None => programs::agent()?,
@@ -421,7 +435,7 @@ impl AgentBuilder {
             // Tests that stop it are not to wait for the connections that they hold.
             .env("SIDECAR_AGENT_DRAIN", "1")
             .env("SIDECAR_AGENT_BPFFS", bpffs.path());
-        let mut agent = Agent {
+        Ok(Agent {
             program,
             under: builder.under,
             args: builder.args,
@@ -430,9 +444,7 @@ impl AgentBuilder {
             logs: Arc::default(),
             bpffs,
             dir,
-        };
-        agent.start()?;
-        Ok(agent)
+        })
     }
 }
 

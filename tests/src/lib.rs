@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod apps;
+pub mod bench;
 pub mod bpffs;
 pub mod cgroup;
 pub mod chance;

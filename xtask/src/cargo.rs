@@ -40,6 +40,21 @@ pub fn tool(name: &str) -> Command {
     cargo(&["run", "--quiet", "-p", "sidecar-tests", "--bin", name, "--"])
 }
 
+/// The same, built with optimizations.
+pub fn optimized_tool(name: &str) -> Command {
+    let run = [
+        "run",
+        "--quiet",
+        "--release",
+        "-p",
+        "sidecar-tests",
+        "--bin",
+        name,
+        "--",
+    ];
+    cargo(&run)
+}
+
 /// Runs a command with our own input and output.
 ///
 /// # Errors

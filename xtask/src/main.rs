@@ -40,7 +40,7 @@ enum Command {
     Test(test::Args),
     /// Run the fuzz targets, installing what they need first
     Fuzz(fuzz::Args),
-    /// Measure how long a large node takes to compile
+    /// Measure capture beside no capture, iptables and other relays (as root)
     Bench(bench::Args),
     /// Run the test vectors
     Conformance(conformance::Args),

@@ -117,6 +117,16 @@ pub const SUITES: &[Suite] = &[
         }),
     },
     Suite {
+        name: "benchmark",
+        about: "the benchmark works; its figures are not looked at",
+        run: Run::Tests(Tests {
+            targets: &["-p", "sidecar-tests", "--test", "benchmark"],
+            threads: None,
+            programs: &["sidecar-tests", "sidecar-agent"],
+            ensure: Some(setup::ensure_bench),
+        }),
+    },
+    Suite {
         name: "fuzz",
         about: "each fuzz target for some seconds",
         run: Run::Fuzz,

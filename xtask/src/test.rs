@@ -25,7 +25,7 @@ use crate::{
 const SKIPS_ENV: &str = "SIDECAR_TEST_SKIPS";
 
 /// Tells the harness that the programs it runs are built (see `sidecar_tests::programs`).
-const PREBUILT_ENV: &str = "SIDECAR_TEST_PREBUILT";
+pub const PREBUILT_ENV: &str = "SIDECAR_TEST_PREBUILT";
 
 /// How long each fuzz target runs; `cargo xtask fuzz` takes longer.
 const FUZZ_TIME: Duration = Duration::from_secs(10);

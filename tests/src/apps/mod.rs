@@ -13,4 +13,5 @@ pub use answerer::Answerer;
 pub use client::{Client, Held};
 pub use probe::{Hoarded, Kind, Probe, Socket};
 pub use server::{Server, ServerBuilder};
+pub(crate) use server::{app, spawn};
 pub use wire::{Answer, Mode, Outcome, Seen, Transfer};

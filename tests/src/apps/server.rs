@@ -164,7 +164,7 @@ impl<'a> ServerBuilder<'a> {
 
 /// `app` at a place. It becomes another user by itself: that user may not be allowed to reach the
 /// directory it is built in.
-pub(super) fn app(place: &Place<'_>) -> anyhow::Result<Command> {
+pub(crate) fn app(place: &Place<'_>) -> anyhow::Result<Command> {
     let mut command = place.as_own_user().command(programs::app()?);
     if let Some((uid, gid)) = place.get_user() {
         command.arg(format!("--user={uid}:{gid}"));
@@ -174,7 +174,7 @@ pub(super) fn app(place: &Place<'_>) -> anyhow::Result<Command> {
 
 /// Starts `app`, which ends when its standard input does: at the latest with this process. Yields
 /// the lines it prints.
-pub(super) fn spawn(command: &mut Command) -> anyhow::Result<(Child, mpsc::Receiver<String>)> {
+pub(crate) fn spawn(command: &mut Command) -> anyhow::Result<(Child, mpsc::Receiver<String>)> {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -122,7 +122,11 @@ fn list(dir: &Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
     Ok(entries.flatten().map(|entry| entry.path()).collect())
 }
 
-fn resident(pid: u32) -> anyhow::Result<u64> {
+/// The resident memory of a process, in KiB.
+///
+/// # Errors
+/// When /proc does not tell.
+pub fn resident(pid: u32) -> anyhow::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
     let number = line.and_then(|line| line.split_whitespace().nth(1));

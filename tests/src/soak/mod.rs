@@ -14,8 +14,10 @@ use anyhow::{Context as _, ensure};
 use crate::lab::WORKLOAD;
 use clients::Clients;
 use growth::Footprint;
-use toggles::Toggles;
-use world::World;
+
+pub(crate) use growth::resident;
+pub(crate) use toggles::Toggles;
+pub(crate) use world::World;
 
 /// How often the Sidecar is edited, and something is done to the agent.
 const PERIOD: Duration = Duration::from_secs(1);

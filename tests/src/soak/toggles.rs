@@ -48,6 +48,11 @@ impl Toggles {
         Ok(())
     }
 
+    /// How long it took each time.
+    pub fn taken(&self) -> &[Duration] {
+        &self.taken
+    }
+
     /// What is to be told. The times are figures: no limit is set to them here.
     pub fn check(mut self, when: &str) -> Check {
         self.taken.sort_unstable();

@@ -82,6 +82,13 @@ const ENVOY: [Need; 1] = [Need {
     install: |_| envoy::install(),
 }];
 
+/// What only the benchmark needs besides Envoy.
+const BENCH: [Need; 1] = [Need {
+    name: "programs to compare with",
+    find: programs::find_compared,
+    install: |_| programs::install_compared(),
+}];
+
 /// What only virtual machines need besides.
 const VM: [Need; 2] = [
     Need {
@@ -109,6 +116,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .iter()
         .chain(&FUZZING)
         .chain(&ENVOY)
+        .chain(&BENCH)
         .chain(&VM)
         .chain(&CROSS)
         .collect();
@@ -171,6 +179,14 @@ pub fn ensure_with_fuzzing() -> anyhow::Result<()> {
 /// As [`run`].
 pub fn ensure_envoy() -> anyhow::Result<()> {
     ensure_all(&ENVOY.iter().collect::<Vec<_>>())
+}
+
+/// As [`ensure`], and what the benchmark compares with.
+///
+/// # Errors
+/// As [`run`].
+pub fn ensure_bench() -> anyhow::Result<()> {
+    ensure_all(&NEEDS.iter().chain(&ENVOY).chain(&BENCH).collect::<Vec<_>>())
 }
 
 /// Installs what virtual machines need if it is missing; see [`ensure`].

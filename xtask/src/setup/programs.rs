@@ -14,7 +14,7 @@ struct Program {
 }
 
 /// What the tests really run. A test that needs another program adds a line here.
-const PROGRAMS: [Program; 10] = [
+static PROGRAMS: [Program; 10] = [
     Program {
         name: "ip",
         package: "iproute2",
@@ -67,8 +67,38 @@ const PROGRAMS: [Program; 10] = [
     },
 ];
 
+/// What the benchmark runs besides.
+static COMPARED: [Program; 2] = [
+    Program {
+        name: "haproxy",
+        package: "haproxy",
+        reason: "relays, to compare with",
+    },
+    Program {
+        name: "taskset",
+        package: "util-linux",
+        reason: "keeps a program to one CPU",
+    },
+];
+
 pub fn find() -> anyhow::Result<String> {
-    let missing: Vec<String> = missing()
+    find_all(&PROGRAMS)
+}
+
+pub fn install() -> anyhow::Result<()> {
+    install_all(&PROGRAMS)
+}
+
+pub fn find_compared() -> anyhow::Result<String> {
+    find_all(&COMPARED)
+}
+
+pub fn install_compared() -> anyhow::Result<()> {
+    install_all(&COMPARED)
+}
+
+fn find_all(programs: &'static [Program]) -> anyhow::Result<String> {
+    let missing: Vec<String> = missing(programs)
         .map(
             |Program {
                  name,
@@ -80,11 +110,12 @@ pub fn find() -> anyhow::Result<String> {
     if !missing.is_empty() {
         bail!("not found: {}", missing.join("; "));
     }
-    Ok(PROGRAMS.map(|program| program.name).join(", "))
+    let names: Vec<&str> = programs.iter().map(|program| program.name).collect();
+    Ok(names.join(", "))
 }
 
-pub fn install() -> anyhow::Result<()> {
-    let mut packages: Vec<&str> = missing().map(|program| program.package).collect();
+fn install_all(programs: &'static [Program]) -> anyhow::Result<()> {
+    let mut packages: Vec<&str> = missing(programs).map(|program| program.package).collect();
     packages.dedup();
     apt::install(&packages, || true)
 }
@@ -94,9 +125,8 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     PROGRAMS.iter().map(|program| program.name)
 }
 
-fn missing() -> impl Iterator<Item = &'static Program> {
-    static TABLE: &[Program] = &PROGRAMS;
-    TABLE
+fn missing(programs: &'static [Program]) -> impl Iterator<Item = &'static Program> {
+    programs
         .iter()
         .filter(|program| !is_there(OsStr::new(program.name)))
 }

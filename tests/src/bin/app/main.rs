@@ -12,6 +12,7 @@ use sidecar_tests::{Cgroup, Namespace};
 mod answer;
 mod connect;
 mod http;
+mod load;
 mod probe;
 mod serve;
 mod socket;
@@ -36,6 +37,8 @@ enum Subcommands {
     Connect(connect::Args),
     /// Make socket calls as standard input asks for them, until it ends
     Probe,
+    /// Be one end of connections that are measured
+    Load(load::Args),
     /// Make a namespace and a cgroup, print their paths, and wait to be interrupted: for the test
     /// of what happens then
     Linger,
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         (None, Subcommands::Answer(args)) => answer::run(&args),
         (None, Subcommands::Connect(args)) => connect::run(&args),
         (None, Subcommands::Probe) => probe::run(),
+        (None, Subcommands::Load(args)) => load::run(&args),
         (None, Subcommands::Linger) => linger(),
     };
     match done {

@@ -1,0 +1,158 @@
+//! What is measured on the node.
+
+use std::time::Instant;
+
+use anyhow::ensure;
+use sidecar_common::values::Identity;
+
+use super::Node;
+use crate::{
+    Cgroup, Namespace, Place,
+    bench::{
+        Bench, kernel,
+        load::{LoadClient, LoadServer},
+        metric::Metric,
+        side::Side,
+        statistics::{Median, percentile},
+        world::ENDS,
+    },
+    poll::DEADLINE,
+    soak::resident,
+};
+
+/// `--max-workloads`, unless set.
+const MOST_WORKLOADS: u32 = 1024;
+
+/// Starts the agent, changes one Sidecar again and again, restarts the agent, and looks what it takes.
+///
+/// # Errors
+/// When the agent does not do what it is told.
+pub fn changes(bench: &mut Bench<'_>, node: &mut Node) -> anyhow::Result<()> {
+    let all = node.places.len();
+    let started = Instant::now();
+    node.start()?;
+    node.captured(all)?;
+    let first = started.elapsed().as_secs_f64() * 1e3;
+    bench.add(Metric::single("first_start_ms", "ms", first));
+    rss(bench, node, "rss_mib")?;
+
+    let mut taken = Vec::new();
+    for change in 1..=bench.plan.changes {
+        let wanted = change.is_multiple_of(2);
+        let started = Instant::now();
+        node.expose(change)?;
+        while node.is_exposed()? != wanted {
+            ensure!(started.elapsed() < DEADLINE, "no connection follows");
+        }
+        taken.push(started.elapsed().as_secs_f64() * 1e3);
+    }
+    for (name, percent) in [("apply_ms.p50", 50), ("apply_ms.p99", 99)] {
+        if let Some(time) = percentile(&taken, percent) {
+            bench.add(Metric::new(name, "ms", time));
+        }
+    }
+    rss(bench, node, "rss_mib.after_changes")?;
+
+    let mut taken = Vec::new();
+    for _ in 0..bench.plan.restarts {
+        node.agent.kill()?;
+        let started = Instant::now();
+        node.start()?;
+        node.captured(all)?;
+        taken.push(started.elapsed().as_secs_f64() * 1e3);
+    }
+    if let Some(time) = Median::of(&taken) {
+        bench.add(Metric::new("restart_adopt_ms", "ms", time));
+    }
+    rss(bench, node, "rss_mib.after_restart")?;
+    node.uninstall()?;
+    maps(bench, node)
+}
+
+fn rss(bench: &mut Bench<'_>, node: &Node, name: &str) -> anyhow::Result<()> {
+    let pid = node.agent.pid().unwrap_or_default();
+    #[expect(clippy::cast_precision_loss, reason = "figures")]
+    let mib = resident(pid)? as f64 / 1024.;
+    bench.add(Metric::single(name, "MiB", mib));
+    Ok(())
+}
+
+/// What one more workload takes that follows a plan which is there already: by how much the maps
+/// grow, with the identity of its cgroup, which the kernel counts in no map.
+fn maps(bench: &mut Bench<'_>, node: &mut Node) -> anyhow::Result<()> {
+    let all = node.places.len();
+    node.write_workloads(true, 1)?;
+    node.start()?;
+    node.captured(1)?;
+    let one = kernel::map_bytes(&node.agent)?;
+    node.write_workloads(true, all)?;
+    node.captured(all)?;
+    let many = kernel::map_bytes(&node.agent)?;
+    for (map, bytes) in &many {
+        let before = one.get(map).copied().unwrap_or_default();
+        if *bytes != before {
+            bench.say(&format!(
+                "map {map}: {before} bytes for 1, {bytes} for {all}"
+            ));
+        }
+    }
+    let grown = many
+        .values()
+        .sum::<u64>()
+        .saturating_sub(one.values().sum());
+    #[expect(clippy::cast_precision_loss, reason = "figures")]
+    let each = grown as f64 / (all - 1) as f64 + size_of::<Identity>() as f64;
+    bench.add(Metric::single("map_bytes_per_workload", "bytes", each));
+    let counters = many.get("COUNTERS").copied().unwrap_or_default();
+    #[expect(clippy::cast_precision_loss, reason = "figures")]
+    let each = counters as f64 / f64::from(MOST_WORKLOADS);
+    let name = "counter_bytes_reserved_per_workload";
+    bench.add(Metric::single(name, "bytes", each));
+    node.uninstall()
+}
+
+/// Connections of a process that nobody captures, while all others are captured, and while nothing
+/// is. Between two slices the agent comes or goes.
+///
+/// # Errors
+/// When the agent does not do what it is told.
+pub fn bystander(bench: &mut Bench<'_>, node: &mut Node) -> anyhow::Result<()> {
+    let (netns, cgroup) = (Namespace::new("bystander")?, Cgroup::new("bystander")?);
+    netns.sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
+    netns.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+    let place = Place::here().netns(&netns).cgroup(&cgroup);
+    let address = "127.0.0.1:15001".parse()?;
+    let server = LoadServer::of_connections(place, ENDS, address, true)?;
+    let mut side = Side::with_server(LoadClient::start(place, ENDS)?, address, server);
+    let times = bench.plan.connections;
+    side.connect(times, true)?;
+    let all = node.places.len();
+    // One plan for all: it starts sooner, and is as much to who is not concerned.
+    node.write_workloads(true, all)?;
+    let (mut plain, mut beside) = (Vec::new(), Vec::new());
+    let mut is_there = false;
+    bench.say("the agent comes and goes between slices");
+    for _ in 0..bench.plan.slices {
+        // Twice in each slice, and the next slice begins as this one has ended.
+        for turn in 0..2 {
+            if turn == 1 {
+                if is_there {
+                    node.uninstall()?;
+                } else {
+                    node.start()?;
+                    node.captured(all)?;
+                }
+                is_there = !is_there;
+            }
+            let rate = side.connect(times, true)?.rate;
+            if is_there { &mut beside } else { &mut plain }.push(rate);
+        }
+    }
+    if is_there {
+        node.uninstall()?;
+    }
+    node.write_workloads(false, all)?;
+    let ratio = Median::of_ratios(&beside, &plain);
+    bench.ratio("bystander.connect_over_plain".to_owned(), ratio);
+    Ok(())
+}
