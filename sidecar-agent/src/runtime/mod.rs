@@ -5,6 +5,7 @@ mod handover;
 mod node;
 mod options;
 pub mod own_files;
+mod progress;
 mod relays;
 mod service;
 mod tallies;
@@ -18,13 +19,16 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    task::yield_now,
+    time::{Interval, MissedTickBehavior, interval},
+};
 
 use crate::{
     backoff::Backoff,
     compile::Compiler,
     dataplane::Prepared,
-    model::diagnostic::{Diagnostic, Severity},
+    model::diagnostic::Diagnostic,
     observe::{
         admin::{Admin, Answer, Call, Request, Taken},
         status::Status,
@@ -40,7 +44,7 @@ use ending::{Signals, hand_over};
 use handover::Predecessor;
 use node::Node;
 pub use options::Options;
-use service::Service;
+use progress::Progress;
 use telling::Telling;
 use toggles::Toggles;
 
@@ -76,38 +80,33 @@ pub async fn run(options: Options) -> Result<()> {
     let resolver = Resolver::new(&options.dns_servers).context("starting the resolver")?;
     let dns = DnsWatcher::spawn(resolver);
     let mut names = dns.state();
-    let mut ticks = interval(REFRESH);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut collisions = interval(LOOK_FOR_COLLISIONS);
-    collisions.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = every(REFRESH);
+    let mut collisions = every(LOOK_FOR_COLLISIONS);
 
     let mut compiler = Compiler::default();
     let mut input = store.update(files::read(&paths));
     let mut unread = UNREAD;
-    let mut generation = 0_u64;
-    let mut service = Service::new();
+    let mut progress = Progress::new();
     loop {
-        generation += 1;
         input.snapshot.failure_policy = options.failure_policy;
-        input
-            .snapshot
-            .dns
-            .clone_from(&names.borrow_and_update().addresses);
-        let started = Instant::now();
-        apply(&mut node, &mut compiler, &input, &dns, watch.degraded());
-        let elapsed = started.elapsed();
-        telling.metrics.applied(elapsed);
-        tracing::info!(generation, ?elapsed, "applied the configuration");
-        service.applied(generation, node.captured());
+        input.snapshot.dns = names.borrow_and_update().addresses.clone();
+        progress.begin();
+        want(&mut node, &mut compiler, &input, &dns, watch.degraded());
         if let Some((predecessor, tcp)) = predecessor.take() {
+            // Nobody else is attended to before it is relieved.
+            while !node.is_settled() {
+                node.advance();
+            }
             predecessor.confirm(tcp)?;
             tracing::info!("taken over from the agent before");
         }
-        node.close_unclaimed();
-        // What follows changes nothing that is wanted; `break` leads to the next application.
+        // What follows changes nothing that is wanted; `break` leads to what is wanted next.
         loop {
-            telling.turn(&node);
+            progress.has_settled(&mut node, &telling, &input);
+            telling.turn(&node, progress.generation > 0);
             tokio::select! {
+                // In between whoever asks is answered.
+                () = yield_now(), if !node.is_settled() => node.advance(),
                 () = watch.changed() => {
                     input = store.update(files::read(&paths));
                     break;
@@ -118,7 +117,7 @@ pub async fn run(options: Options) -> Result<()> {
                 }
                 _ = ticks.tick() => {
                     node.refresh();
-                    service.applied(generation, node.captured());
+                    progress.tell(&node);
                     // Nobody tells when what could not be read can be.
                     if input.unread && unread.left(Instant::now()).is_zero() {
                         unread.fail(Instant::now());
@@ -131,12 +130,12 @@ pub async fn run(options: Options) -> Result<()> {
                     }
                 }
                 // From here, so that a loop that hangs is noticed.
-                () = service.due() => service::alive(),
+                () = progress.service.due() => service::alive(),
                 _ = collisions.tick() => node.look_for_collisions(),
                 Some(call) = admin.calls.recv() => match call {
                     Call::Ask(request, reply) => {
                         // The client may have gone away.
-                        let _ = reply.send(answer(&mut node, request, generation, &telling));
+                        let _ = reply.send(answer(&mut node, request, progress.generation, &telling));
                     }
                     Call::TakeOver(reply, taken) => {
                         let left = node.give_up();
@@ -144,7 +143,7 @@ pub async fn run(options: Options) -> Result<()> {
                         telling.pause().await;
                         if let Some(Taken { tcp }) = hand_over(&admin, &left, reply, taken).await {
                             admin.give_up();
-                            drop(service);
+                            drop(progress);
                             return left.end(tcp, options.drain, &mut signals).await;
                         }
                         tracing::warn!("the next agent has not taken over; going on");
@@ -157,16 +156,22 @@ pub async fn run(options: Options) -> Result<()> {
                 Some(reply) = telling.scraped() => {
                     let _ = reply.send(Status {
                         trace: telling.trace(&node),
-                        ..node.summary(generation)
+                        ..node.summary(progress.generation)
                     });
                 }
                 () = signals.any() => {
-                    drop((admin, service));
+                    drop((admin, progress));
                     return node.end().end(true, options.drain, &mut signals).await;
                 }
             }
         }
     }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 struct Started {
@@ -239,7 +244,8 @@ fn answer(node: &mut Node, request: Request, generation: u64, telling: &Telling)
     }
 }
 
-fn apply(
+/// Has the node be brought to what is wanted now.
+fn want(
     node: &mut Node,
     compiler: &mut Compiler,
     input: &files::Update,
@@ -253,14 +259,5 @@ fn apply(
     diagnostics.extend(degraded);
     diagnostics.extend(dns.state().borrow().diagnostics());
     diagnostics.extend(input.places.diagnostics(&wanted.findings));
-    node.apply(wanted.workloads, diagnostics, input.places.clone());
-    // As long as a file cannot be understood, what nobody claims may be what it declares.
-    if !has_errors(input) {
-        node.let_go_unclaimed();
-    }
-}
-
-fn has_errors(input: &files::Update) -> bool {
-    let mut diagnostics = input.diagnostics.iter();
-    diagnostics.any(|diagnostic| diagnostic.severity == Severity::Error)
+    node.want(wanted.workloads, diagnostics, input.places.clone());
 }

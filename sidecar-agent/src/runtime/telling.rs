@@ -52,11 +52,12 @@ impl Telling {
         }
     }
 
-    /// The main loop turns: tells so, and whether anything is pending.
-    pub fn turn(&self, node: &Node) {
+    /// The main loop turns: tells so, whether a configuration was applied yet, and whether anything is
+    /// pending.
+    pub fn turn(&self, node: &Node, applied: bool) {
         self.health.beat();
         self.health.update(|readiness| {
-            readiness.applied = true;
+            readiness.applied = applied;
             readiness.workloads = node
                 .pending()
                 .map(|(name, why)| Pending {

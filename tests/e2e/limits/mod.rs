@@ -127,13 +127,18 @@ fn workloads(status: &Value) -> impl Iterator<Item = &Value> {
     status["workloads"].as_array().into_iter().flatten()
 }
 
+/// How many workloads are captured, and nothing is wrong with them.
+fn captured(status: &Value) -> usize {
+    workloads(status)
+        .filter(|of| of["state"] == "captured" && of["problem"].is_null())
+        .count()
+}
+
 /// Waits until so many workloads are there, all of them captured.
 fn wait_captured(lab: &Lab, count: usize) -> anyhow::Result<Value> {
     poll_result(PATIENCE, "all to be captured", || {
         let status = lab.agent()?.status()?;
-        let captured = workloads(&status)
-            .filter(|of| of["state"] == "captured" && of["problem"].is_null())
-            .count();
+        let captured = captured(&status);
         ensure!(
             captured == count && workloads(&status).count() == count,
             "{captured} of {count} are: {}",
@@ -193,6 +198,12 @@ fn two_hundred_and_fifty_come_at_once_and_leave_nothing() -> anyhow::Result<()> 
     let before = held(&lab)?;
     let started = Instant::now();
     lab.write_only("crowd.yaml", &file)?;
+    poll_result(PATIENCE, "an answer before all are captured", || {
+        let count = captured(&lab.agent()?.status()?);
+        ensure!(count > 1, "{count} are captured");
+        ensure!(count <= CROWD, "all {count} are captured");
+        Ok(())
+    })?;
     wait_captured(&lab, CROWD + 1)?;
     println!("capturing took {:?}", started.elapsed());
     println!("meanwhile {:?}", held(&lab)?);

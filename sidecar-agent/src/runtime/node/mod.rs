@@ -8,7 +8,7 @@ mod reconcile;
 mod status;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -49,6 +49,8 @@ pub struct Node {
     inherited: BTreeMap<String, Sockets>,
     diagnostics: Vec<Diagnostic>,
     places: Arc<Places>,
+    /// Workloads whose turn it is, see [`Node::advance`].
+    todo: VecDeque<String>,
     /// The workload whose links were looked at last.
     looked_at: String,
     /// Why pins of maps that others have removed could not be made again.
@@ -140,6 +142,7 @@ impl Node {
             inherited,
             diagnostics: Vec::new(),
             places: Arc::default(),
+            todo: VecDeque::new(),
             looked_at: String::new(),
             pins_problem: None,
             healed: Healed::default(),
@@ -194,8 +197,8 @@ impl Node {
         self.dataplane.events_lost().unwrap_or_default()
     }
 
-    /// Brings the node to what is wanted.
-    pub fn apply(
+    /// Takes in what is wanted; [`advance`](Self::advance) brings the node to it.
+    pub fn want(
         &mut self,
         wanted: Vec<WorkloadPlan>,
         diagnostics: Vec<Diagnostic>,
@@ -229,7 +232,6 @@ impl Node {
                 self.detach(&name, live);
             }
         }
-        self.reconcile();
         // A plan that is the same may come from resources that are not, or that were moved.
         for workload in self.workloads.values() {
             if let Some(live) = &workload.live
@@ -239,6 +241,7 @@ impl Node {
                 self.directory.announce(live.id, plan, &workload.wanted);
             }
         }
+        self.reconcile();
     }
 
     /// Lets go what an earlier agent has left attached and no workload has claimed. One that is
@@ -295,7 +298,9 @@ impl Node {
     /// Looks after what changes without a change of configuration.
     pub fn refresh(&mut self) {
         self.dataplane.refresh();
-        self.reconcile();
-        self.heal();
+        if self.is_settled() {
+            self.reconcile();
+            self.heal();
+        }
     }
 }

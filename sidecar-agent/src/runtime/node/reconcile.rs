@@ -1,6 +1,6 @@
 //! Wanted and actual, brought together workload by workload.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use sidecar_common::keys::WorkloadId;
@@ -16,8 +16,11 @@ use crate::{
     runtime::relays::WorkloadRelay,
 };
 
+/// For so long workloads are attended to, one after the other, before whoever asks.
+const TURN: Duration = Duration::from_millis(2);
+
 impl Node {
-    /// Brings every workload to what is wanted of it.
+    /// Has every workload be brought to what is wanted of it, by [`advance`](Self::advance).
     pub(super) fn reconcile(&mut self) {
         let names: Vec<String> = self.workloads.keys().cloned().collect();
         // First all that leave a place, then those that come: a cgroup may change hands.
@@ -28,31 +31,47 @@ impl Node {
                 self.detach(name, live);
             }
         }
-        let now = Instant::now();
-        for name in names {
+        self.todo = names.into();
+    }
+
+    /// Whether every workload has had its turn.
+    pub fn is_settled(&self) -> bool {
+        self.todo.is_empty()
+    }
+
+    /// Brings the next workloads to what is wanted of them: one at least, and others for as long as
+    /// whoever asks may wait.
+    pub fn advance(&mut self) {
+        let started = Instant::now();
+        while let Some(name) = self.todo.pop_front() {
             // Taken out while it is worked on: the rest of the node is needed for that.
-            let Some(mut workload) = self.workloads.remove(&name) else {
-                continue;
-            };
-            let is_waiting = workload.live.is_none() && !workload.retry.left(now).is_zero();
-            if is_waiting {
+            if let Some(mut workload) = self.workloads.remove(&name) {
+                self.bring(&name, &mut workload);
                 self.workloads.insert(name, workload);
-                continue;
             }
-            let before = workload.problem.take();
-            workload.problem = match self.reconcile_one(&name, &mut workload, before.is_some()) {
-                Ok(problems) if problems.is_empty() => None,
-                Ok(problems) => Some(problems.join("; ")),
-                Err(error) => Some(format!("{:#}", Exhausted::explain(error))),
-            };
-            if workload.problem != before {
-                if let Some(problem) = &workload.problem {
-                    tracing::warn!(workload = name, "{problem}");
-                } else {
-                    tracing::info!(workload = name, "in order again");
-                }
+            if started.elapsed() > TURN {
+                return;
             }
-            self.workloads.insert(name, workload);
+        }
+    }
+
+    fn bring(&mut self, name: &str, workload: &mut Workload) {
+        let is_waiting = workload.live.is_none() && !workload.retry.left(Instant::now()).is_zero();
+        if is_waiting {
+            return;
+        }
+        let before = workload.problem.take();
+        workload.problem = match self.reconcile_one(name, workload, before.is_some()) {
+            Ok(problems) if problems.is_empty() => None,
+            Ok(problems) => Some(problems.join("; ")),
+            Err(error) => Some(format!("{:#}", Exhausted::explain(error))),
+        };
+        if workload.problem != before {
+            if let Some(problem) = &workload.problem {
+                tracing::warn!(workload = name, "{problem}");
+            } else {
+                tracing::info!(workload = name, "in order again");
+            }
         }
     }
 
