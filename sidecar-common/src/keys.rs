@@ -79,6 +79,16 @@ pub struct Tuple {
     pub server: Endpoint,
 }
 
+/// Key of `DESTINATIONS`: see [`crate::standin`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Slot {
+    /// The workload.
+    pub workload: WorkloadId,
+    /// The slot of a destination.
+    pub slot: u32,
+}
+
 /// Key of `OWNERS`: a user or group of a plan that matters, in a role.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

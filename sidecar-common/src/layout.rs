@@ -8,7 +8,7 @@ use crate::{
     Addr, Endpoint, Event,
     kernel::Kernel,
     keys::{
-        BackendKey, OwnerKey, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
+        BackendKey, OwnerKey, PrefixKey, RouteKey, RuleKey, Slot, Tuple, WorkloadEndpoint,
         WorkloadInterface, WorkloadPort,
     },
     values::{Identity, Meta, Original, PlanHeader, Route, Rule, Word},
@@ -38,6 +38,7 @@ layout! {
     BackendKey: 4 { plan 4, group 4, index 4 }
     WorkloadEndpoint: 4 { workload 4, endpoint 20 }
     Tuple: 4 { workload 4, client 20, server 20 }
+    Slot: 4 { workload 4, slot 4 }
     OwnerKey: 4 { plan 4, role 4, id 4 }
     WorkloadInterface: 4 { workload 4, plan 4, index 4 }
     RouteKey: 4 { workload 4, addr 16 }

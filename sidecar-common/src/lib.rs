@@ -22,6 +22,7 @@ pub mod kernel;
 pub mod keys;
 mod layout;
 pub mod reason;
+pub mod standin;
 pub mod values;
 
 #[cfg(feature = "user")]
@@ -32,7 +33,7 @@ pub use event::Event;
 pub use reason::{Path, Reason};
 
 /// Changes whenever a map layout, or the meaning of a value in a map, changes.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 /// IANA number of TCP, as the `protocol` field of a socket.
 pub const IPPROTO_TCP: u32 = 6;

@@ -13,7 +13,7 @@ use crate::{
     event::Event,
     kernel::Kernel,
     keys::{
-        BackendKey, OwnerKey, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
+        BackendKey, OwnerKey, PrefixKey, RouteKey, RuleKey, Slot, Tuple, WorkloadEndpoint,
         WorkloadInterface, WorkloadPort,
     },
     reason::{Path, Reason},
@@ -36,6 +36,7 @@ pod!(
     WorkloadEndpoint,
     WorkloadPort,
     Tuple,
+    Slot,
     OwnerKey,
     WorkloadInterface,
     RouteKey,

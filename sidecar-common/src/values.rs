@@ -308,7 +308,7 @@ pub struct Meta {
 pub struct Identity {
     /// Slot in `WORKLOADS`.
     pub workload: WorkloadId,
-    /// `Identity::ROUTED`.
+    /// `Identity::ROUTED` and so on.
     pub flags: u32,
     /// The proxy's own cgroup (inode id), or 0: connections from it are the proxy's.
     pub proxy_cgroup: u64,
@@ -335,6 +335,9 @@ impl Identity {
     /// Where connections come from, and by which interface they leave, depends on where they go:
     /// see `ROUTES`.
     pub const ROUTED: u32 = 1;
+    /// Its network namespace is not the host's. In that, others could call a stand-in
+    /// ([`crate::standin`]) whose connections the workload's proxy takes for the workload's.
+    pub const OWN_NETNS: u32 = 2;
 }
 
 /// Where a redirected connection was going, and what sent it elsewhere.

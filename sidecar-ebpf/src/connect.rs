@@ -5,6 +5,7 @@ use sidecar_common::{
     Addr, Endpoint, Path, Reason,
     decide::{self, Arrival, Decision, Direction, OutboundCall, Transport},
     keys::PlanId,
+    standin,
     values::{Identity, Original, PlanHeader},
 };
 
@@ -17,10 +18,6 @@ use crate::{
     },
     source,
 };
-
-/// Outbound connections are spread over this many loopback addresses, from 127.0.0.1 on: each can
-/// take as many as there are source ports. A power of two.
-const SPREAD: u32 = 8;
 
 /// The connect hook.
 #[inline(always)]
@@ -89,7 +86,15 @@ fn lead(
         workload: identity.workload,
     };
     let decision = decide::outbound(&tables, plan, header, call);
+    let mut known_by_address = false;
     let target = match decision.path {
+        // Only what is led there means the destination.
+        Path::Pass
+            if standin::slot_of(&asked_for.addr).is_some()
+                && asked_for.port == header.outbound_port =>
+        {
+            Endpoint::new(asked_for.addr.loopback(), asked_for.port)
+        }
         Path::Pass => Endpoint::default(),
         Path::Direct => decision.target,
         Path::Relay => {
@@ -104,7 +109,7 @@ fn lead(
             Endpoint::new(asked_for.addr.loopback(), port)
         }
         Path::Proxy => {
-            let listener = proxy_listener(header, &decision, &asked_for.addr);
+            let mut listener = proxy_listener(header, &decision, &asked_for.addr);
             // Else the kernel refuses what is led to where nobody listens.
             if listener.port != 0
                 && header.flags & PlanHeader::OPEN_PROXY_GONE != 0
@@ -112,6 +117,12 @@ fn lead(
             {
                 forget(ctx);
                 return Outcome::from(&decide::proxy_gone(header, &decision)).by(&decision);
+            }
+            if may_stand_in(identity, header, &decision, call)
+                && let Some(addr) = maps::cgroup::stand_in(identity.workload, asked_for)
+            {
+                listener.addr = addr;
+                known_by_address = true;
             }
             listener
         }
@@ -122,13 +133,13 @@ fn lead(
         return Outcome::refused(Reason::PlanIncomplete).by(&decision);
     }
     match kind(&decision, &target) {
-        None => forget(ctx),
-        Some(kind) => {
+        Some(kind) if !known_by_address => {
             if !note(socket(ctx), plan, asked_for, &decision, kind) {
                 forget(ctx);
                 return Outcome::without_memory(header).by(&decision);
             }
         }
+        _ => forget(ctx),
     }
     if target.port != 0 {
         set_address(ctx, hook, &target);
@@ -150,11 +161,16 @@ pub fn getpeername(ctx: *mut bpf_sock_addr, hook: Hook) -> i32 {
         && original.kind != Original::ACCEPTED
     {
         set_address(ctx, hook, &original.dst);
+    } else if let Some(destination) =
+        maps::destination(maps::identity().workload, &address(ctx, hook).addr)
+    {
+        set_address(ctx, hook, &destination);
     }
     ALLOW
 }
 
-/// Where the proxy listens for this connection; port 0: it keeps its destination.
+/// Where the proxy listens for this connection; port 0: it keeps its destination. From 127.0.0.1 on
+/// it is one of several addresses, as each can take as many connections as there are source ports.
 #[inline(always)]
 fn proxy_listener(header: &PlanHeader, decision: &Decision, asked_for: &Addr) -> Endpoint {
     let port = decision.proxy_port;
@@ -162,15 +178,35 @@ fn proxy_listener(header: &PlanHeader, decision: &Decision, asked_for: &Addr) ->
         return Endpoint::default();
     }
     let mut addr = asked_for.loopback();
-    // Where the proxy is transparent, addresses are told to the letter.
-    let spread = header.flags & PlanHeader::TPROXY == 0;
-    if spread && addr.is_v4() && port == header.outbound_port {
+    if may_spread(header, decision, asked_for) {
         // SAFETY: takes nothing, cannot fail.
         let random = unsafe { bpf_get_prandom_u32() };
-        let host = u32::from_be(addr.v4()) + random % SPREAD;
+        let host = u32::from_be(addr.v4()) + random % standin::SPREAD;
         addr = Addr::from_v4(host.to_be());
     }
     Endpoint::new(addr, port)
+}
+
+/// Whether the proxy may know the destination by the address it is called at. Where it is
+/// transparent, addresses are told to the letter.
+#[inline(always)]
+fn may_stand_in(
+    identity: &Identity,
+    header: &PlanHeader,
+    decision: &Decision,
+    call: &OutboundCall,
+) -> bool {
+    identity.flags & Identity::OWN_NETNS != 0
+        && matches!(call.transport, Transport::Tcp)
+        && may_spread(header, decision, &call.dst.addr)
+}
+
+/// Whether it is all the same at which of the loopback addresses the proxy is called.
+#[inline(always)]
+fn may_spread(header: &PlanHeader, decision: &Decision, asked_for: &Addr) -> bool {
+    header.flags & PlanHeader::TPROXY == 0
+        && decision.proxy_port == header.outbound_port
+        && asked_for.is_v4()
 }
 
 /// Whether the destination may be the workload's own address, with that decision.
@@ -188,7 +224,7 @@ fn kind(decision: &Decision, target: &Endpoint) -> Option<u32> {
         (_, Arrival::Captured) => Some(Original::CAPTURED),
         (_, Arrival::Passes) => Some(Original::PASSES),
         _ if target.port == 0 => None,
-        (Path::Direct, _) => Some(Original::REWRITTEN),
+        (Path::Direct | Path::Pass, _) => Some(Original::REWRITTEN),
         _ => Some(Original::REDIRECTED),
     }
 }

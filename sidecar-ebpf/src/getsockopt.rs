@@ -59,13 +59,16 @@ fn original(sk: *mut bpf_sock, identity: &Identity) -> Option<Endpoint> {
     {
         return None;
     }
+    let (local, peer) = ends(sk);
+    if let Some(destination) = maps::destination(identity.workload, &local.addr) {
+        return Some(destination);
+    }
     // SAFETY: checked for null by the caller.
     if let Some(original) = unsafe { maps::cgroup::recall(sk) }
         && original.kind == Original::ACCEPTED
     {
         return Some(original.dst);
     }
-    let (local, peer) = ends(sk);
     // Without memory it was not handed over. A transparent proxy's call to its own workload is not.
     let noted = maps::original(&Tuple {
         workload: identity.workload,

@@ -18,9 +18,10 @@ use sidecar_common::{
     Addr, Endpoint, Event, Path,
     decide::{self, Arrival, Decision, Direction, Tables},
     keys::{
-        BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
+        BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Slot, Tuple, WorkloadEndpoint,
         WorkloadId, WorkloadInterface, WorkloadPort,
     },
+    standin,
     values::{
         DECISION_SLOTS, Identity, Lost, Original, PlanHeader, Route, Rule, WORKLOAD_SLOTS, Word,
         decision_slot,
@@ -66,6 +67,10 @@ static SOCKETS: SockHash<WorkloadEndpoint> = SockHash::pinned(64, 0);
 /// the relay, and what becomes of it where it arrives.
 #[map]
 static ORIGINAL_DST: LruHashMap<Tuple, Original> = LruHashMap::pinned(64, 0);
+/// What stand-ins stand for (`sidecar_common::standin`). An entry is never changed; those of a
+/// workload go with it.
+#[map]
+static DESTINATIONS: HashMap<Slot, Endpoint> = HashMap::pinned(64, BPF_F_NO_PREALLOC);
 /// See `sidecar_common::values::DECISION_SLOTS`. Shared by all CPUs, as per-CPU ones would take the
 /// memory of all these words for each; mapped, so that user space reads them without a call each.
 #[map]
@@ -258,6 +263,14 @@ pub fn original(tuple: &Tuple) -> Option<Original> {
     unsafe { ORIGINAL_DST.get(tuple) }.copied()
 }
 
+/// The destination that an address stands for.
+#[inline(always)]
+pub fn destination(workload: WorkloadId, addr: &Addr) -> Option<Endpoint> {
+    let slot = standin::slot_of(addr)?;
+    // SAFETY: entries are never changed; copied before use.
+    unsafe { DESTINATIONS.get(Slot { workload, slot }) }.copied()
+}
+
 /// Counts a decision.
 #[inline(always)]
 pub fn count(workload: WorkloadId, direction: Direction, path: Path, reason: u8) {
@@ -308,14 +321,15 @@ pub mod cgroup {
 
     use aya_ebpf::{
         EbpfContext,
-        bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_ops},
-        helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
+        bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_ops},
+        helpers::generated::{bpf_get_prandom_u32, bpf_sk_storage_delete, bpf_sk_storage_get},
         programs::SockOpsContext,
     };
+    use sidecar_common::{Addr, Endpoint, standin};
 
     use super::{
-        ASKED_FOR, LISTEN_INTEREST, Lost, ORIGINAL_DST, Original, SOCKETS, Tuple, WorkloadEndpoint,
-        WorkloadId, WorkloadPort, lost,
+        ASKED_FOR, DESTINATIONS, LISTEN_INTEREST, Lost, ORIGINAL_DST, Original, SOCKETS, Slot,
+        Tuple, WorkloadEndpoint, WorkloadId, WorkloadPort, lost,
     };
 
     #[inline(always)]
@@ -370,6 +384,25 @@ pub mod cgroup {
     pub unsafe fn forget(sk: *mut bpf_sock) {
         // SAFETY: the caller vouches for `sk`. Nothing stored is the usual case.
         let _ = unsafe { bpf_sk_storage_delete(asked_for(), sk.cast()) };
+    }
+
+    /// The address that stands for a destination, which must be IPv4; `None`: there is none.
+    #[inline(always)]
+    pub fn stand_in(workload: WorkloadId, destination: &Endpoint) -> Option<Addr> {
+        let slot = standin::slot(destination);
+        let key = Slot { workload, slot };
+        // SAFETY: entries are never changed.
+        match unsafe { DESTINATIONS.get(key) } {
+            Some(known) if known == destination => {}
+            Some(_) => return None,
+            // Whoever comes first.
+            None => DESTINATIONS
+                .insert(key, destination, u64::from(BPF_NOEXIST))
+                .ok()?,
+        }
+        // SAFETY: takes nothing, cannot fail.
+        let any = unsafe { bpf_get_prandom_u32() };
+        Some(standin::address(slot, any))
     }
 
     /// Publishes where the connection with these ends was going.

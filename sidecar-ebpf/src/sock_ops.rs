@@ -6,6 +6,7 @@ use sidecar_common::{
     Endpoint,
     decide::Tables as _,
     keys::{Tuple, WorkloadEndpoint},
+    standin,
     values::Original,
 };
 
@@ -38,6 +39,10 @@ pub fn sock_ops(ctx: &SockOpsContext) -> u32 {
 
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) {
+    // The address tells where it was going.
+    if standin::slot_of_v4(read!(ctx.ops, remote_ip4)).is_some() {
+        return;
+    }
     let workload = maps::identity().workload;
     if workload == 0 {
         return;
@@ -71,6 +76,9 @@ fn connecting(ctx: &SockOpsContext) {
 /// be told it, however late it is asked for.
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) {
+    if standin::slot_of_v4(read!(ctx.ops, local_ip4)).is_some() {
+        return;
+    }
     let server = local(ctx);
     let workload = maps::identity().workload;
     if workload == 0 || !server.addr.is_loopback() {

@@ -7,7 +7,7 @@ use aya::maps::{HashMap, Map, MapData};
 use sidecar_agent::dataplane::{Capacity, Dataplane, RelaySockets};
 use sidecar_common::{
     Endpoint,
-    keys::{OwnerKey, Tuple, WorkloadId},
+    keys::{OwnerKey, Slot, Tuple, WorkloadId},
     values::Original,
 };
 use sidecar_tests::{Bpffs, Cgroup, DEADLINE, Namespace, poll::poll_result, require_root};
@@ -202,16 +202,27 @@ fn a_slot_that_is_given_again_is_empty() -> anyhow::Result<()> {
         server: at("127.0.0.1:15001").into(),
     };
     originals.insert(tuple, Original::default(), 0)?;
+    let destinations = MapData::from_pin(dir.join("DESTINATIONS"))?;
+    let mut destinations: HashMap<_, Slot, Endpoint> = Map::HashMap(destinations).try_into()?;
+    let slot = Slot {
+        workload: fixture.workload,
+        slot: 7,
+    };
+    destinations.insert(slot, Endpoint::default(), 0)?;
     loaded.dataplane.detach(fixture.workload);
     let workload = loaded.attach(&fixture.cgroup, &fixture.netns)?;
     assert_eq!(workload, fixture.workload);
     let entries = entries(&dir)?;
-    assert_eq!((entries["ORIGINAL_DST"], entries["SOCKETS"]), (0, 0));
+    for map in ["ORIGINAL_DST", "SOCKETS", "DESTINATIONS"] {
+        assert_eq!(entries[map], 0, "{map}");
+    }
     Ok(())
 }
 
 /// In one go of a [`Probe`](sidecar_tests::Probe).
 const VISITS: u32 = 1000;
+/// So many targets, and as many destinations that lead to the proxy.
+const HOSTS: u32 = 50;
 
 /// Half of them to a target of the rules, half to the proxy.
 #[test]
@@ -219,7 +230,7 @@ fn a_hundred_thousand_connections_leave_nothing() -> anyhow::Result<()> {
     require_root!();
     alone("a_hundred_thousand_connections_leave_nothing", || {
         let mut plan = Planner::new().proxied().outbound_default(proxy());
-        for host in 1..=50 {
+        for host in 1..=HOSTS {
             plan = plan.outbound(&format!("10.1.0.{host}:80"), direct("127.0.0.1:8080"));
         }
         let fixture = Fixture::new(plan)?;
@@ -228,10 +239,10 @@ fn a_hundred_thousand_connections_leave_nothing() -> anyhow::Result<()> {
             serve(fixture.outside(), "127.0.0.1:8080", "target")?,
         ];
         let app = fixture.app()?;
-        let visit = |host: u32| -> anyhow::Result<()> {
+        let visit = |host: u32, times: u32| -> anyhow::Result<()> {
             for (net, name) in [(1, "target"), (2, "proxy")] {
                 let address = at(&format!("10.{net}.0.{host}:80"));
-                for visit in app.visits(address, VISITS)? {
+                for visit in app.visits(address, times)? {
                     let seen = visit.with_context(|| format!("{address} by way of {name}"))?;
                     ensure!(seen.name == name, "{address} led to {}", seen.name);
                     let original = (name == "proxy").then_some(address);
@@ -240,15 +251,21 @@ fn a_hundred_thousand_connections_leave_nothing() -> anyhow::Result<()> {
             }
             Ok(())
         };
-        // What is allocated once is there after the first ones.
-        visit(1)?;
+        // What is allocated once is there after the first ones: also what stands for a destination.
+        for host in 1..=HOSTS {
+            visit(host, 20)?;
+        }
         let of = |fixture: &Fixture| Footprint::of(&fixture.loaded, &CAPACITY);
         let (before, memory) = (of(&fixture)?, resident()?);
         let started = Instant::now();
-        for host in 1..=50 {
-            visit(host)?;
+        for host in 1..=HOSTS {
+            visit(host, VISITS)?;
         }
-        println!("{} connections took {:?}", 100 * VISITS, started.elapsed());
+        println!(
+            "{} connections took {:?}",
+            2 * HOSTS * VISITS,
+            started.elapsed()
+        );
         // The last ones may still be on their way out.
         poll_result(DEADLINE, "nothing to be left", || {
             let now = of(&fixture)?;
@@ -256,6 +273,7 @@ fn a_hundred_thousand_connections_leave_nothing() -> anyhow::Result<()> {
             Ok(())
         })?;
         assert_eq!(before.entries["ORIGINAL_DST"], 0);
+        assert_eq!(before.entries["DESTINATIONS"], HOSTS as usize);
         let now = resident()?;
         ensure!(
             now <= memory + memory / 4,

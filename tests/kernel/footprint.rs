@@ -16,7 +16,7 @@ use sidecar_agent::dataplane::Capacity;
 use sidecar_common::{
     Endpoint,
     keys::{
-        BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
+        BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Slot, Tuple, WorkloadEndpoint,
         WorkloadInterface, WorkloadPort,
     },
     values::{Original, PlanHeader, Route, Rule},
@@ -106,7 +106,7 @@ type Counter = fn(MapData) -> Result<usize, MapError>;
 
 /// Entries of every map that is pinned here and is no array.
 pub fn entries(dir: &Path) -> anyhow::Result<BTreeMap<String, usize>> {
-    let counts: [(&str, Counter); 13] = [
+    let counts: [(&str, Counter); 14] = [
         ("PLANS", hash::<PlanId, PlanHeader>),
         ("DIGESTS", hash::<PlanId, [u8; 32]>),
         ("OUTBOUND", hash::<RuleKey, Rule>),
@@ -120,6 +120,7 @@ pub fn entries(dir: &Path) -> anyhow::Result<BTreeMap<String, usize>> {
         ("LISTEN_INTEREST", hash::<WorkloadPort, u64>),
         ("SOCKETS", sockets),
         ("ORIGINAL_DST", originals),
+        ("DESTINATIONS", hash::<Slot, Endpoint>),
     ];
     let mut found = BTreeMap::new();
     for (name, count) in counts {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use sidecar_common::Reason;
+use sidecar_common::{Reason, standin};
 use sidecar_tests::{
     Cgroup, Kind, Place, Probe,
     apps::{
@@ -112,12 +112,21 @@ fn a_straight_call_to_a_capture_port_gets_the_kernels_own_error() -> anyhow::Res
         serve(fixture.as_proxy(), "[::]:15001", "proxy")?,
         serve(fixture.as_proxy(), "[::]:15006", "proxy")?,
     ];
+    // What stands for a destination means it only to those who are led there.
+    let destination = at("10.1.0.1:80");
+    assert_eq!(app.visit(destination)??.original_dst, Some(destination));
+    let stand_in = standin::address(standin::slot(&destination.into()), 0);
+    let stand_in = SocketAddr::new(stand_in.into(), 15001);
+    let socket = app.connect(stand_in)??;
+    assert_eq!(socket.peer()??, stand_in);
+    drop(socket);
     for (straight, own) in [
-        ("127.0.0.1:15001", own),
-        ("127.0.0.1:15006", own),
-        ("[::1]:15001", own6),
+        (at("127.0.0.1:15001"), own),
+        (at("127.0.0.1:15006"), own),
+        (at("[::1]:15001"), own6),
+        (stand_in, own),
     ] {
-        let seen = app.visit(at(straight))??;
+        let seen = app.visit(straight)??;
         assert_eq!(
             (seen.original_dst, seen.original_dst_errno),
             (None, own),

@@ -2,9 +2,13 @@
 //! leaves.
 //! (What it learns of listening sockets is tested with `sk_lookup`.)
 
-use std::net::{SocketAddr, TcpListener};
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, TcpListener},
+};
 
-use sidecar_common::values::Original;
+use anyhow::Context as _;
+use sidecar_common::{Endpoint, standin, values::Original};
 use sidecar_tests::{
     Kind,
     apps::{
@@ -15,7 +19,7 @@ use sidecar_tests::{
 };
 
 use crate::{
-    fixture::{Fixture, reached},
+    fixture::{Fixture, reached, serve},
     plan::{Planner, at, direct, exempting_self, proxy, relay},
 };
 
@@ -69,8 +73,10 @@ fn what_goes_to_the_relay_is_published_once() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// By IPv4 the address that it is called at tells the proxy (`sidecar_common::standin`), and nothing
+/// is published.
 #[test]
-fn what_goes_to_the_proxy_is_published_in_every_family() -> anyhow::Result<()> {
+fn what_goes_to_the_proxy_is_published_unless_a_stand_in_tells() -> anyhow::Result<()> {
     require_root!();
     let fixture = Fixture::new(Planner::new().proxied().outbound_default(proxy()))?;
     let listener = capture(&fixture, "[::]:15001")?;
@@ -83,7 +89,35 @@ fn what_goes_to_the_proxy_is_published_in_every_family() -> anyhow::Result<()> {
         let _socket = app.connect(asked)??;
         let (peer, local) = accept(&listener)?;
         let original = take(&fixture, peer, local)?;
-        assert_eq!(original.map(|original| original.dst), Some(asked.into()));
+        let asked: Endpoint = canonical(asked).into();
+        let local: Endpoint = canonical(local).into();
+        if asked.addr.is_v4() {
+            assert_eq!(original, None);
+            assert_eq!(standin::slot_of(&local.addr), Some(standin::slot(&asked)));
+        } else {
+            assert_eq!(original.map(|original| original.dst), Some(asked));
+        }
+    }
+    Ok(())
+}
+
+/// The second destination of a slot has no stand-in.
+#[test]
+fn destinations_that_share_a_slot_are_told_apart() -> anyhow::Result<()> {
+    require_root!();
+    let fixture = Fixture::new(Planner::new().proxied().outbound_default(proxy()))?;
+    let slot = |port: u16| standin::slot(&SocketAddr::from(([10, 1, 0, 1], port)).into());
+    let mut ports = BTreeMap::new();
+    let (one, other) = (1024..=u16::MAX)
+        .find_map(|port| Some((ports.insert(slot(port), port)?, port)))
+        .context("no two ports share a slot")?;
+    let app = fixture.app()?;
+    let _proxy = serve(fixture.as_proxy(), "0.0.0.0:15001", "proxy")?;
+    for port in [one, other, one] {
+        let asked = SocketAddr::from(([10, 1, 0, 1], port));
+        let socket = app.connect(asked)??;
+        assert_eq!(socket.banner()??.original_dst, Some(asked));
+        assert_eq!(socket.peer()??, asked);
     }
     Ok(())
 }
@@ -110,24 +144,20 @@ fn a_straight_call_to_the_capture_port_takes_away_what_was_left() -> anyhow::Res
     // It closes first, so that the client's port is free at once.
     let _proxy = fixture.serve("[::]:15001")?;
     let app = fixture.app()?;
-    for (source, service) in [
-        ("127.0.0.1:40001", "10.1.0.1:80"),
-        ("[::1]:40002", "[fd00:1::1]:80"),
-    ] {
-        let source = at(source);
-        let visit = |destination: SocketAddr| -> anyhow::Result<SocketAddr> {
-            let socket = app.socket(Kind::tcp(source))??;
-            socket.bind(source)??;
-            socket.connect(destination)??;
-            reached(&socket.banner()??)
-        };
-        let capture_port = visit(at(service))?;
-        visit(capture_port)?;
-        assert_eq!(take(&fixture, source, capture_port)?, None, "{source}");
-        // What was taken away was there.
-        let capture_port = visit(at(service))?;
-        assert!(take(&fixture, source, capture_port)?.is_some(), "{source}");
-    }
+    let source = at("[::1]:40002");
+    let visit = |destination: SocketAddr| -> anyhow::Result<SocketAddr> {
+        let socket = app.socket(Kind::Tcp6)??;
+        socket.bind(source)??;
+        socket.connect(destination)??;
+        reached(&socket.banner()??)
+    };
+    let service = at("[fd00:1::1]:80");
+    let capture_port = visit(service)?;
+    visit(capture_port)?;
+    assert_eq!(take(&fixture, source, capture_port)?, None);
+    // What was taken away was there.
+    let capture_port = visit(service)?;
+    assert!(take(&fixture, source, capture_port)?.is_some());
     Ok(())
 }
 
@@ -138,20 +168,20 @@ fn a_call_elsewhere_from_the_same_port_takes_nothing_away() -> anyhow::Result<()
     let plan = Planner::new()
         .proxied()
         .outbound_default(exempting_self(proxy()))
-        .outbound("10.1.0.9:80", direct("127.0.0.1:8080"));
+        .outbound("[fd00:1::9]:80", direct("[::1]:8080"));
     let fixture = Fixture::new(plan)?;
-    let listener = capture(&fixture, "0.0.0.0:15001")?;
-    let _other = capture(&fixture, "127.0.0.1:8080")?;
+    let listener = capture(&fixture, "[::]:15001")?;
+    let _other = capture(&fixture, "[::1]:8080")?;
     let app = fixture.app()?;
-    let source = at("127.0.0.1:40001");
+    let source = at("[::1]:40001");
     let from_source = |destination: &str| -> anyhow::Result<Socket<'_>> {
-        let socket = app.socket(Kind::Tcp4)??;
+        let socket = app.socket(Kind::Tcp6)??;
         socket.bind(source)??;
         socket.connect(at(destination))??;
         Ok(socket)
     };
-    let _captured = from_source("10.1.0.1:80")?;
-    let passed = from_source("127.0.0.1:8080")?;
+    let _captured = from_source("[fd00:1::1]:80")?;
+    let passed = from_source("[::1]:8080")?;
     drop(passed);
     let (peer, local) = accept(&listener)?;
     assert!(

@@ -47,6 +47,7 @@ fn human(dump: &Dump) -> String {
         section("LISTEN_INTEREST", dump.listen_interest.as_deref()),
         section("SOCKETS", dump.sockets.as_deref()),
         section("ORIGINAL_DST", dump.original_dst.as_deref()),
+        section("DESTINATIONS", dump.destinations.as_deref()),
         section("IDENTITIES", dump.identities.as_deref()),
         section("LINKS", dump.links.as_deref()),
         section("COUNTERS", dump.counters.as_deref()),

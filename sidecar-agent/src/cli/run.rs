@@ -50,7 +50,8 @@ pub struct Args {
     /// Most listening sockets that captured connections are handed to.
     #[arg(long, default_value_t = Capacity::default().sockets)]
     max_sockets: u32,
-    /// Most redirected connections whose original destination is remembered.
+    /// Most redirected connections whose original destination is remembered, and most destinations
+    /// that are known by the address they are led to.
     #[arg(long, default_value_t = Capacity::default().original_dst)]
     max_original_dst: u32,
     /// Where metrics (/metrics) and health (/livez, /readyz) are served over HTTP; port 0 is one of

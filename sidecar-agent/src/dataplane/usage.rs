@@ -1,8 +1,8 @@
 //! How full the maps are, and which updates the kernel refused.
 //!
-//! What only the agent writes is known from what it has written. `SOCKETS` and `ORIGINAL_DST` are
-//! written by programs as well: the sockets are counted whenever they are looked at anyway (once a
-//! second), the original destinations in batches, at most once a second. Of `ASKED_FOR` and
+//! What only the agent writes is known from what it has written. `SOCKETS`, `ORIGINAL_DST` and
+//! `DESTINATIONS` are written by programs as well: the sockets are counted whenever they are looked
+//! at anyway (once a second), the others in batches, at most once a second. Of `ASKED_FOR` and
 //! `IDENTITIES`, storage of sockets and cgroups, the kernel tells no number; the rest are arrays.
 
 use std::{
@@ -14,7 +14,11 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::maps::MapData;
-use sidecar_common::{keys::Tuple, values::Original};
+use sidecar_common::{
+    Endpoint,
+    keys::{Slot, Tuple},
+    values::Original,
+};
 
 use super::{Dataplane, attach::Attachment, object::Objects, sys};
 
@@ -67,8 +71,8 @@ impl Failures {
 pub struct Counted {
     /// Listening sockets.
     pub sockets: usize,
-    originals: MapData,
-    last: Mutex<Option<(Instant, Option<usize>)>>,
+    originals: Written,
+    destinations: Written,
 }
 
 impl Counted {
@@ -76,13 +80,33 @@ impl Counted {
     pub fn open(objects: &Objects) -> Result<Self> {
         Ok(Self {
             sockets: 0,
-            originals: objects.open_map("ORIGINAL_DST")?,
+            originals: Written::open::<Tuple, Original>(objects, "ORIGINAL_DST")?,
+            destinations: Written::open::<Slot, Endpoint>(objects, "DESTINATIONS")?,
+        })
+    }
+}
+
+/// A hash map that programs write.
+struct Written {
+    name: &'static str,
+    map: MapData,
+    /// Sizes of a key and a value, in bytes.
+    entry: (usize, usize),
+    last: Mutex<Option<(Instant, Option<usize>)>>,
+}
+
+impl Written {
+    fn open<K, V>(objects: &Objects, name: &'static str) -> Result<Self> {
+        Ok(Self {
+            name,
+            map: objects.open_map(name)?,
+            entry: (size_of::<K>(), size_of::<V>()),
             last: Mutex::default(),
         })
     }
 
-    /// How many original destinations are remembered.
-    fn originals(&self, capacity: u32) -> Option<usize> {
+    /// How many entries it has.
+    fn entries(&self, capacity: u32) -> Option<usize> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if let Some((at, entries)) = *last
@@ -90,9 +114,8 @@ impl Counted {
         {
             return entries;
         }
-        let entry = (size_of::<Tuple>(), size_of::<Original>());
-        let entries = sys::count_entries(self.originals.fd().as_fd(), entry, capacity)
-            .inspect_err(|error| tracing::debug!("counting the entries of ORIGINAL_DST: {error}"))
+        let entries = sys::count_entries(self.map.fd().as_fd(), self.entry, capacity)
+            .inspect_err(|error| tracing::debug!("counting the entries of {}: {error}", self.name))
             .ok();
         *last = Some((now, entries));
         entries
@@ -125,7 +148,11 @@ impl Dataplane {
             ("SOCKETS", Some(self.counted.sockets)),
             (
                 "ORIGINAL_DST",
-                self.counted.originals(capacity.original_dst),
+                self.counted.originals.entries(capacity.original_dst),
+            ),
+            (
+                "DESTINATIONS",
+                self.counted.destinations.entries(capacity.original_dst),
             ),
         ];
         let mut capacities = BTreeMap::from(capacity.entries());

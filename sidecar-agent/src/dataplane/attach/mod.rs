@@ -80,8 +80,9 @@ impl Attachment {
         let cgroups = attach(objects, workload, &links, binding)?;
         let set = objects.set().number;
         let before = found.map(|found| found.word).unwrap_or_default();
+        let has_own_netns = binding.netns.id != Netns::open(None)?.id;
         let setup = match found {
-            Some(_) if binding.netns.id != Netns::open(None)?.id => Setup::found(binding.netns)?,
+            Some(_) if has_own_netns => Setup::found(binding.netns)?,
             _ => Setup::default(),
         };
         let (told, replaces) = match found {
@@ -91,13 +92,20 @@ impl Attachment {
             Some(found) => (found.told.clone(), None),
             None => (ToldWorkload::default(), None),
         };
+        // What is not looked at yet is as it was.
+        let before_that = maps.identity(binding.cgroup.id).unwrap_or_default();
+        let own_netns = if has_own_netns {
+            Identity::OWN_NETNS
+        } else {
+            0
+        };
         Ok(Self {
             identity: Identity {
                 workload,
+                flags: before_that.flags & !Identity::OWN_NETNS | own_netns,
                 proxy_cgroup: binding.proxy_cgroup.map_or(0, |cgroup| cgroup.id),
                 netns: binding.netns.known_as(kernel::running())?,
-                // What is not looked at yet is as it was.
-                ..maps.identity(binding.cgroup.id).unwrap_or_default()
+                ..before_that
             },
             cgroups,
             netns: binding.netns.clone(),

@@ -97,7 +97,10 @@ impl Attachment {
             self.told.routes = told.routes;
         }
         let before = self.identity;
-        self.identity.flags = if routed { Identity::ROUTED } else { 0 };
+        self.identity.flags &= !Identity::ROUTED;
+        if routed {
+            self.identity.flags |= Identity::ROUTED;
+        }
         self.identity.source_v4 = v4;
         self.identity.source_v6 = v6;
         if self.identity != before {

@@ -51,6 +51,8 @@ pub enum What {
     Sockets,
     /// `ORIGINAL_DST`: where connections were going.
     OriginalDst,
+    /// DESTINATIONS: what stand-in addresses stand for.
+    Destinations,
     /// IDENTITIES: the storage of the workloads' cgroups.
     Identities,
     /// What is attached where.
@@ -91,6 +93,8 @@ pub struct Dump {
     pub sockets: Option<Vec<SocketRow>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_dst: Option<Vec<OriginalRow>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destinations: Option<Vec<DestinationRow>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identities: Option<Vec<IdentityRow>>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -2,12 +2,13 @@
 
 use aya::maps::lpm_trie::Key;
 use sidecar_common::{
-    Addr, Path, Reason,
-    keys::{OwnerKey, PlanId, PrefixKey, RuleKey, Tuple},
+    Addr, Endpoint, Path, Reason,
+    keys::{OwnerKey, PlanId, PrefixKey, RuleKey, Slot, Tuple},
+    standin,
     values::{Identity, Interface, NO_LISTENER, Original, PlanHeader, Rule},
 };
 
-use super::rows::{Flags, IdentityRow, OriginalRow, OwnerRow, PlanRow, RuleRow};
+use super::rows::{DestinationRow, Flags, IdentityRow, OriginalRow, OwnerRow, PlanRow, RuleRow};
 use crate::dataplane::maps::Digest;
 
 /// Flags of `INTERFACES`.
@@ -179,6 +180,16 @@ pub fn owner(set: u16, key: &OwnerKey) -> OwnerRow {
     }
 }
 
+/// An entry of `DESTINATIONS`.
+pub fn destination(set: u16, key: Slot, destination: &Endpoint) -> DestinationRow {
+    DestinationRow {
+        set,
+        workload: key.workload,
+        stand_in: standin::address(key.slot, 0).to_string(),
+        destination: destination.to_string(),
+    }
+}
+
 /// An entry of `ORIGINAL_DST`.
 pub fn original(set: u16, key: &Tuple, original: &Original) -> OriginalRow {
     let kind = match original.kind {
@@ -207,7 +218,13 @@ pub fn identity(set: u16, cgroup: u64, identity: &Identity) -> IdentityRow {
         set,
         cgroup,
         workload: identity.workload,
-        flags: set_in(&[(Identity::ROUTED, "routed")], identity.flags),
+        flags: set_in(
+            &[
+                (Identity::ROUTED, "routed"),
+                (Identity::OWN_NETNS, "own-netns"),
+            ],
+            identity.flags,
+        ),
         proxy_cgroup: (identity.proxy_cgroup != 0).then_some(identity.proxy_cgroup),
         netns: identity.netns,
         uid_base: identity.uid_base,

@@ -200,6 +200,13 @@ impl Reader {
                 .map(|(key, original)| names::original(set, key, original));
             add(&mut dump.original_dst, rows);
         }
+        if wants(What::Destinations) {
+            let found = entries(&maps.destinations, most("DESTINATIONS"));
+            let rows = found
+                .iter()
+                .map(|(key, destination)| names::destination(set, *key, destination));
+            add(&mut dump.destinations, rows);
+        }
         if wants(What::Identities) {
             let rows = cgroups
                 .iter()

@@ -204,6 +204,17 @@ rows! {
         /// `rewritten`, `redirected`, `passes`, `captured` or `accepted`.
         kind: String,
     }
+    /// An entry of `DESTINATIONS`.
+    struct DestinationRow {
+        /// The set.
+        set: u16,
+        /// The workload.
+        workload: u32,
+        /// The first of the addresses that stand for it.
+        stand_in: String,
+        /// The destination.
+        destination: String,
+    }
     /// The storage of a cgroup (`IDENTITIES`).
     struct IdentityRow {
         /// The set.

@@ -2,7 +2,7 @@
 
 use sidecar_common::values::DECISION_SLOTS;
 
-/// Capacities, in entries. Memory is taken only for entries in use, except `original_dst` and the
+/// Capacities, in entries. Memory is taken only for entries in use, except the map `ORIGINAL_DST` and the
 /// counters (4 KiB for each of `workloads`).
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
@@ -14,7 +14,8 @@ pub struct Capacity {
     pub rules: u32,
     /// Listening sockets that captured connections are handed to.
     pub sockets: u32,
-    /// Redirected connections whose original destination is remembered.
+    /// Redirected connections whose original destination is remembered, and destinations that have
+    /// stand-ins (`sidecar_common::standin`).
     pub original_dst: u32,
 }
 
@@ -38,7 +39,7 @@ impl Capacity {
 
     /// Every map whose size is configured, by name.
     #[must_use]
-    pub fn entries(&self) -> [(&'static str, u32); 13] {
+    pub fn entries(&self) -> [(&'static str, u32); 14] {
         [
             // Each workload has one beside, that refuses everything.
             ("PLANS", self.plans.saturating_add(self.workloads)),
@@ -53,6 +54,7 @@ impl Capacity {
             ("LISTEN_INTEREST", self.sockets),
             ("SOCKETS", self.sockets),
             ("ORIGINAL_DST", self.original_dst),
+            ("DESTINATIONS", self.original_dst),
             ("COUNTERS", self.counters()),
         ]
     }

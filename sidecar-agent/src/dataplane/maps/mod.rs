@@ -13,7 +13,7 @@ use aya::maps::{HashMap, LpmTrie, Map, MapData, SockHash};
 use sidecar_common::{
     Endpoint,
     keys::{
-        BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Tuple, WorkloadEndpoint,
+        BackendKey, OwnerKey, PlanId, PrefixKey, RouteKey, RuleKey, Slot, Tuple, WorkloadEndpoint,
         WorkloadId, WorkloadInterface, WorkloadPort,
     },
     values::{Identity, Original, PlanHeader, Route, Rule, Word},
@@ -58,6 +58,7 @@ pub struct Maps {
     pub(super) listen_interest: HashMap<MapData, WorkloadPort, u64>,
     pub(super) sockets: SockHash<MapData, WorkloadEndpoint>,
     pub(super) original_dst: HashMap<MapData, Tuple, Original>,
+    pub(super) destinations: HashMap<MapData, Slot, Endpoint>,
     failures: Failures,
 }
 
@@ -91,6 +92,7 @@ impl Maps {
             listen_interest: hash("LISTEN_INTEREST")?.try_into()?,
             sockets: Map::SockHash(open("SOCKETS")?).try_into()?,
             original_dst: Map::LruHashMap(open("ORIGINAL_DST")?).try_into()?,
+            destinations: hash("DESTINATIONS")?.try_into()?,
             failures: Failures::default(),
         })
     }

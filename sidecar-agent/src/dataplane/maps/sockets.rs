@@ -97,14 +97,19 @@ impl Maps {
     }
 
     /// Removes what programs (and the relay) have entered for workloads that were detached: the next
-    /// workloads in their slots must not inherit it. It walks all of `SOCKETS` and `ORIGINAL_DST`,
-    /// so it is for many workloads at a time.
+    /// workloads in their slots must not inherit it. It walks all of `SOCKETS`, `ORIGINAL_DST` and
+    /// `DESTINATIONS`, so it is for many workloads at a time.
     pub fn forget_entered(&mut self, is_gone: impl Fn(WorkloadId) -> bool) {
         self.remove_sockets(|key| is_gone(key.workload));
         let originals = self.original_dst.keys().flatten();
         let keys: Vec<_> = originals.filter(|key| is_gone(key.workload)).collect();
         for key in keys {
             let _ = self.original_dst.remove(&key);
+        }
+        let destinations = self.destinations.keys().flatten();
+        let keys: Vec<_> = destinations.filter(|key| is_gone(key.workload)).collect();
+        for key in keys {
+            let _ = self.destinations.remove(&key);
         }
     }
 
