@@ -5,6 +5,7 @@ mod handover;
 mod node;
 mod options;
 pub mod own_files;
+mod reading;
 mod relays;
 mod service;
 mod tallies;
@@ -13,7 +14,6 @@ mod toggles;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,6 @@ use anyhow::{Context, Result};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
-    backoff::Backoff,
     compile::Compiler,
     dataplane::Prepared,
     model::diagnostic::{Diagnostic, Severity},
@@ -40,6 +39,7 @@ use ending::{Signals, hand_over};
 use handover::Predecessor;
 use node::Node;
 pub use options::Options;
+use reading::Reading;
 use service::Service;
 use telling::Telling;
 use toggles::Toggles;
@@ -49,9 +49,6 @@ const REFRESH: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether applications listen where a Sidecar declares a listener.
 const LOOK_FOR_COLLISIONS: Duration = Duration::from_secs(10);
-
-/// When files are read again that could not be.
-const UNREAD: Backoff = Backoff::new(REFRESH, Duration::from_secs(30));
 
 /// Runs until SIGTERM or SIGINT, or until the next agent has taken over. What is captured stays so:
 /// see `uninstall`.
@@ -66,13 +63,8 @@ pub async fn run(options: Options) -> Result<()> {
         mut predecessor,
         mut telling,
     } = start(&options).await?;
-    let paths: Vec<PathBuf> = [&options.config]
-        .into_iter()
-        .chain(&options.mesh_config)
-        .cloned()
-        .collect();
-    let mut watch = files::watch(&paths);
-    let mut store = files::Store::new(options.compat);
+    let mut reading = Reading::new(&options);
+    let mut watch = reading.watch();
     let resolver = Resolver::new(&options.dns_servers).context("starting the resolver")?;
     let dns = DnsWatcher::spawn(resolver);
     let mut names = dns.state();
@@ -82,8 +74,7 @@ pub async fn run(options: Options) -> Result<()> {
     collisions.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
     let mut compiler = Compiler::default();
-    let mut input = store.update(files::read(&paths));
-    let mut unread = UNREAD;
+    let mut input = reading.read();
     let mut generation = 0_u64;
     let mut service = Service::new();
     loop {
@@ -109,7 +100,7 @@ pub async fn run(options: Options) -> Result<()> {
             telling.turn(&node);
             tokio::select! {
                 () = watch.changed() => {
-                    input = store.update(files::read(&paths));
+                    input = reading.read();
                     break;
                 }
                 changed = names.changed() => {
@@ -119,15 +110,9 @@ pub async fn run(options: Options) -> Result<()> {
                 _ = ticks.tick() => {
                     node.refresh();
                     service.applied(generation, node.captured());
-                    // Nobody tells when what could not be read can be.
-                    if input.unread && unread.left(Instant::now()).is_zero() {
-                        unread.fail(Instant::now());
-                        let now = store.update(files::read(&paths));
-                        if !now.unread {
-                            unread.reset();
-                            input = now;
-                            break;
-                        }
+                    if let Some(update) = reading.read_again(&input) {
+                        input = update;
+                        break;
                     }
                 }
                 // From here, so that a loop that hangs is noticed.
