@@ -57,8 +57,9 @@ mod tests {
         for pause in [1, 2, 4, 5, 5] {
             backoff.fail(now);
             assert_eq!(backoff.left(now), pause * second);
-            assert_eq!(backoff.left(now + second / 4), (4 * pause - 1) * second / 4);
-            now += pause * second;
+            now += pause * second / 4;
+            assert_eq!(backoff.left(now), pause * second * 3 / 4);
+            now += pause * second * 3 / 4;
             assert_eq!(backoff.left(now), Duration::ZERO);
             assert_eq!(backoff.left(now + second), Duration::ZERO);
         }

@@ -45,13 +45,16 @@ fn one_that_keeps_us_out_is_named_and_its_end_is_noticed() -> anyhow::Result<()>
     let place = Place::here().netns(&lab.workload().netns).cgroup(&cgroup);
     let netns = lab.workload().netns.path().display().to_string();
     let entry = workload_entry("other", &cgroup.below_root()?, &netns);
-    for (at, flags) in [
-        (&parent, Flags::Exclusive),
-        (&cgroup, Flags::Exclusive),
-        (&cgroup, Flags::Override),
+    let links = lab.agent()?.bpffs().join("sidecar-agent/set-1/workload-2");
+    for (at, hook, flags) in [
+        (&parent, Hook::Connect4, Flags::Exclusive),
+        (&cgroup, Hook::Connect4, Flags::Exclusive),
+        (&cgroup, Hook::Connect4, Flags::Override),
+        // What is attached before it is met does not stay so.
+        (&cgroup, Hook::Recvmsg6, Flags::Exclusive),
     ] {
         let foreign = poll_result(DEADLINE, "the hook to be free", || {
-            Foreign::on_cgroup(at.path(), Hook::Connect4, flags)
+            Foreign::on_cgroup(at.path(), hook, flags)
         })?;
         lab.write("other.yaml", &entry)?;
         let status = lab.agent()?.wait_until("the problem", |status| {
@@ -59,8 +62,12 @@ fn one_that_keeps_us_out_is_named_and_its_end_is_noticed() -> anyhow::Result<()>
         })?;
         let of = workload(&status, "prod-us1/other").context("no workload")?;
         let problem = of["problem"].as_str().unwrap_or_default();
+        let name = match hook {
+            Hook::Recvmsg6 => "recvmsg6",
+            _ => "connect4",
+        };
         for words in [
-            "connect4: program ",
+            &*format!("{name}: program "),
             "(foreign)",
             &format!("at cgroup {}", at.path().display()),
             "BPF_F_ALLOW_MULTI",
@@ -69,6 +76,10 @@ fn one_that_keeps_us_out_is_named_and_its_end_is_noticed() -> anyhow::Result<()>
             ensure!(problem.contains(words), "no {words:?} in {problem}");
         }
         ensure!(of["state"] == "pending", "{of}");
+        poll_result(DEADLINE, "its links to go", || {
+            ensure!(!links.exists(), "they are pinned");
+            Ok(())
+        })?;
         ensure!(is_captured(lab.inside())?, "the other one was disturbed");
         drop(foreign);
         poll_result(DEADLINE, "it to be captured", || {

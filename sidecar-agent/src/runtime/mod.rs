@@ -6,17 +6,14 @@ mod node;
 mod options;
 pub mod own_files;
 mod progress;
+mod reading;
 mod relays;
 mod service;
 mod tallies;
 mod telling;
 mod toggles;
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
 use tokio::{
@@ -25,7 +22,6 @@ use tokio::{
 };
 
 use crate::{
-    backoff::Backoff,
     compile::Compiler,
     dataplane::Prepared,
     model::diagnostic::Diagnostic,
@@ -45,6 +41,7 @@ use handover::Predecessor;
 use node::Node;
 pub use options::Options;
 use progress::Progress;
+use reading::Reading;
 use telling::Telling;
 use toggles::Toggles;
 
@@ -53,9 +50,6 @@ const REFRESH: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether applications listen where a Sidecar declares a listener.
 const LOOK_FOR_COLLISIONS: Duration = Duration::from_secs(10);
-
-/// When files are read again that could not be.
-const UNREAD: Backoff = Backoff::new(REFRESH, Duration::from_secs(30));
 
 /// Runs until SIGTERM or SIGINT, or until the next agent has taken over. What is captured stays so:
 /// see `uninstall`.
@@ -70,13 +64,8 @@ pub async fn run(options: Options) -> Result<()> {
         mut predecessor,
         mut telling,
     } = start(&options).await?;
-    let paths: Vec<PathBuf> = [&options.config]
-        .into_iter()
-        .chain(&options.mesh_config)
-        .cloned()
-        .collect();
-    let mut watch = files::watch(&paths);
-    let mut store = files::Store::new(options.compat);
+    let mut reading = Reading::new(&options);
+    let mut watch = reading.watch();
     let resolver = Resolver::new(&options.dns_servers).context("starting the resolver")?;
     let dns = DnsWatcher::spawn(resolver);
     let mut names = dns.state();
@@ -84,8 +73,7 @@ pub async fn run(options: Options) -> Result<()> {
     let mut collisions = every(LOOK_FOR_COLLISIONS);
 
     let mut compiler = Compiler::default();
-    let mut input = store.update(files::read(&paths));
-    let mut unread = UNREAD;
+    let mut input = reading.read();
     let mut progress = Progress::new();
     loop {
         input.snapshot.failure_policy = options.failure_policy;
@@ -108,7 +96,7 @@ pub async fn run(options: Options) -> Result<()> {
                 // In between whoever asks is answered.
                 () = yield_now(), if !node.is_settled() => node.advance(),
                 () = watch.changed() => {
-                    input = store.update(files::read(&paths));
+                    input = reading.read();
                     break;
                 }
                 changed = names.changed() => {
@@ -118,15 +106,9 @@ pub async fn run(options: Options) -> Result<()> {
                 _ = ticks.tick() => {
                     node.refresh();
                     progress.tell(&node);
-                    // Nobody tells when what could not be read can be.
-                    if input.unread && unread.left(Instant::now()).is_zero() {
-                        unread.fail(Instant::now());
-                        let now = store.update(files::read(&paths));
-                        if !now.unread {
-                            unread.reset();
-                            input = now;
-                            break;
-                        }
+                    if let Some(update) = reading.read_again(&input) {
+                        input = update;
+                        break;
                     }
                 }
                 // From here, so that a loop that hangs is noticed.

@@ -53,13 +53,21 @@ fn held(lab: &Lab) -> anyhow::Result<BTreeMap<String, u64>> {
     let mut held = BTreeMap::new();
     let agent = lab.agent()?;
     let pid = agent.pid().context("no agent")?;
-    let status = agent.status()?;
-    for map in status["maps"].as_array().into_iter().flatten() {
-        if let (Some(name), Some(entries)) = (map["map"].as_str(), map["entries"].as_u64()) {
-            held.insert(format!("entries of {name}"), entries);
+    // As the kernel has it: `status` tells what the agent thinks that it wrote.
+    let dump = agent.cli(&["dump", "-o", "json"])?;
+    ensure!(
+        dump.status.success(),
+        "{}",
+        String::from_utf8_lossy(&dump.stderr)
+    );
+    let dump: BTreeMap<String, Vec<Value>> = serde_json::from_slice(&dump.stdout)?;
+    for (what, rows) in dump {
+        // Counts are kept, and the kernel keeps the storage of cgroups that are there.
+        if !matches!(&*what, "counters" | "identities") {
+            held.insert(format!("rows of {what}"), u64::try_from(rows.len())?);
         }
     }
-    ensure!(!held.is_empty(), "{status}");
+    ensure!(held.contains_key("rows of local_addrs"), "{held:?}");
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         // One that is closed meanwhile.
         if let Ok(what) = fs::read_link(entry?.path()) {

@@ -1,10 +1,13 @@
 //! Who else is attached where our programs are, or would be.
 
+mod order;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
+use self::order::{Order, Place, lower, order_of};
 use super::{Check, catalogue, workloads::Found};
 use crate::dataplane::{
     cgroup,
@@ -64,40 +67,6 @@ fn with_ancestors(root: &Path, targets: &BTreeSet<&Path>) -> BTreeSet<PathBuf> {
         .collect()
 }
 
-/// Where a cgroup is, as seen from those that we attach to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// Above one, or the root.
-    Above,
-    /// It is one.
-    Target,
-    /// Below one.
-    Below,
-}
-
-impl Place {
-    fn of(path: &Path, targets: &BTreeSet<&Path>) -> Self {
-        if targets.contains(path) {
-            Self::Target
-        } else if targets.iter().any(|target| path.starts_with(target)) {
-            Self::Below
-        } else {
-            Self::Above
-        }
-    }
-}
-
-/// When a foreign program runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Order {
-    Before,
-    After,
-    /// It is not the same for every workload.
-    Both,
-    /// There is no workload that it could run for.
-    Unknown,
-}
-
 fn look_at(path: &Path, targets: &BTreeSet<&Path>) -> Vec<Check> {
     let what = format!("hooks of cgroup {}", path.display());
     let looked = || -> std::io::Result<_> {
@@ -124,36 +93,6 @@ fn look_at(path: &Path, targets: &BTreeSet<&Path>) -> Vec<Check> {
             judge_cgroup(&what, place, &hooks, order)
         }
         Err(error) => vec![unknown(&what, &error)],
-    }
-}
-
-/// The cgroups in which programs of the one at `path` and those of a workload run.
-fn lower<'a>(path: &'a Path, targets: &BTreeSet<&'a Path>) -> BTreeSet<&'a Path> {
-    let lower = |target: &&'a Path| {
-        if target.starts_with(path) {
-            Some(*target)
-        } else {
-            path.starts_with(target).then_some(path)
-        }
-    };
-    targets.iter().filter_map(lower).collect()
-}
-
-/// When a program of a cgroup runs; `running`: all that do at that hook, in order. Before ours are
-/// attached there it is what will be, unless it is attached with `BPF_F_PREORDER`, which the kernel
-/// does not tell.
-fn order_of(place: Place, program: u32, running: &[Attached]) -> Order {
-    let ours = running.iter().position(|of| of.is_ours);
-    let theirs = running.iter().position(|of| of.id == program);
-    let is_before = match (theirs, ours) {
-        (Some(theirs), Some(ours)) => theirs < ours,
-        // Ours will be the last of their cgroup.
-        _ => place != Place::Above,
-    };
-    if is_before {
-        Order::Before
-    } else {
-        Order::After
     }
 }
 
@@ -263,35 +202,6 @@ mod tests {
         assert!(codes(Target, &[]).is_empty());
         let both = [hook(Multi, false), hook(Exclusive, false)];
         assert_eq!(codes(Target, &both).len(), 2);
-    }
-
-    #[test]
-    fn the_order_is_what_the_kernel_tells_or_what_it_will_be() {
-        let program = |id, is_ours| Attached {
-            id,
-            name: String::new(),
-            is_ours,
-        };
-        let running = [program(1, false), program(2, true), program(3, false)];
-        for place in [Place::Above, Place::Target, Place::Below] {
-            assert_eq!(order_of(place, 1, &running), Order::Before);
-            assert_eq!(order_of(place, 3, &running), Order::After);
-        }
-        let alone = [program(1, false)];
-        assert_eq!(order_of(Place::Above, 1, &alone), Order::After);
-        assert_eq!(order_of(Place::Target, 1, &alone), Order::Before);
-        assert_eq!(order_of(Place::Below, 1, &alone), Order::Before);
-    }
-
-    #[test]
-    fn both_run_in_the_lower_cgroup() {
-        let [a, b, c] = ["/r/a", "/r/a/b", "/r/c"].map(Path::new);
-        let targets = BTreeSet::from([a, c]);
-        assert_eq!(lower(Path::new("/r"), &targets), targets);
-        assert_eq!(lower(b, &targets), BTreeSet::from([b]));
-        assert_eq!(Place::of(b, &targets), Place::Below);
-        assert_eq!(Place::of(c, &targets), Place::Target);
-        assert_eq!(Place::of(Path::new("/r"), &targets), Place::Above);
     }
 
     #[test]
