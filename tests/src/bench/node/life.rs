@@ -16,7 +16,7 @@ use crate::{
         load::{LoadClient, LoadServer, cpu_time},
         metric::Metric,
         side::Side,
-        slices::Samples,
+        slices::{Sample, Samples},
         statistics::{Median, percentile},
         world::{BETWEEN, ENDS},
     },
@@ -137,6 +137,20 @@ fn settle(node: &Node) -> anyhow::Result<()> {
     })
 }
 
+/// The median of some samples: between two slices seconds pass, so what happens to the machine in one
+/// moment must not decide.
+fn usual(side: &mut Side, times: u32) -> anyhow::Result<Sample> {
+    let mut samples = Samples::default();
+    for _ in 0..5 {
+        samples.push(side.connect(times, true)?);
+    }
+    let median = |values: &[f64]| Median::of(values).map(|of| of.value);
+    Ok(Sample {
+        rate: median(&samples.rates).context("no rate")?,
+        cpu: median(&samples.cpu).context("no CPU time")?,
+    })
+}
+
 /// Connections of a process that nobody captures, while all others are captured, and while nothing
 /// is. Between two slices the agent comes or goes.
 ///
@@ -173,7 +187,7 @@ pub fn bystander(bench: &mut Bench<'_>, node: &mut Node) -> anyhow::Result<()> {
                 // What the kernel puts off is done meanwhile.
                 side.connect(times, true)?;
             }
-            let sample = side.connect(times, true)?;
+            let sample = usual(&mut side, times)?;
             if is_there { &mut beside } else { &mut plain }.push(sample);
         }
     }
