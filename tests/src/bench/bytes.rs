@@ -23,7 +23,7 @@ struct Cell {
 }
 
 /// Bytes of a write in bulk.
-const BULK: u32 = 256 << 10;
+pub const BULK: u32 = 256 << 10;
 
 /// Sizes and numbers that are asked for, and how sizes are called.
 const SIZES: [(u32, &str); 4] = [
