@@ -217,7 +217,7 @@ impl Others {
     }
 }
 
-/// Compares ours, the first, with the better of the two ways of HAProxy, and with Envoy, the last.
+/// Compares ours, the first, with the better of the two ways of `HAProxy`, and with Envoy, the last.
 fn compare(bench: &mut Bench<'_>, kind: &str, suffix: &str, all: &[Samples], bytes: bool) {
     let [ours, auto, request, envoy] = all else {
         return;

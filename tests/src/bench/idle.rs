@@ -72,8 +72,7 @@ pub fn measure(bench: &mut Bench<'_>, world: &World) -> anyhow::Result<()> {
 /// Makes connections, and sends a byte there and back over each: then the relay has both ends.
 fn open(side: &mut Side, connections: u32) -> anyhow::Result<()> {
     side.open(connections)?;
-    let (size, millis) = (1, 0);
-    side.sample(Order::RoundTrips { size, millis })?;
+    side.sample(Order::RoundTrips { size: 1, millis: 0 })?;
     Ok(())
 }
 

@@ -93,9 +93,10 @@ mod tests {
 
     #[test]
     fn the_median_is_in_the_middle_whatever_the_order() {
-        assert_eq!(Median::of(&[3., 1., 2.]).unwrap().value, 2.);
-        assert_eq!(Median::of(&[4., 1., 3., 2.]).unwrap().value, 2.5);
-        assert_eq!(Median::of(&[7.]).unwrap().value, 7.);
+        let all = |value, low, high| Some(Median { value, low, high });
+        assert_eq!(Median::of(&[3., 1., 2.]), all(2., 1., 3.));
+        assert_eq!(Median::of(&[4., 1., 3., 2.]), all(2.5, 1., 4.));
+        assert_eq!(Median::of(&[7.]), all(7., 7., 7.));
     }
 
     #[test]
@@ -115,8 +116,9 @@ mod tests {
     #[test]
     fn percentiles_are_values_that_occurred() {
         let values = counted(200);
-        assert_eq!(percentile(&values, 99).unwrap().value, 198.);
-        assert_eq!(percentile(&values, 50).unwrap().value, 100.);
-        assert_eq!(percentile(&[5.], 99).unwrap().value, 5.);
+        let all = |value, low, high| Some(Median { value, low, high });
+        assert_eq!(percentile(&values, 99), all(198., 1., 200.));
+        assert_eq!(percentile(&values, 50), all(100., 1., 200.));
+        assert_eq!(percentile(&[5.], 99), all(5., 5., 5.));
     }
 }
