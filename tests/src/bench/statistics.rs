@@ -56,8 +56,8 @@ fn sorted(values: &[f64]) -> Option<Vec<f64>> {
     Some(sorted)
 }
 
-/// How many values lie outside the interval at each end: the most for which no more than 2.5 of 100
-/// fair coins thrown `count` times show so few heads.
+/// How many values lie outside the interval at each end: one less than the least number of heads that
+/// shows, or fewer, in more than 2.5 of 100 throws of `count` fair coins.
 fn outside(count: usize) -> usize {
     let mut probability = 0.5_f64.powi(i32::try_from(count).unwrap_or(i32::MAX));
     let mut sum = probability;
@@ -69,7 +69,7 @@ fn outside(count: usize) -> usize {
         probability *= factor;
         sum += probability;
     }
-    heads.min(count.saturating_sub(1) / 2)
+    heads.saturating_sub(1)
 }
 
 #[cfg(test)]
