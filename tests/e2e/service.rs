@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, ErrorKind},
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -41,7 +41,12 @@ impl Manager {
         let mut buffer = [0; 4096];
         match self.socket.recv(&mut buffer) {
             Ok(length) => Ok(Some(String::from_utf8(buffer[..length].to_vec())?)),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+            // A child of the tests may end meanwhile.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error).context("receiving"),
         }
     }

@@ -23,8 +23,8 @@ pub struct Args {
     groups: Vec<String>,
     /// Measure instead how long a large node takes to compile: all of it, or what of it matches this
     /// regular expression (`GROUP/NAME`)
-    #[arg(long, value_name = "FILTER", conflicts_with_all = ["json", "svg", "quick", "groups"])]
-    scale: Option<Option<String>>,
+    #[arg(long, value_name = "FILTER", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["json", "svg", "quick", "groups"])]
+    scale: Option<String>,
 }
 
 /// Builds with optimizations, then becomes the benchmark. A target that is missed is told, and is no
@@ -33,7 +33,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(filter) = &args.scale {
         setup::ensure()?;
         let mut bench = cargo::cargo(&["bench", "-p", "sidecar-agent", "--bench", "scale", "--"]);
-        return cargo::run(bench.args(filter));
+        return cargo::run(bench.args(Some(filter).filter(|filter| !filter.is_empty())));
     }
     setup::ensure_bench()?;
     cargo::run(&mut cargo::cargo(&[

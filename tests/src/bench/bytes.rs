@@ -23,7 +23,7 @@ struct Cell {
 }
 
 /// Bytes of a write in bulk.
-const BULK: u32 = 256 << 10;
+pub const BULK: u32 = 256 << 10;
 
 /// Sizes and numbers that are asked for, and how sizes are called.
 const SIZES: [(u32, &str); 4] = [
@@ -217,7 +217,7 @@ impl Others {
     }
 }
 
-/// Compares ours, the first, with the better of the two ways of HAProxy, and with Envoy, the last.
+/// Compares ours, the first, with the better of the two ways of `HAProxy`, and with Envoy, the last.
 fn compare(bench: &mut Bench<'_>, kind: &str, suffix: &str, all: &[Samples], bytes: bool) {
     let [ours, auto, request, envoy] = all else {
         return;

@@ -17,10 +17,9 @@ use super::{
 /// # Errors
 /// When a side does not work.
 pub fn proxied(bench: &mut Bench<'_>, world: &World) -> anyhow::Result<()> {
-    let sites = [Site::Plain, Site::Iptables, Site::Proxy];
     for (exchange, suffix) in [(true, ""), (false, ".no_data")] {
         let mut sides = Vec::new();
-        for site in sites {
+        for site in [Site::Plain, Site::Iptables, Site::Proxy] {
             let server = LoadServer::of_connections(
                 world.proxy_place(site),
                 ENDS,

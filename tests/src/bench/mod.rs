@@ -100,7 +100,7 @@ pub enum Group {
     Connect,
     /// Connections led by the kernel, new ones and their bytes.
     Direct,
-    /// The relay, beside HAProxy and Envoy.
+    /// The relay, beside `HAProxy` and Envoy.
     Relay,
     /// What the relay keeps for idle connections.
     Idle,

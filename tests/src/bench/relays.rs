@@ -1,6 +1,7 @@
-//! Relays to compare with: HAProxy in tcp mode and Envoy's `tcp_proxy`, each with one thread.
+//! Relays to compare with: `HAProxy` in tcp mode and Envoy's `tcp_proxy`, each with one thread.
 
 use std::{
+    fmt::Write as _,
     fs,
     net::{SocketAddr, TcpStream},
     path::PathBuf,
@@ -22,9 +23,9 @@ use crate::{
 /// What they are, for messages and files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// HAProxy that splices when it thinks best.
+    /// `HAProxy` that splices when it thinks best.
     HaproxyAuto,
-    /// HAProxy that splices both ways.
+    /// `HAProxy` that splices both ways.
     HaproxyRequest,
     /// Envoy.
     Envoy,
@@ -111,7 +112,10 @@ impl Kind {
                 Target::Tcp(address) => address.to_string(),
                 Target::Unix(path) => format!("unix@{}", path.display()),
             };
-            text += &format!("listen of{number}\n  bind {listen}\n  server target {target}\n");
+            writeln!(
+                text,
+                "listen of{number}\n  bind {listen}\n  server target {target}"
+            )?;
         }
         let file = world.dir().join(format!("{self:?}.cfg"));
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;

@@ -18,7 +18,7 @@ pub struct Host {
     pub cpu: String,
     /// How many there are.
     pub cpus: usize,
-    /// Version of HAProxy; absent: not installed.
+    /// Version of `HAProxy`; absent: not installed.
     pub haproxy: Option<String>,
     /// Version of Envoy; absent: not installed.
     pub envoy: Option<String>,

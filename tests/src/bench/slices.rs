@@ -19,6 +19,14 @@ pub struct Samples {
     pub cpu: Vec<f64>,
 }
 
+impl Samples {
+    /// Adds the one of the next slice.
+    pub fn push(&mut self, sample: Sample) {
+        self.rates.push(sample.rate);
+        self.cpu.push(sample.cpu);
+    }
+}
+
 /// Measures all sides in so many slices; `measure` is given the number of a side. The order is
 /// turned round from slice to slice: what comes first is not always the same. The slice before the
 /// first is thrown away, as caches are cold and ports unused.
@@ -36,9 +44,7 @@ pub fn measure(
     }
     for slice in 0..slices {
         for side in order(sides, slice) {
-            let Sample { rate, cpu } = measure(side)?;
-            all[side].rates.push(rate);
-            all[side].cpu.push(cpu);
+            all[side].push(measure(side)?);
         }
     }
     Ok(all)

@@ -1,27 +1,35 @@
 //! What is measured on the node.
 
-use std::time::Instant;
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use sidecar_common::values::Identity;
 
-use super::Node;
+use super::{Node, PATIENCE};
 use crate::{
     Cgroup, Namespace, Place,
     bench::{
         Bench, kernel,
-        load::{LoadClient, LoadServer},
+        load::{LoadClient, LoadServer, cpu_time},
         metric::Metric,
         side::Side,
+        slices::{Sample, Samples},
         statistics::{Median, percentile},
-        world::ENDS,
+        world::{BETWEEN, ENDS},
     },
-    poll::DEADLINE,
+    command::output,
+    poll::{DEADLINE, poll},
     soak::resident,
 };
 
 /// `--max-workloads`, unless set.
 const MOST_WORKLOADS: u32 = 1024;
+
+/// An agent that used little of the CPU for so long has nothing to do.
+const WINDOW: Duration = Duration::from_millis(250);
 
 /// Starts the agent, changes one Sidecar again and again, restarts the agent, and looks what it takes.
 ///
@@ -111,6 +119,38 @@ fn maps(bench: &mut Bench<'_>, node: &mut Node) -> anyhow::Result<()> {
     node.uninstall()
 }
 
+/// Has the agent leave the CPU of both ends, and waits until it has nothing to do.
+fn settle(node: &Node) -> anyhow::Result<()> {
+    let pid = node.agent.pid().context("the agent is not running")?;
+    let mut taskset = Command::new("taskset");
+    taskset.args(["-a", "-c", "-p", &BETWEEN.to_string(), &pid.to_string()]);
+    output(&mut taskset)?;
+    let mut since = (Instant::now(), cpu_time(pid)?);
+    poll(PATIENCE, "the agent to have nothing to do", || {
+        if since.0.elapsed() < WINDOW {
+            return None;
+        }
+        let before = since;
+        since = (Instant::now(), cpu_time(pid).ok()?);
+        let spent = Duration::from_nanos(since.1 - before.1);
+        (spent < (since.0 - before.0) / 20).then_some(())
+    })
+}
+
+/// The median of some samples: between two slices seconds pass, so what happens to the machine in one
+/// moment must not decide.
+fn usual(side: &mut Side, times: u32) -> anyhow::Result<Sample> {
+    let mut samples = Samples::default();
+    for _ in 0..5 {
+        samples.push(side.connect(times, true)?);
+    }
+    let median = |values: &[f64]| Median::of(values).map(|of| of.value);
+    Ok(Sample {
+        rate: median(&samples.rates).context("no rate")?,
+        cpu: median(&samples.cpu).context("no CPU time")?,
+    })
+}
+
 /// Connections of a process that nobody captures, while all others are captured, and while nothing
 /// is. Between two slices the agent comes or goes.
 ///
@@ -129,7 +169,7 @@ pub fn bystander(bench: &mut Bench<'_>, node: &mut Node) -> anyhow::Result<()> {
     let all = node.places.len();
     // One plan for all: it starts sooner, and is as much to who is not concerned.
     node.write_workloads(true, all)?;
-    let (mut plain, mut beside) = (Vec::new(), Vec::new());
+    let [mut plain, mut beside] = [Samples::default(), Samples::default()];
     let mut is_there = false;
     bench.say("the agent comes and goes between slices");
     for _ in 0..bench.plan.slices {
@@ -141,18 +181,23 @@ pub fn bystander(bench: &mut Bench<'_>, node: &mut Node) -> anyhow::Result<()> {
                 } else {
                     node.start()?;
                     node.captured(all)?;
+                    settle(node)?;
                 }
                 is_there = !is_there;
+                // What the kernel puts off is done meanwhile.
+                side.connect(times, true)?;
             }
-            let rate = side.connect(times, true)?.rate;
-            if is_there { &mut beside } else { &mut plain }.push(rate);
+            let sample = usual(&mut side, times)?;
+            if is_there { &mut beside } else { &mut plain }.push(sample);
         }
     }
     if is_there {
         node.uninstall()?;
     }
     node.write_workloads(false, all)?;
-    let ratio = Median::of_ratios(&beside, &plain);
+    let ratio = Median::of_ratios(&beside.rates, &plain.rates);
     bench.ratio("bystander.connect_over_plain".to_owned(), ratio);
+    let ratio = Median::of_ratios(&beside.cpu, &plain.cpu);
+    bench.ratio("bystander.cpu_per_connect_over_plain".to_owned(), ratio);
     Ok(())
 }

@@ -23,7 +23,10 @@ use crate::{
 };
 
 /// How long an agent may take for everything at once.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(3);
+
+/// How many lines of its log are shown when it takes longer.
+const SHOWN: usize = 20;
 
 /// The namespaces that the Sidecar which changes exposes in turn.
 const EXPOSED: [&str; 2] = ["exposed-a", "exposed-b"];
@@ -154,7 +157,11 @@ impl Node {
             ensure!(is_captured(&status, count), "not all are");
             Ok(())
         });
-        ready.with_context(|| format!("the agent's logs:\n{}", self.agent.logs().join("\n")))
+        ready.with_context(|| {
+            let logs = self.agent.logs();
+            let last = logs.len().saturating_sub(SHOWN);
+            format!("the agent's last logs:\n{}", logs[last..].join("\n"))
+        })
     }
 
     /// Takes away all that is in the kernel, and the agent.
