@@ -1,6 +1,8 @@
 //! What the agent's process may have of the system. A limit that cannot be raised stays as it is:
 //! `doctor` shows it, and what meets it says so.
 
+use std::io;
+
 use rustix::{
     fs::{CWD, Mode, OFlags, openat},
     io::{Errno, fcntl_dupfd_cloexec},
@@ -37,6 +39,15 @@ impl Exhausted {
             Errno::MFILE => Some(Self::Process { limit: limit() }),
             Errno::NFILE => Some(Self::Machine),
             _ => None,
+        }
+    }
+
+    /// As [`explain`](Self::explain), of an error of the system.
+    #[must_use]
+    pub fn explain_io(error: io::Error) -> io::Error {
+        match Errno::from_io_error(&error).and_then(Self::of) {
+            Some(exhausted) => io::Error::new(error.kind(), format!("{error}: {exhausted}")),
+            None => error,
         }
     }
 

@@ -171,6 +171,31 @@ fn a_watch_without_descriptors_polls_until_there_are_some() -> anyhow::Result<()
     in_force(&lab)
 }
 
+#[test]
+fn what_cannot_be_read_for_want_of_descriptors_is_read_when_it_can_be() -> anyhow::Result<()> {
+    require_root!();
+    let mut lab = registry_only()?;
+    lab.write_only("more.yaml", "# One.\n")?;
+    lab.start_agent()?;
+    lab.wait_captured()?;
+    limit_descriptors(&lab, 8)?;
+    // In place, so that nothing has to be watched anew; and nothing changes after that.
+    fs::write(lab.config_dir().join("more.yaml"), "# Another.\n")?;
+    let said = lab.agent()?.wait_log("cannot read")?;
+    ensure!(said.contains("RLIMIT_NOFILE 8)"), "{said}");
+    in_force(&lab)?;
+    limit_descriptors(&lab, 1024)?;
+    poll_result(DEADLINE, "all to be read", || {
+        let status = lab.agent()?.status()?;
+        let found = status["diagnostics"].as_array();
+        ensure!(found.is_some_and(Vec::is_empty), "{found:?}");
+        ensure!(status["generation"].as_u64() > Some(2), "{status}");
+        Ok(())
+    })?;
+    ensure!(has_inotify(&lab)?, "it was given up");
+    in_force(&lab)
+}
+
 /// A file system with room for a few pages.
 struct Tiny {
     dir: TempDir,

@@ -16,7 +16,10 @@ pub use places::Places;
 pub use store::{Store, Update};
 pub use watch::{Watch, watch};
 
-use crate::model::{Compat, tree::MAX_BYTES};
+use crate::{
+    limits::Exhausted,
+    model::{Compat, tree::MAX_BYTES},
+};
 
 /// A file that holds resources, and its text or why it could not be read.
 pub type File = (PathBuf, io::Result<String>);
@@ -35,8 +38,9 @@ pub fn load(paths: &[PathBuf], compat: Compat) -> Update {
 #[must_use]
 pub fn read(paths: &[PathBuf]) -> Vec<File> {
     let Found { files, failed, .. } = find(paths);
-    let mut files: Vec<File> = files.into_iter().filter_map(read_file).collect();
-    files.extend(failed);
+    let read = files.into_iter().filter_map(read_file).chain(failed);
+    let explained = read.map(|(path, text)| (path, text.map_err(Exhausted::explain_io)));
+    let mut files: Vec<File> = explained.collect();
     files.sort_by(|a, b| a.0.cmp(&b.0));
     files
 }
