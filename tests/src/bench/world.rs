@@ -12,7 +12,7 @@ use sidecar_agent::conformance::iptables::cases::OptionSet;
 
 use super::pinned;
 use crate::{
-    Agent, Cgroup, Client, Host, Net, Place, Server,
+    Agent, Cgroup, Client, Host, Namespace, Net, Place, Server,
     command::output_with_input,
     envoy::PROXY_ID,
     interception::rules::{self, Family},
@@ -87,11 +87,7 @@ impl World {
         let labels = Site::ALL.map(|(_, label)| label);
         let net = Net::new(&labels)?;
         for host in net.hosts() {
-            // Thousands of connections to one address, one after the other: a source port is used
-            // again a second after its connection has ended, on all sides.
-            host.netns
-                .sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
-            host.netns.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+            allow_many(&host.netns)?;
         }
         let cgroups = labels
             .iter()
@@ -278,6 +274,17 @@ impl World {
             .as_u64()
             .context("status does not tell what was relayed")
     }
+}
+
+/// Has room for thousands of connections to one address, one after the other: a source port is used
+/// again a second after its connection has ended. The ports on which somebody listens are none of
+/// them.
+///
+/// # Errors
+/// When the kernel has no such parameters.
+pub fn allow_many(netns: &Namespace) -> anyhow::Result<()> {
+    netns.sysctl("net/ipv4/ip_local_port_range", "16384 65535")?;
+    netns.sysctl("net/ipv4/tcp_tw_reuse", "1")
 }
 
 /// Istio's rules, as its injector asks for them.
