@@ -37,6 +37,9 @@ pub const INGRESS: u16 = 9080;
 /// Where the application behind the direct one listens.
 pub const APPLICATION: &str = "127.0.0.1:8080";
 
+/// Everything but the workloads. `PEER4` and `PEER6` stand for the addresses of the peer.
+const RESOURCES: &str = include_str!("../../resources/bench.yaml");
+
 /// Who is measured, and what they connect to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "named after what they are")]
@@ -300,58 +303,3 @@ fn redirect(host: &Host) -> anyhow::Result<()> {
     output_with_input(&mut command, &rules)?;
     Ok(())
 }
-
-const RESOURCES: &str = "\
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: mysql, namespace: bench}
-spec:
-  hosts: [mysql.example.com]
-  ports:
-  - {number: 3306, protocol: TCP, name: mysql}
-  resolution: STATIC
-  endpoints:
-  - address: PEER4
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: six, namespace: bench}
-spec:
-  hosts: [six.example.com]
-  ports:
-  - {number: 3307, protocol: TCP, name: six}
-  resolution: STATIC
-  endpoints:
-  - address: PEER6
----
-apiVersion: networking.istio.io/v1
-kind: Sidecar
-metadata: {name: direct, namespace: bench}
-spec:
-  workloadSelector: {labels: {app: direct}}
-  ingress:
-  - port: {number: 9080, protocol: TCP, name: in}
-    defaultEndpoint: 127.0.0.1:8080
-  egress:
-  - port: {number: 3306, protocol: TCP, name: mysql}
-    bind: 127.0.0.1
-    captureMode: NONE
-    hosts: [./mysql.example.com]
-  - hosts: ['*/*']
----
-apiVersion: networking.istio.io/v1
-kind: Sidecar
-metadata: {name: relay, namespace: bench}
-spec:
-  workloadSelector: {labels: {app: relay}}
-  ingress:
-  - port: {number: 9080, protocol: TCP, name: in}
-    defaultEndpoint: unix:///run/app.sock
-  egress:
-  - port: {number: 3307, protocol: TCP, name: six}
-    bind: 127.0.0.1
-    captureMode: NONE
-    hosts: [./six.example.com]
-  - hosts: ['*/*']
----
-";
