@@ -12,7 +12,7 @@ use sidecar_agent::conformance::iptables::cases::OptionSet;
 
 use super::pinned;
 use crate::{
-    Agent, Cgroup, Client, Host, Net, Place, Server,
+    Agent, Cgroup, Client, Host, Namespace, Net, Place, Server,
     command::output_with_input,
     envoy::PROXY_ID,
     interception::rules::{self, Family},
@@ -36,6 +36,9 @@ pub const RELAYED: u16 = 3307;
 pub const INGRESS: u16 = 9080;
 /// Where the application behind the direct one listens.
 pub const APPLICATION: &str = "127.0.0.1:8080";
+
+/// Everything but the workloads. `PEER4` and `PEER6` stand for the addresses of the peer.
+const RESOURCES: &str = include_str!("../../resources/bench.yaml");
 
 /// Who is measured, and what they connect to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,11 +90,7 @@ impl World {
         let labels = Site::ALL.map(|(_, label)| label);
         let net = Net::new(&labels)?;
         for host in net.hosts() {
-            // Thousands of connections to one address, one after the other: a source port is used
-            // again a second after its connection has ended, on all sides.
-            host.netns
-                .sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
-            host.netns.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+            allow_many(&host.netns)?;
         }
         let cgroups = labels
             .iter()
@@ -280,6 +279,17 @@ impl World {
     }
 }
 
+/// Has room for thousands of connections to one address, one after the other: a source port is used
+/// again a second after its connection has ended. The ports on which somebody listens are none of
+/// them.
+///
+/// # Errors
+/// When the kernel has no such parameters.
+pub fn allow_many(netns: &Namespace) -> anyhow::Result<()> {
+    netns.sysctl("net/ipv4/ip_local_port_range", "16384 65535")?;
+    netns.sysctl("net/ipv4/tcp_tw_reuse", "1")
+}
+
 /// Istio's rules, as its injector asks for them.
 fn redirect(host: &Host) -> anyhow::Result<()> {
     let options = OptionSet {
@@ -293,58 +303,3 @@ fn redirect(host: &Host) -> anyhow::Result<()> {
     output_with_input(&mut command, &rules)?;
     Ok(())
 }
-
-const RESOURCES: &str = "\
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: mysql, namespace: bench}
-spec:
-  hosts: [mysql.example.com]
-  ports:
-  - {number: 3306, protocol: TCP, name: mysql}
-  resolution: STATIC
-  endpoints:
-  - address: PEER4
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: six, namespace: bench}
-spec:
-  hosts: [six.example.com]
-  ports:
-  - {number: 3307, protocol: TCP, name: six}
-  resolution: STATIC
-  endpoints:
-  - address: PEER6
----
-apiVersion: networking.istio.io/v1
-kind: Sidecar
-metadata: {name: direct, namespace: bench}
-spec:
-  workloadSelector: {labels: {app: direct}}
-  ingress:
-  - port: {number: 9080, protocol: TCP, name: in}
-    defaultEndpoint: 127.0.0.1:8080
-  egress:
-  - port: {number: 3306, protocol: TCP, name: mysql}
-    bind: 127.0.0.1
-    captureMode: NONE
-    hosts: [./mysql.example.com]
-  - hosts: ['*/*']
----
-apiVersion: networking.istio.io/v1
-kind: Sidecar
-metadata: {name: relay, namespace: bench}
-spec:
-  workloadSelector: {labels: {app: relay}}
-  ingress:
-  - port: {number: 9080, protocol: TCP, name: in}
-    defaultEndpoint: unix:///run/app.sock
-  egress:
-  - port: {number: 3307, protocol: TCP, name: six}
-    bind: 127.0.0.1
-    captureMode: NONE
-    hosts: [./six.example.com]
-  - hosts: ['*/*']
----
-";

@@ -18,7 +18,7 @@ use crate::{
         side::Side,
         slices::{Sample, Samples},
         statistics::{Median, percentile},
-        world::{BETWEEN, ENDS},
+        world::{BETWEEN, ENDS, allow_many},
     },
     command::output,
     poll::{DEADLINE, poll},
@@ -158,8 +158,7 @@ fn usual(side: &mut Side, times: u32) -> anyhow::Result<Sample> {
 /// When the agent does not do what it is told.
 pub fn bystander(bench: &mut Bench<'_>, node: &mut Node) -> anyhow::Result<()> {
     let (netns, cgroup) = (Namespace::new("bystander")?, Cgroup::new("bystander")?);
-    netns.sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
-    netns.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+    allow_many(&netns)?;
     let place = Place::here().netns(&netns).cgroup(&cgroup);
     let address = "127.0.0.1:15001".parse()?;
     let server = LoadServer::of_connections(place, ENDS, address, true)?;
