@@ -27,6 +27,7 @@ mod pins;
 mod plans;
 mod prepare;
 pub mod probe;
+mod refresh;
 mod report;
 pub mod scratch;
 mod slots;
@@ -54,7 +55,6 @@ use self::{
     attach::Attachment,
     counters::Counters,
     found::Found,
-    leaving::remove_links,
     maps::Maps,
     object::Objects,
     pins::{Links, Lock, Set},
@@ -70,6 +70,7 @@ pub use self::{
     maps::{Capacity, Originals},
     pins::is_bpffs,
     prepare::Prepared,
+    refresh::Refresh,
     tap::Tap,
     usage::Usage,
 };
@@ -198,37 +199,6 @@ impl Dataplane {
             attachment.identity.relay_port_v6 = port;
         }
         attachment.publish_identity(&self.maps)
-    }
-
-    /// Looks again for what changes without telling us: addresses of the namespaces, listening
-    /// sockets that a full map or a race has missed; and deletes plans that nobody uses, and what
-    /// detached workloads have left.
-    pub fn refresh(&mut self) {
-        self.sweep();
-        let mut sockets = self.maps.sockets();
-        self.counted.sockets = sockets.values().map(BTreeSet::len).sum();
-        for (&workload, attachment) in &mut self.attachments {
-            if let Err(error) = attachment.refresh(&mut self.maps, self.grace) {
-                tracing::debug!(workload, "{error:#}");
-            }
-            // /proc is slow to read: only where a socket may be missing in the map.
-            let known = sockets.remove(&workload).unwrap_or_default();
-            let is_known = |port: &u16| known.iter().any(|endpoint| endpoint.port == *port);
-            let missed = self.counters.missed(workload);
-            if missed != attachment.missed || !attachment.listen_ports.iter().all(is_known) {
-                attachment.missed = missed;
-                let ports = attachment.listen_ports.clone();
-                listeners::enter_existing(&mut self.maps, workload, attachment, &ports);
-            }
-            listeners::make_transparent(&self.maps, workload, attachment);
-        }
-        self.plans.remove_expired(&mut self.maps, self.grace);
-        let grace = self.grace;
-        let expired = |(since, _): &mut (Instant, Links)| since.elapsed() > grace;
-        for (_, links) in self.retired_links.extract_if(.., expired) {
-            remove_links(&links);
-        }
-        self.remove_old_sets();
     }
 
     fn free_slot(&mut self) -> Result<WorkloadId> {

@@ -94,7 +94,7 @@ pub async fn run(options: Options) -> Result<()> {
             telling.turn(&node, progress.generation > 0);
             tokio::select! {
                 // In between whoever asks is answered.
-                () = yield_now(), if !node.is_settled() => node.advance(),
+                () = yield_now(), if node.has_work() => node.advance(),
                 () = watch.changed() => {
                     input = reading.read();
                     break;

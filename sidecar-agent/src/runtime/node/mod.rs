@@ -26,7 +26,7 @@ use super::{
 use crate::{
     backoff::Backoff,
     compile::WorkloadPlan,
-    dataplane::{Dataplane, Originals, Tap, cgroup},
+    dataplane::{Dataplane, Originals, Refresh, Tap, cgroup},
     model::{ResourceRef, diagnostic::Diagnostic},
     observe::{
         listeners::Listeners,
@@ -51,6 +51,8 @@ pub struct Node {
     places: Arc<Places>,
     /// Workloads whose turn it is, see [`Node::advance`].
     todo: VecDeque<String>,
+    /// What is looked at once they had it.
+    refresh: Option<Refresh>,
     /// The workload whose links were looked at last.
     looked_at: String,
     /// Why pins of maps that others have removed could not be made again.
@@ -143,6 +145,7 @@ impl Node {
             diagnostics: Vec::new(),
             places: Arc::default(),
             todo: VecDeque::new(),
+            refresh: None,
             looked_at: String::new(),
             pins_problem: None,
             healed: Healed::default(),
@@ -295,12 +298,11 @@ impl Node {
         })
     }
 
-    /// Looks after what changes without a change of configuration.
+    /// Has what changes without a change of configuration be looked after.
     pub fn refresh(&mut self) {
-        self.dataplane.refresh();
-        if self.is_settled() {
+        if !self.has_work() {
+            self.refresh = Some(self.dataplane.begin_refresh());
             self.reconcile();
-            self.heal();
         }
     }
 }

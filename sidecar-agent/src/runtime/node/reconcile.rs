@@ -39,19 +39,32 @@ impl Node {
         self.todo.is_empty()
     }
 
-    /// Brings the next workloads to what is wanted of them: one at least, and others for as long as
-    /// whoever asks may wait.
+    /// Whether there is anything to [`advance`](Self::advance).
+    pub fn has_work(&self) -> bool {
+        !self.is_settled() || self.refresh.is_some()
+    }
+
+    /// Brings the next workloads to what is wanted of them, then looks after others: one at least, and
+    /// more for as long as whoever asks may wait.
     pub fn advance(&mut self) {
         let started = Instant::now();
-        while let Some(name) = self.todo.pop_front() {
+        while self.has_work() && started.elapsed() < TURN {
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        if let Some(name) = self.todo.pop_front() {
             // Taken out while it is worked on: the rest of the node is needed for that.
             if let Some(mut workload) = self.workloads.remove(&name) {
                 self.bring(&name, &mut workload);
                 self.workloads.insert(name, workload);
             }
-            if started.elapsed() > TURN {
-                return;
-            }
+        } else if let Some(refresh) = &mut self.refresh
+            && !self.dataplane.refresh_next(refresh)
+        {
+            self.refresh = None;
+            self.heal();
         }
     }
 
