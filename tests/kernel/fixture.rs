@@ -164,7 +164,7 @@ pub fn link_info(pin: &Path) -> anyhow::Result<LinkInfo> {
     Ok(FdLink::from(PinnedLink::from_pin(pin)?).info()?)
 }
 
-fn open_cgroup(cgroup: &Cgroup) -> anyhow::Result<cgroup::Cgroup> {
+pub fn open_cgroup(cgroup: &Cgroup) -> anyhow::Result<cgroup::Cgroup> {
     let root = cgroup::root()?;
     let path = cgroup
         .path()

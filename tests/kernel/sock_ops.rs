@@ -8,9 +8,14 @@ use std::{
 };
 
 use anyhow::Context as _;
+use sidecar_agent::dataplane::{
+    Binding,
+    dump::{self, What},
+    netns::Netns,
+};
 use sidecar_common::{Endpoint, standin, values::Original};
 use sidecar_tests::{
-    Kind,
+    Cgroup, Kind,
     apps::{
         Socket,
         wire::{canonical, mapped},
@@ -19,7 +24,7 @@ use sidecar_tests::{
 };
 
 use crate::{
-    fixture::{Fixture, reached, serve},
+    fixture::{Fixture, Loaded, namespace, open_cgroup, reached, serve},
     plan::{Planner, at, direct, exempting_self, proxy, relay},
 };
 
@@ -118,6 +123,31 @@ fn destinations_that_share_a_slot_are_told_apart() -> anyhow::Result<()> {
         let socket = app.connect(asked)??;
         assert_eq!(socket.banner()??.original_dst, Some(asked));
         assert_eq!(socket.peer()??, asked);
+    }
+    Ok(())
+}
+
+/// In the host's namespace others could call a stand-in: there it is used by nobody.
+#[test]
+fn only_who_has_a_namespace_of_its_own_has_stand_ins() -> anyhow::Result<()> {
+    require_root!();
+    let mut loaded = Loaded::new()?;
+    let cgroups = [Cgroup::new("own")?, Cgroup::new("host")?];
+    let own = namespace()?;
+    let places = [own.path().to_str(), None];
+    for ((cgroup, netns), has) in cgroups.iter().zip(places).zip([true, false]) {
+        let netns = Netns::open(netns)?;
+        let cgroup = open_cgroup(cgroup)?;
+        loaded.dataplane.attach(&Binding {
+            cgroup: &cgroup,
+            proxy_cgroup: None,
+            netns: &netns,
+        })?;
+        let identities = dump::read(&loaded.pin_dir(), &[What::Identities])?.identities;
+        let identities = identities.unwrap_or_default();
+        let identity = identities.iter().find(|of| of.cgroup == cgroup.id);
+        let flags = &identity.context("it is not told")?.flags;
+        assert_eq!(flags.contains(&"own-netns"), has, "{flags:?}");
     }
     Ok(())
 }
