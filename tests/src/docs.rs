@@ -23,10 +23,17 @@ use sidecar_agent::{
 };
 use sidecar_common::{Path, Reason};
 
-/// The files, by name below `docs/`, and what is in them.
-#[must_use]
-pub fn files() -> [(&'static str, String); 9] {
-    [
+use crate::bench::page;
+
+/// What a run of the benchmark has written, below `docs/`.
+const FIGURES: &str = "performance.json";
+
+/// The files, by name below `docs`, and what is in them.
+///
+/// # Errors
+/// When the benchmark's figures there cannot be read.
+pub fn files(docs: &FilePath) -> Result<[(&'static str, String); 10]> {
+    Ok([
         ("capabilities.md", capabilities()),
         ("cli.md", command_line()),
         ("diagnostics.md", diagnostics()),
@@ -34,9 +41,10 @@ pub fn files() -> [(&'static str, String); 9] {
         ("failure-policy.md", failure_policy()),
         ("kernels.md", kernels()),
         ("metrics.md", metrics()),
+        ("performance.md", performance(&docs.join(FIGURES))?),
         ("reasons.md", reasons()),
         ("settings.md", settings()),
-    ]
+    ])
 }
 
 /// Names of the files below `docs` that are not as the code has it.
@@ -45,7 +53,7 @@ pub fn files() -> [(&'static str, String); 9] {
 /// When a file cannot be read, other than because it is not there.
 pub fn outdated(docs: &FilePath) -> Result<Vec<&'static str>> {
     let mut outdated = Vec::new();
-    for (name, wanted) in files() {
+    for (name, wanted) in files(docs)? {
         let path = docs.join(name);
         let found = match fs::read_to_string(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -61,6 +69,19 @@ pub fn outdated(docs: &FilePath) -> Result<Vec<&'static str>> {
 /// What every generated file begins with.
 fn head(title: &str, text: &str) -> String {
     format!("<!-- Written by `cargo xtask gen-docs`. -->\n\n# {title}\n\n{text}\n")
+}
+
+fn performance(figures: &FilePath) -> Result<String> {
+    let read = fs::read_to_string(figures);
+    let text = read.with_context(|| format!("cannot read {}", figures.display()))?;
+    let report = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not what the benchmark writes", figures.display()))?;
+    let text = "What capture costs, beside no capture, iptables and other relays. Ratios of one run, \
+                never absolute times, are what counts: repeat it with `cargo xtask bench --json \
+                docs/performance.json --svg docs/performance.svg` (20 minutes on a machine that does \
+                nothing else), and write this page with `cargo xtask gen-docs`.\n\n\
+                ![Ratios](performance.svg)";
+    Ok(head("Performance", text) + "\n" + &page(&report))
 }
 
 fn diagnostics() -> String {
@@ -315,12 +336,17 @@ fn help(page: &mut String, command: &mut Command) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
+
+    fn docs() -> PathBuf {
+        FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
+    }
 
     #[test]
     fn what_is_generated_is_up_to_date() {
-        let docs = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
-        let outdated = outdated(&docs).unwrap();
+        let outdated = outdated(&docs()).unwrap();
         assert!(
             outdated.is_empty(),
             "run `cargo xtask gen-docs`: {outdated:?} in docs/ are not as the code has them"
@@ -329,8 +355,10 @@ mod tests {
 
     #[test]
     fn what_differs_or_is_missing_is_outdated() {
+        let figures = docs().join(FIGURES);
         let docs = tempfile::tempdir().unwrap();
-        let [changed, missing, others @ ..] = files();
+        fs::copy(figures, docs.path().join(FIGURES)).unwrap();
+        let [changed, missing, others @ ..] = files(docs.path()).unwrap();
         fs::write(docs.path().join(changed.0), changed.1 + "more").unwrap();
         for (name, text) in others {
             fs::write(docs.path().join(name), text).unwrap();

@@ -1,11 +1,13 @@
 //! What is measured, and what it should be.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use super::statistics::Median;
 
 /// What a metric should be.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
     /// No less.
@@ -15,14 +17,14 @@ pub enum Target {
 }
 
 /// One result.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Deserialize, Serialize)]
 pub struct Metric {
     /// What it is, as [`TARGETS`] has it, perhaps with more behind: `rr.relay_over_haproxy.1KiB.64`.
     pub name: String,
     /// Its value: a median unless the name says otherwise.
     pub value: f64,
     /// `ratio`, `ns`, `ms`, ...
-    pub unit: &'static str,
+    pub unit: Cow<'static, str>,
     /// Where the interval of the median begins, or the least value.
     pub low: f64,
     /// Where it ends, or the greatest value.
@@ -82,7 +84,7 @@ impl Metric {
         let target = target(&name);
         Self {
             value: median.value,
-            unit,
+            unit: unit.into(),
             low: median.low,
             high: median.high,
             target,

@@ -11,6 +11,7 @@ mod kernel;
 pub mod load;
 mod metric;
 mod node;
+mod page;
 mod relays;
 mod report;
 mod side;
@@ -25,6 +26,7 @@ use anyhow::ensure;
 
 pub use chart::draw;
 pub use metric::{Metric, Target, asked_for};
+pub use page::page;
 pub use report::{Host, Report};
 pub use statistics::Median;
 

@@ -4,13 +4,13 @@ use std::{fmt, fs, process::Command, thread};
 
 use anyhow::Context as _;
 use comfy_table::{CellAlignment, Table, presets};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Metric, Plan, Target};
 use crate::{command::output, envoy};
 
 /// Where it was measured, and with what.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Host {
     /// Release of the kernel.
     pub kernel: String,
@@ -31,7 +31,7 @@ pub struct Host {
 }
 
 /// The results.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Report {
     /// Where they come from.
     pub host: Host,
@@ -99,7 +99,7 @@ impl Report {
                 figure(metric.value),
                 figure(metric.low),
                 figure(metric.high),
-                metric.unit.to_owned(),
+                metric.unit.to_string(),
                 target,
                 verdict.to_owned(),
             ]);
@@ -123,7 +123,7 @@ impl Report {
 }
 
 /// Three digits behind the point where that is what matters.
-fn figure(value: f64) -> String {
+pub(super) fn figure(value: f64) -> String {
     if value.abs() < 10. {
         format!("{value:.3}")
     } else {

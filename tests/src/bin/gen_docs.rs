@@ -25,7 +25,7 @@ fn main() -> Result<ExitCode> {
         }
         return Ok(ExitCode::from(u8::from(!outdated.is_empty())));
     }
-    for (name, text) in docs::files() {
+    for (name, text) in docs::files(&docs)? {
         if outdated.contains(&name) {
             let path = docs.join(name);
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
