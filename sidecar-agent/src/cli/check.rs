@@ -42,7 +42,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let mut read = files::read(&paths.into_iter().cloned().collect::<Vec<_>>());
     if !standard_input.is_empty() {
         let mut text = String::new();
-        let result = stdin().read_to_string(&mut text).map(|_| text);
+        let result = stdin().read_to_string(&mut text).map(|_| text.into());
         read.push(("<stdin>".into(), result));
     }
     let mut found = files::Store::new(args.compat.compat).update(read);

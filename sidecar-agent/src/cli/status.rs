@@ -64,9 +64,17 @@ fn human(status: &Status) -> String {
         &["WORKLOAD", "STATE", "SIDECAR", "DECISIONS", "PROBLEM"],
         workloads,
     );
+    let all: u64 = status.findings.iter().map(|of| of.count).sum();
+    let told = status.diagnostics.len();
+    let more = usize::try_from(all)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(told);
+    let more =
+        (more > 0).then(|| format!("\nand {more} more: `sidecar-agent check` tells them all"));
     [head, table]
         .into_iter()
         .chain(diagnostics)
+        .chain(more)
         .collect::<Vec<_>>()
         .join("\n")
 }

@@ -4,7 +4,12 @@
 //! here is a tree that keeps YAML's types (a quoted `"80"` stays a string) and byte ranges, and
 //! the isolation of documents from each other.
 
-use std::{fmt, ops::Range, sync::Arc, thread};
+use std::{
+    fmt,
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{
@@ -25,8 +30,8 @@ const MAX_NODES: usize = 2_000_000;
 /// Most nodes that aliases may add to a document.
 const MAX_ALIASED: usize = 100_000;
 
-/// Stack for parsing: what `MAX_DEPTH` levels need without optimisation (measured: 3 MiB), with
-/// room to spare. The stacks of test threads and of tokio's are smaller.
+/// Stack for parsing, as the parser recurses: what `MAX_DEPTH` levels need without optimisation
+/// (measured: 3 MiB), with room to spare. The stacks of most threads are smaller.
 const STACK: usize = 16 << 20;
 
 /// A text and its name.
@@ -322,39 +327,14 @@ pub fn parse(source: &Source) -> (Vec<Node>, Vec<Diagnostic>) {
         );
         return (nodes, diagnostics);
     }
-    // The parser recurses, so it gets a stack that fits the depth it is allowed.
-    let parsed = thread::scope(|scope| {
-        thread::Builder::new()
-            .name("yaml".into())
-            .stack_size(STACK)
-            .spawn_scoped(scope, || {
-                documents(&source.text)
-                    .into_iter()
-                    .map(|range| {
-                        let text = source.text.get(range.clone()).unwrap_or_default();
-                        let parsed = serde_saphyr::from_str_with_options::<Node>(text, options());
-                        (
-                            range.start,
-                            parsed.map_err(|error| syntax(source, text, range.start, &error)),
-                        )
-                    })
-                    .collect::<Vec<_>>()
-            })
-            .map(thread::ScopedJoinHandle::join)
+    let parsed = stacker::maybe_grow(STACK, STACK, || {
+        // A defect of the parser is no reason to end.
+        catch_unwind(AssertUnwindSafe(|| parse_documents(source)))
     });
-    let parsed = match parsed {
-        Ok(Ok(parsed)) => parsed,
-        Ok(Err(_)) => {
-            let message = "the YAML parser panicked";
-            diagnostics.push(Diagnostic::new(catalogue::SYNTAX, message).at(source.location(0..0)));
-            return (nodes, diagnostics);
-        }
-        Err(cause) => {
-            let message = format!("no thread to parse it on could be started: {cause}");
-            diagnostics
-                .push(Diagnostic::new(catalogue::UNREADABLE, message).at(source.location(0..0)));
-            return (nodes, diagnostics);
-        }
+    let Ok(parsed) = parsed else {
+        let message = "the YAML parser panicked";
+        diagnostics.push(Diagnostic::new(catalogue::SYNTAX, message).at(source.location(0..0)));
+        return (nodes, diagnostics);
     };
     for (start, parsed) in parsed {
         match parsed {
@@ -369,6 +349,17 @@ pub fn parse(source: &Source) -> (Vec<Node>, Vec<Diagnostic>) {
         }
     }
     (nodes, diagnostics)
+}
+
+/// Where each document begins, and what it is.
+fn parse_documents(source: &Source) -> Vec<(usize, Result<Node, Diagnostic>)> {
+    let parse = |range: Range<usize>| {
+        let text = source.text.get(range.clone()).unwrap_or_default();
+        let parsed = serde_saphyr::from_str_with_options::<Node>(text, options());
+        let parsed = parsed.map_err(|error| syntax(source, text, range.start, &error));
+        (range.start, parsed)
+    };
+    documents(&source.text).into_iter().map(parse).collect()
 }
 
 fn options() -> serde_saphyr::Options {

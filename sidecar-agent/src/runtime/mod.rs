@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    compile::Compiler,
+    compile::{Compiler, NodePlan},
     dataplane::Prepared,
     model::diagnostic::Diagnostic,
     observe::{
@@ -33,7 +33,7 @@ use crate::{
     relay::{Engine, EngineConfig},
     source::{
         dns::{DnsWatcher, Resolver},
-        files,
+        files::{self, Located},
     },
 };
 use ending::{Signals, hand_over};
@@ -73,13 +73,16 @@ pub async fn run(options: Options) -> Result<()> {
     let mut collisions = every(LOOK_FOR_COLLISIONS);
 
     let mut compiler = Compiler::default();
+    let mut located = Located::default();
     let mut input = reading.read();
     let mut progress = Progress::new();
     loop {
         input.snapshot.failure_policy = options.failure_policy;
         input.snapshot.dns = names.borrow_and_update().addresses.clone();
         progress.begin();
-        want(&mut node, &mut compiler, &input, &dns, watch.degraded());
+        let wanted = compiler.plans(&input.snapshot);
+        let found = located.diagnostics(&input.places, &wanted.findings);
+        want(&mut node, wanted, &input, found, &dns, watch.degraded());
         if let Some((predecessor, tcp)) = predecessor.take() {
             // Nobody else is attended to before it is relieved.
             while !node.is_settled() {
@@ -226,20 +229,20 @@ fn answer(node: &mut Node, request: Request, generation: u64, telling: &Telling)
     }
 }
 
-/// Has the node be brought to what is wanted now.
+/// Has the node be brought to what is wanted now; `found`: on the way to it.
 fn want(
     node: &mut Node,
-    compiler: &mut Compiler,
+    wanted: NodePlan,
     input: &files::Update,
+    found: Vec<Diagnostic>,
     dns: &DnsWatcher,
     degraded: Option<Diagnostic>,
 ) {
-    let wanted = compiler.plans(&input.snapshot);
     dns.want(wanted.dns);
     node.directory.set_mesh(wanted.mesh);
     let mut diagnostics = input.diagnostics.clone();
     diagnostics.extend(degraded);
     diagnostics.extend(dns.state().borrow().diagnostics());
-    diagnostics.extend(input.places.diagnostics(&wanted.findings));
+    diagnostics.extend(found);
     node.want(wanted.workloads, diagnostics, input.places.clone());
 }

@@ -40,9 +40,10 @@ impl Reading {
         files::watch(&self.paths)
     }
 
-    /// Reads all of them.
+    /// Reads those that have changed.
     pub fn read(&mut self) -> Update {
-        self.store.update(files::read(&self.paths))
+        let read = files::read_changed(&self.paths, |path| self.store.version(path));
+        self.store.update(read)
     }
 
     /// Reads them again where something could not be read the last time, as nobody tells when it can

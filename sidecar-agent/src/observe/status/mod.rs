@@ -29,9 +29,9 @@ pub struct Status {
     /// What an earlier agent has left captured, and no workload has claimed: it stays so as long as a
     /// file cannot be read.
     pub unclaimed: Vec<Unclaimed>,
-    /// Errors and warnings of the configuration in force.
+    /// Errors and warnings of the configuration in force: the worst hundred.
     pub diagnostics: Vec<serde_json::Value>,
-    /// How many of these there are, by code.
+    /// How many there are in all, by code.
     #[serde(default)]
     pub findings: Vec<FindingCount>,
     /// How full the maps are.

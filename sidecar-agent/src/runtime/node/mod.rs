@@ -27,7 +27,10 @@ use crate::{
     backoff::Backoff,
     compile::WorkloadPlan,
     dataplane::{Dataplane, Originals, Refresh, Tap, cgroup},
-    model::{ResourceRef, diagnostic::Diagnostic},
+    model::{
+        ResourceRef,
+        diagnostic::{Diagnostic, Severity},
+    },
     observe::{
         listeners::Listeners,
         status::{CaptureStatus, Healed},
@@ -64,6 +67,10 @@ pub struct Node {
 
 /// An attempt to attach that the kernel refuses holds up everything else for as long as it takes.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(8));
+
+/// So many new diagnostics are logged at once: who logs more is throttled by journald, which then
+/// passes over what matters.
+const LOGGED: usize = 100;
 
 struct Workload {
     wanted: WorkloadPlan,
@@ -208,12 +215,7 @@ impl Node {
         places: Arc<Places>,
     ) {
         self.places = places;
-        let known: HashSet<_> = self.diagnostics.iter().map(identity).collect();
-        for diagnostic in &diagnostics {
-            if !known.contains(&identity(diagnostic)) {
-                tracing::warn!(code = diagnostic.code, "{diagnostic}");
-            }
-        }
+        self.log_new(&diagnostics);
         self.diagnostics = diagnostics;
         let mut before = std::mem::take(&mut self.workloads);
         for wanted in wanted {
@@ -245,6 +247,27 @@ impl Node {
             }
         }
         self.reconcile();
+    }
+
+    /// Logs what is wrong and was not before, the worst first; not all of it where there is much.
+    fn log_new(&self, diagnostics: &[Diagnostic]) {
+        let known: HashSet<_> = self.diagnostics.iter().map(identity).collect();
+        let new = diagnostics
+            .iter()
+            .filter(|of| !known.contains(&identity(of)));
+        let (errors, warnings): (Vec<_>, Vec<_>) =
+            new.partition(|of| of.severity == Severity::Error);
+        let mut all = errors.into_iter().chain(warnings);
+        for diagnostic in all.by_ref().take(LOGGED) {
+            tracing::warn!(code = diagnostic.code, "{diagnostic}");
+        }
+        let more = all.count();
+        if more > 0 {
+            tracing::warn!(
+                more,
+                "not all is logged: `sidecar-agent check` tells everything"
+            );
+        }
     }
 
     /// Lets go what an earlier agent has left attached and no workload has claimed. One that is

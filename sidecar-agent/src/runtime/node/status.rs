@@ -4,12 +4,15 @@ use super::{Live, Node, Workload};
 use crate::{
     cli::render,
     dataplane::kernel_features,
-    model::diagnostic::Diagnostic,
+    model::diagnostic::{Diagnostic, Severity},
     observe::{
         listeners::Listeners,
         status::{self, CaptureStatus, State, Status, TraceStatus, Unclaimed, WorkloadStatus},
     },
 };
+
+/// So many diagnostics are told with their text: it takes its time, and nobody reads thousands.
+const TOLD: usize = 100;
 
 impl Node {
     /// How many workloads are captured as wanted, and how many there are.
@@ -22,10 +25,12 @@ impl Node {
         (captured, self.workloads.len())
     }
 
-    /// The whole state.
+    /// The whole state; of what is wrong with the configuration the worst.
     pub fn status(&self, generation: u64) -> Status {
+        let of = |severity| self.diagnostics().filter(move |of| of.severity == severity);
+        let worst = of(Severity::Error).chain(of(Severity::Warning)).take(TOLD);
         Status {
-            diagnostics: self.diagnostics().filter_map(diagnostic_status).collect(),
+            diagnostics: worst.filter_map(diagnostic_status).collect(),
             ..self.summary(generation)
         }
     }

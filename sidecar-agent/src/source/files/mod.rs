@@ -3,17 +3,21 @@
 
 pub mod places;
 pub mod store;
+mod version;
 pub mod watch;
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs,
+    io::{self, Read as _},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
-pub use places::Places;
+pub use places::{Located, Places};
 pub use store::{Store, Update};
+pub use version::Version;
 pub use watch::{Watch, watch};
 
 use crate::{
@@ -22,7 +26,22 @@ use crate::{
 };
 
 /// A file that holds resources, and its text or why it could not be read.
-pub type File = (PathBuf, io::Result<String>);
+pub type File = (PathBuf, io::Result<Text>);
+
+/// What a file says.
+#[derive(Clone, Debug)]
+pub enum Text {
+    /// What it said when it was read last.
+    Unchanged,
+    /// This. With a version, if equal versions are sure to be the same text.
+    New(String, Option<Version>),
+}
+
+impl<T: Into<String>> From<T> for Text {
+    fn from(text: T) -> Self {
+        Self::New(text.into(), None)
+    }
+}
 
 /// Reads all resources of files and directories once, keeping nothing.
 #[must_use]
@@ -32,13 +51,24 @@ pub fn load(paths: &[PathBuf], compat: Compat) -> Update {
 
 /// Reads every file that holds resources: files that are named, and below directories all
 /// `*.yaml`, `*.yml` and `*.json`. Sorted by path, each file once.
+#[must_use]
+pub fn read(paths: &[PathBuf]) -> Vec<File> {
+    read_changed(paths, |_| None)
+}
+
+/// The same, but of a file that still has the version which is `known` the text is not read again.
 ///
 /// Hidden files and directories (which the `..data` directories of Kubernetes volumes are, too:
 /// their files are seen through the links beside them) and backups of editors are passed over.
 #[must_use]
-pub fn read(paths: &[PathBuf]) -> Vec<File> {
+pub fn read_changed(paths: &[PathBuf], known: impl Fn(&Path) -> Option<Version>) -> Vec<File> {
     let Found { files, failed, .. } = find(paths);
-    let read = files.into_iter().filter_map(read_file).chain(failed);
+    let now = SystemTime::now();
+    let read = |path: PathBuf| {
+        let known = known(&path);
+        read_file(path, known, now)
+    };
+    let read = files.into_iter().filter_map(read).chain(failed);
     let explained = read.map(|(path, text)| (path, text.map_err(Exhausted::explain_io)));
     let mut files: Vec<File> = explained.collect();
     files.sort_by(|a, b| a.0.cmp(&b.0));
@@ -109,25 +139,8 @@ fn is_resource_file(path: &Path) -> bool {
 }
 
 /// `None`: the file was removed after its directory was listed.
-fn read_file(path: PathBuf) -> Option<File> {
-    let text = fs::metadata(&path).and_then(|metadata| {
-        if metadata.len() > MAX_BYTES as u64 {
-            let message = format!(
-                "it has {} bytes; at most {MAX_BYTES} are read",
-                metadata.len()
-            );
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
-        }
-        if !metadata.is_file() {
-            // Reading a FIFO would wait for a writer.
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "it is not a regular file",
-            ));
-        }
-        fs::read_to_string(&path)
-    });
-    match text {
+fn read_file(path: PathBuf, known: Option<Version>, now: SystemTime) -> Option<File> {
+    match read_text(&path, known, now) {
         // A symbolic link that leads nowhere is a file that cannot be read, not one that is gone.
         Err(cause)
             if cause.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&path).is_err() =>
@@ -138,9 +151,32 @@ fn read_file(path: PathBuf) -> Option<File> {
     }
 }
 
+fn read_text(path: &Path, known: Option<Version>, now: SystemTime) -> io::Result<Text> {
+    let metadata = fs::metadata(path)?;
+    let size = metadata.len();
+    if size > MAX_BYTES as u64 {
+        let message = format!("it has {size} bytes; at most {MAX_BYTES} are read");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
+    if !metadata.is_file() {
+        // Reading a FIFO would wait for a writer.
+        let message = "it is not a regular file";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    if known == Some(Version::of(&metadata)) {
+        return Ok(Text::Unchanged);
+    }
+    let mut file = fs::File::open(path)?;
+    // Of what is read, and from before that: what is written meanwhile makes another one.
+    let version = Version::of(&file.metadata()?);
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(Text::New(text, version.is_at_rest(now).then_some(version)))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{os::unix::fs::symlink, time::Duration};
 
     use super::*;
 
@@ -185,7 +221,7 @@ mod tests {
         symlink("..data/a.yaml", root.join("a.yaml")).unwrap();
         assert_eq!(names(root), ["a.yaml"]);
         let files = read(&[root.into()]);
-        assert_eq!(files[0].1.as_deref().unwrap(), "x: 1");
+        assert!(matches!(&files[0].1, Ok(Text::New(text, _)) if text == "x: 1"));
     }
 
     #[test]
@@ -201,5 +237,28 @@ mod tests {
             .collect();
         assert_eq!(failed.len(), 2, "{failed:?}");
         assert!(failed.iter().all(|(_, failed)| *failed));
+    }
+
+    #[test]
+    fn a_text_is_read_again_when_the_file_may_have_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yaml");
+        fs::write(&path, "x: 1").unwrap();
+        let version = Version::of(&fs::metadata(&path).unwrap());
+        let (now, later) = (
+            SystemTime::now(),
+            SystemTime::now() + Duration::from_mins(1),
+        );
+        let of = |known, now| read_text(&path, known, now).unwrap();
+        assert!(
+            matches!(of(None, now), Text::New(_, None)),
+            "it may change at once"
+        );
+        assert!(matches!(of(None, later), Text::New(_, Some(of)) if of == version));
+        assert!(matches!(of(Some(version), later), Text::Unchanged));
+        let other = dir.path().join("other");
+        fs::write(&other, "x: 2").unwrap();
+        fs::rename(&other, &path).unwrap();
+        assert!(matches!(of(Some(version), later), Text::New(text, _) if text == "x: 2"));
     }
 }

@@ -2,7 +2,10 @@
 //! text. Places are looked up in the text that was decoded, which for a last good version is not
 //! the file's present one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use crate::model::{
     ResourceRef,
@@ -14,16 +17,27 @@ use crate::resolve::Finding;
 
 /// The texts that the resources in force come from.
 #[derive(Clone, Debug, Default)]
-pub struct Places(BTreeMap<Id, Source>);
+pub struct Places {
+    by_file: HashMap<Arc<str>, Source>,
+    /// Of resources whose last good version is not what their file says now.
+    retained: BTreeMap<Id, Source>,
+}
 
 impl Places {
-    /// Remembers the text of each resource.
-    pub fn new(sources: impl IntoIterator<Item = (Id, Source)>) -> Self {
-        Self(sources.into_iter().collect())
+    /// Remembers the present text of each file.
+    pub fn new<'a>(sources: impl Iterator<Item = &'a Source>) -> Self {
+        Self {
+            by_file: sources.map(|of| (of.file.clone(), of.clone())).collect(),
+            retained: BTreeMap::new(),
+        }
     }
 
-    /// The place of a resource's field (as in [`Node::find`]); `None`: the resource is not in
-    /// force.
+    /// Remembers another text of one resource.
+    pub fn retain(&mut self, resource: Id, source: Source) {
+        self.retained.insert(resource, source);
+    }
+
+    /// The place of a resource's field (as in [`Node::find`]); `None`: it is not there (any more).
     ///
     /// Parses the text again: keeping every node of every resource would cost more memory than
     /// the few places that are asked for are worth.
@@ -35,17 +49,12 @@ impl Places {
     /// Turns what resolve and compile have found into diagnostics with their places.
     #[must_use]
     pub fn diagnostics(&self, findings: &[Finding]) -> Vec<Diagnostic> {
-        let mut finder = self.finder();
-        findings
-            .iter()
-            .map(|finding| {
-                let resource = finding.resource.as_ref();
-                Diagnostic {
-                    location: resource.and_then(|of| finder.locate(of, &finding.field)),
-                    ..Diagnostic::from(finding)
-                }
-            })
-            .collect()
+        Located::default().diagnostics(self, findings)
+    }
+
+    fn source(&self, resource: &ResourceRef) -> Option<&Source> {
+        let retained = self.retained.get(&Id::of(resource)?);
+        retained.or_else(|| self.by_file.get(&*resource.file))
     }
 
     fn finder(&self) -> Finder<'_> {
@@ -53,6 +62,46 @@ impl Places {
             places: self,
             parsed: HashMap::new(),
         }
+    }
+}
+
+/// Places that were looked up: most findings are those of the state before, in the same texts.
+#[derive(Debug, Default)]
+pub struct Located(HashMap<(ResourceRef, String), Found>);
+
+/// A place, and the text it is in.
+#[derive(Debug)]
+struct Found {
+    text: Arc<str>,
+    location: Option<Location>,
+}
+
+impl Located {
+    /// As [`Places::diagnostics`], and remembers what it has found until the next call.
+    #[must_use]
+    pub fn diagnostics(&mut self, places: &Places, findings: &[Finding]) -> Vec<Diagnostic> {
+        let mut before = std::mem::take(&mut self.0);
+        let mut finder = places.finder();
+        let mut locate = |finding: &Finding| {
+            let resource = finding.resource.as_ref()?;
+            let text = &places.source(resource)?.text;
+            let key = (resource.clone(), finding.field.clone());
+            let known = self.0.get(&key);
+            if let Some(known) = known {
+                return known.location.clone();
+            }
+            let known = before.remove(&key).filter(|of| Arc::ptr_eq(&of.text, text));
+            let found = known.unwrap_or_else(|| Found {
+                text: text.clone(),
+                location: finder.locate(resource, &finding.field),
+            });
+            self.0.entry(key).or_insert(found).location.clone()
+        };
+        let diagnostic = |finding| Diagnostic {
+            location: locate(finding),
+            ..Diagnostic::from(finding)
+        };
+        findings.iter().map(diagnostic).collect()
     }
 }
 
@@ -65,7 +114,7 @@ struct Finder<'a> {
 
 impl Finder<'_> {
     fn locate(&mut self, resource: &ResourceRef, field: &str) -> Option<Location> {
-        let source = self.places.0.get(&Id::of(resource)?)?;
+        let source = self.places.source(resource)?;
         let parsed = self
             .parsed
             .entry(source.text.as_ptr())

@@ -38,8 +38,7 @@ const WINDOW: Duration = Duration::from_millis(250);
 pub fn changes(bench: &mut Bench<'_>, node: &mut Node) -> anyhow::Result<()> {
     let all = node.places.len();
     let started = Instant::now();
-    node.start()?;
-    node.captured(all)?;
+    node.start(all)?;
     let first = started.elapsed().as_secs_f64() * 1e3;
     bench.add(Metric::single("first_start_ms", "ms", first));
     rss(bench, node, "rss_mib")?;
@@ -65,8 +64,7 @@ pub fn changes(bench: &mut Bench<'_>, node: &mut Node) -> anyhow::Result<()> {
     for _ in 0..bench.plan.restarts {
         node.agent.kill()?;
         let started = Instant::now();
-        node.start()?;
-        node.captured(all)?;
+        node.start(all)?;
         taken.push(started.elapsed().as_secs_f64() * 1e3);
     }
     if let Some(time) = Median::of(&taken) {
@@ -90,11 +88,11 @@ fn rss(bench: &mut Bench<'_>, node: &Node, name: &str) -> anyhow::Result<()> {
 fn maps(bench: &mut Bench<'_>, node: &mut Node) -> anyhow::Result<()> {
     let all = node.places.len();
     node.write_workloads(true, 1)?;
-    node.start()?;
-    node.captured(1)?;
+    node.start(1)?;
     let one = kernel::map_bytes(&node.agent)?;
+    let applied = node.applied();
     node.write_workloads(true, all)?;
-    node.captured(all)?;
+    node.captured(all, applied)?;
     let many = kernel::map_bytes(&node.agent)?;
     for (map, bytes) in &many {
         let before = one.get(map).copied().unwrap_or_default();
@@ -178,8 +176,7 @@ pub fn bystander(bench: &mut Bench<'_>, node: &mut Node) -> anyhow::Result<()> {
                 if is_there {
                     node.uninstall()?;
                 } else {
-                    node.start()?;
-                    node.captured(all)?;
+                    node.start(all)?;
                     settle(node)?;
                 }
                 is_there = !is_there;

@@ -25,6 +25,9 @@ use crate::{
 /// How long an agent may take for everything at once.
 const PATIENCE: Duration = Duration::from_mins(3);
 
+/// What the agent logs when a configuration is in force.
+const APPLIED: &str = "applied the configuration";
+
 /// How many lines of its log are shown when it takes longer.
 const SHOWN: usize = 20;
 
@@ -142,15 +145,29 @@ impl Node {
         mesh::save(&self.config(), "workloads", &text)
     }
 
-    /// Starts the agent and waits until it answers.
-    fn start(&mut self) -> anyhow::Result<()> {
-        self.agent.spawn()
+    /// Starts the agent, and waits until so many workloads are captured.
+    fn start(&mut self, count: usize) -> anyhow::Result<()> {
+        let applied = self.applied();
+        self.agent.spawn()?;
+        self.captured(count, applied)
     }
 
-    /// Waits until so many workloads are captured, and nothing is wrong with any.
-    fn captured(&self, count: usize) -> anyhow::Result<()> {
+    /// How often the agent has said that a configuration is in force.
+    fn applied(&self) -> usize {
+        let logs = self.agent.logs();
+        let is_applied = |line: &&String| line.contains(APPLIED);
+        logs.iter().filter(is_applied).count()
+    }
+
+    /// Waits until the agent says so again, and so many workloads are captured, and nothing is wrong
+    /// with any. Its log is looked at, as to answer would keep it from its work.
+    fn captured(&self, count: usize, applied: usize) -> anyhow::Result<()> {
         let run_dir = self.agent.run_dir();
         let ready = poll_result(PATIENCE, "all workloads to be captured", || {
+            ensure!(
+                self.applied() > applied,
+                "the configuration is not in force"
+            );
             let Answer::Status(status) = admin::ask(&run_dir, &Request::Status)? else {
                 bail!("the agent has answered something else");
             };

@@ -1,19 +1,24 @@
 //! What is in force of what files say: the last good version of every resource. Pure.
 
+mod kept;
+mod lists;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use super::{File, Places};
+use foldhash::fast::RandomState;
+
+use self::{kept::Kept, lists::Lists};
+use super::{File, Places, Version};
 use crate::model::{
-    Compat, Object, ResourceRef, Snapshot, catalogue,
-    decode::{self, Decoded, Id, Resource},
+    Compat, ResourceRef, Snapshot, catalogue,
+    decode::{Id, Resource},
     diagnostic::Diagnostic,
     tree::Source,
 };
@@ -23,24 +28,18 @@ use crate::model::{
 pub struct Store {
     compat: Compat,
     files: BTreeMap<PathBuf, Kept>,
-    in_force: BTreeMap<Id, InForce>,
+    in_force: Resources,
+    lists: Lists,
 }
+
+/// Resources by their names.
+type Resources = HashMap<Arc<Id>, InForce, RandomState>;
 
 /// A resource, and the text it was decoded from.
 #[derive(Clone)]
 struct InForce {
     resource: Resource,
     source: Source,
-}
-
-/// What is kept of a file.
-#[derive(Default)]
-struct Kept {
-    /// The text that `decoded` comes from, and its hash.
-    text: Option<(Source, blake3::Hash)>,
-    decoded: Decoded,
-    /// Which of the resources in force are this file's.
-    contributes: BTreeSet<Id>,
 }
 
 /// What is in force, and what was found on the way.
@@ -59,7 +58,7 @@ pub struct Update {
 /// A resource of which no good version is in its file now.
 struct Missed {
     file: PathBuf,
-    id: Id,
+    id: Arc<Id>,
     /// The invalid version, if there is one with a name.
     broken: Option<ResourceRef>,
 }
@@ -86,43 +85,29 @@ impl Store {
         let unread = files.iter().any(|(_, text)| text.is_err());
         let mut before = std::mem::take(&mut self.files);
         let previous = std::mem::take(&mut self.in_force);
+        self.in_force.reserve(previous.len());
         let mut diagnostics = Vec::new();
         let mut missed = Vec::new();
 
-        for (path, text) in files {
+        let take = |(path, text): File| {
             let mut kept = before.remove(&path).unwrap_or_default();
             let had = std::mem::take(&mut kept.contributes);
-            let problem = kept.take(&path, text, !had.is_empty(), self.compat);
-            diagnostics.extend(kept.decoded.diagnostics.iter().cloned());
-            if let Some((source, _)) = &kept.text {
-                for resource in &mut kept.decoded.resources {
-                    let id = resource.id();
-                    if let Some(first) = self.in_force.get(&id) {
-                        let first = first.resource.reference();
-                        diagnostics.push(duplicate(resource, source, &first));
-                    } else {
-                        kept.contributes.insert(id.clone());
-                        if let Some(before) = previous.get(&id)
-                            && before.resource == *resource
-                        {
-                            // What looks at it later then knows at once that it did not change.
-                            *resource = before.resource.clone();
-                        }
-                        let in_force = InForce {
-                            resource: resource.clone(),
-                            source: source.clone(),
-                        };
-                        self.in_force.insert(id, in_force);
-                    }
-                }
-            }
-            missed.extend(kept.decoded.broken.iter().map(|(id, reference)| Missed {
+            let problem = kept.take(&path, text, !had.is_empty());
+            (path, kept, had, problem)
+        };
+        let mut taken: Vec<_> = files.into_iter().map(take).collect();
+        kept::decode(taken.iter_mut().map(|(_, kept, ..)| kept), self.compat);
+
+        for (path, mut kept, had, problem) in taken {
+            diagnostics.extend(kept.decoded().diagnostics.iter().cloned());
+            diagnostics.extend(kept.contribute(&mut self.in_force, &previous));
+            missed.extend(kept.decoded().broken.iter().map(|(id, reference)| Missed {
                 file: path.clone(),
-                id: id.clone(),
+                id: Arc::new(id.clone()),
                 broken: Some(reference.clone()),
             }));
             // It is not known what the unreadable part says, so nothing of it is taken as removed.
-            if problem.is_some() || kept.decoded.unnamed {
+            if problem.is_some() || kept.decoded().unnamed {
                 missed.extend(had.into_iter().map(|id| Missed {
                     file: path.clone(),
                     id,
@@ -133,32 +118,34 @@ impl Store {
             self.files.insert(path, kept);
         }
 
+        let mut places = Places::new(self.files.values().filter_map(Kept::source));
         // Only now, because a good version in another file comes before a retained one.
         for Missed { file, id, broken } in missed {
             if self.in_force.contains_key(&id) {
                 continue;
             }
-            let Some(good) = previous.get(&id) else {
+            let (Some(good), Some(kept)) = (previous.get(&id), self.files.get_mut(&file)) else {
                 continue;
             };
-            let mut kept = self.files.get_mut(&file);
-            let present = kept.as_ref().and_then(|kept| kept.text.as_ref());
-            let present = present.map(|(source, _)| source);
-            diagnostics.push(last_good(good, broken.as_ref(), present));
+            diagnostics.push(last_good(good, broken.as_ref(), kept.source()));
+            places.retain(Id::clone(&id), good.source.clone());
             self.in_force.insert(id.clone(), good.clone());
-            if let Some(kept) = &mut kept {
-                kept.contributes.insert(id);
-            }
+            kept.contributes.push(id);
         }
-        let sources = self.in_force.iter();
+        let ids = self.files.values().flat_map(|kept| &kept.contributes);
+        let resources = ids.filter_map(|id| Some(&self.in_force.get(id)?.resource));
         Update {
-            snapshot: self.snapshot(),
+            snapshot: self.lists.snapshot(resources),
             diagnostics,
-            places: Arc::new(Places::new(
-                sources.map(|(id, of)| (id.clone(), of.source.clone())),
-            )),
+            places: Arc::new(places),
             unread,
         }
+    }
+
+    /// Which version of a file is known, if its text need not be read again.
+    #[must_use]
+    pub fn version(&self, file: &Path) -> Option<Version> {
+        self.files.get(file)?.version
     }
 
     /// The known files below directories that cannot be read: it is not known that they are gone.
@@ -178,91 +165,6 @@ impl Store {
             .map(|(path, _)| (path.clone(), Err(cause())))
             .collect()
     }
-
-    fn snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        for InForce { resource, .. } in self.in_force.values() {
-            match resource.clone() {
-                Resource::Sidecar(object) => snapshot.sidecars.push(object),
-                Resource::Service(object) => snapshot.services.push(object),
-                Resource::ServiceEntry(object) => snapshot.service_entries.push(object),
-                Resource::WorkloadEntry(object) => snapshot.workloads.push(object),
-                Resource::VirtualService(object) => snapshot.virtual_services.push(object),
-                Resource::MeshConfig(object) => {
-                    snapshot.mesh_origin = Some(resource.reference());
-                    snapshot.mesh = object.spec.clone();
-                }
-            }
-        }
-        sort(&mut snapshot.sidecars);
-        sort(&mut snapshot.services);
-        sort(&mut snapshot.service_entries);
-        sort(&mut snapshot.virtual_services);
-        sort(&mut snapshot.workloads);
-        snapshot
-    }
-}
-
-/// Istio's order: the oldest first.
-fn sort<T>(objects: &mut [Arc<Object<T>>]) {
-    objects.sort_by(|a, b| {
-        (a.meta.created, &a.meta.name, &a.meta.namespace).cmp(&(
-            b.meta.created,
-            &b.meta.name,
-            &b.meta.namespace,
-        ))
-    });
-}
-
-impl Kept {
-    /// Takes the file's present text, and says what is wrong with the file as a whole.
-    fn take(
-        &mut self,
-        path: &Path,
-        text: io::Result<String>,
-        had_resources: bool,
-        compat: Compat,
-    ) -> Option<Diagnostic> {
-        let name = path.display().to_string();
-        let text = match text {
-            Ok(text) => text,
-            Err(cause) => {
-                *self = Self::default();
-                let message = format!("cannot read {name}: {cause}");
-                return Some(Diagnostic::new(catalogue::UNREADABLE, message));
-            }
-        };
-        // What an editor leaves for a moment between truncating and writing.
-        if had_resources && text.trim().is_empty() {
-            *self = Self::default();
-            let source = Source::new(name, text);
-            let message = "the file held resources and is empty now; they stay in force";
-            return Some(Diagnostic::new(catalogue::EMPTIED, message).at(source.location(0..0)));
-        }
-        let hash = blake3::hash(text.as_bytes());
-        if self.text.as_ref().is_none_or(|(_, known)| *known != hash) {
-            let source = Source::new(name, text);
-            self.decoded = decode::text_as(&source, compat);
-            self.text = Some((source, hash));
-        }
-        None
-    }
-}
-
-fn duplicate(resource: &Resource, source: &Source, first: &ResourceRef) -> Diagnostic {
-    let reference = resource.reference();
-    let ResourceRef {
-        kind,
-        namespace,
-        name,
-        file,
-        line,
-    } = first;
-    let message =
-        format!("{kind} {namespace}/{name} is defined in {file}:{line} already; that one is used");
-    Diagnostic::new(catalogue::DUPLICATE_RESOURCE, message)
-        .at(source.line(reference.line))
-        .about(reference)
 }
 
 /// `present` is the text of the file that should hold the resource. Shows its invalid version

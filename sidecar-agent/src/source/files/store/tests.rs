@@ -1,6 +1,7 @@
 //! What stays in force.
 
 use super::*;
+use crate::{model::Object, source::files::Text};
 
 const GOOD: &str = "
 apiVersion: networking.istio.io/v1

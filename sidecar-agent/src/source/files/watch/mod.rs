@@ -4,7 +4,7 @@ mod inotify;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use rustix::io::Errno;
 use tokio::{
@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use self::inotify::Inotify;
+use super::Version;
 use crate::{
     backoff::Backoff,
     limits::check_descriptors,
@@ -226,24 +227,13 @@ impl Watcher {
     }
 }
 
-/// What tells one state of a file from another: device, inode, size, time of change.
-type Fingerprint = BTreeSet<(PathBuf, u64, u64, u64, (i64, i64))>;
+type Fingerprint = BTreeSet<(PathBuf, Version)>;
 
 fn fingerprint(paths: &[PathBuf]) -> Fingerprint {
+    let files = super::find(paths).files.into_iter();
     let state = |path: PathBuf| {
-        let metadata = fs::metadata(&path).ok()?;
-        let changed = (metadata.ctime(), metadata.ctime_nsec());
-        Some((
-            path,
-            metadata.dev(),
-            metadata.ino(),
-            metadata.size(),
-            changed,
-        ))
+        let version = Version::of(&fs::metadata(&path).ok()?);
+        Some((path, version))
     };
-    super::find(paths)
-        .files
-        .into_iter()
-        .filter_map(state)
-        .collect()
+    files.filter_map(state).collect()
 }
