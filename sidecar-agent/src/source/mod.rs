@@ -3,4 +3,5 @@
 
 pub mod dns;
 pub mod files;
+pub mod kube;
 pub mod pod_cgroup;

@@ -65,6 +65,7 @@ impl Node {
             healed: self.healed,
             metrics: None,
             trace: TraceStatus::default(),
+            cluster: None,
         }
     }
 
