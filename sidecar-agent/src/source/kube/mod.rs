@@ -7,6 +7,7 @@
 mod client;
 mod document;
 mod follow;
+pub mod rbac;
 mod shared;
 mod table;
 mod watched;

@@ -83,6 +83,29 @@ impl Watched {
         }
     }
 
+    /// Where it may be: group and plural.
+    pub(super) fn resources(self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let places = self.places().iter();
+        places.map(|(group, _, plural, _)| (*group, *plural))
+    }
+
+    /// What it is read for.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::Sidecar => "what is captured, and where it leads",
+            Self::ServiceEntry => "services outside the cluster",
+            Self::VirtualService => "which hosts a Sidecar's egress listeners have",
+            Self::WorkloadEntry => "endpoints that are no pods; workloads bound to a node by annotations",
+            Self::Service => "services of the cluster",
+            Self::HeadlessSlices | Self::OtherSlices => {
+                "endpoints of headless services; `endpoints` only before Kubernetes 1.21"
+            }
+            Self::Namespace => "whether a namespace's labels have its pods captured",
+            Self::Pod => "the pods of the agent's own node, by field selector",
+            Self::MeshConfig => "the mesh configuration",
+        }
+    }
+
     /// Which of its objects are watched.
     pub(super) fn config(self, node: &str, mesh_config_map: &str) -> watcher::Config {
         let all = watcher::Config::default();
