@@ -4,3 +4,4 @@
 pub mod dns;
 pub mod files;
 pub mod pod_cgroup;
+pub mod pods;
