@@ -5,3 +5,4 @@ pub mod dns;
 pub mod files;
 pub mod kube;
 pub mod pod_cgroup;
+pub mod pods;
