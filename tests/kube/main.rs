@@ -1,0 +1,4 @@
+//! The agent on a cluster's node: real containers, real CNI plugins.
+
+mod cni;
+mod pods;
