@@ -573,6 +573,7 @@ spec:
             ports: BTreeMap::from([("mysql".into(), 3306)]),
             labels: labels.map(|(k, v)| (k.into(), v.into())).into(),
             weight: 3,
+            is_pod: false,
         }
     );
 
@@ -648,6 +649,7 @@ fn service_entries() {
         address: address.into(),
         ports,
         weight,
+        is_pod: false,
         ..WorkloadEntry::default()
     };
     assert_eq!(

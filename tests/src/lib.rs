@@ -18,6 +18,7 @@ pub mod docs;
 pub mod envoy;
 pub mod foreign;
 pub mod interception;
+pub mod kube;
 pub mod lab;
 pub mod names;
 pub mod net;

@@ -31,6 +31,15 @@ enum Verb {
         node: Node,
         #[command(flatten)]
         agent: RunDir,
+        /// Namespace whose pods never wait for the agent, such as its own; may be repeated.
+        #[arg(
+            long = "exclude-namespace",
+            env = "SIDECAR_AGENT_EXCLUDE_NAMESPACES",
+            value_delimiter = ',',
+            value_name = "NAMESPACE",
+            default_value = "kube-system"
+        )]
+        excluded_namespaces: Vec<String>,
         #[command(flatten)]
         format: Format,
     },
@@ -83,24 +92,15 @@ pub struct Node {
         value_parser = clap::value_parser!(u64).range(1..=100)
     )]
     cni_timeout: u64,
-    /// Namespace whose pods are never captured and never wait; may be repeated.
-    #[arg(
-        long = "exclude-namespace",
-        env = "SIDECAR_AGENT_EXCLUDE_NAMESPACES",
-        value_delimiter = ',',
-        value_name = "NAMESPACE",
-        default_value = "kube-system"
-    )]
-    pub(super) exclude_namespaces: Vec<String>,
 }
 
 impl Node {
-    /// As it is to be installed; `own_namespace`: the agent's, which never waits for itself.
-    pub(super) fn install(&self, run_dir: PathBuf, own_namespace: Option<String>) -> Install {
-        let excluded = self
-            .exclude_namespaces
-            .iter()
-            .filter(|name| !name.is_empty());
+    /// As it is to be installed; pods of the `excluded` namespaces never wait for the agent.
+    pub(super) fn install(
+        &self,
+        run_dir: PathBuf,
+        excluded: impl IntoIterator<Item = String>,
+    ) -> Install {
         Install {
             conf_dir: self.cni_conf_dir.clone(),
             bin_dir: self.cni_bin_dir.clone(),
@@ -108,7 +108,7 @@ impl Node {
                 run_dir: self.cni_run_dir.clone().unwrap_or(run_dir),
                 agent_absent: self.cni_agent_absent,
                 timeout_seconds: self.cni_timeout,
-                exclude_namespaces: excluded.cloned().chain(own_namespace).collect(),
+                exclude_namespaces: excluded.into_iter().filter(|name| !name.is_empty()).collect(),
             },
         }
     }
@@ -116,19 +116,19 @@ impl Node {
 
 /// Does it, or is the plugin.
 pub fn run(args: Args) -> Result<ExitCode> {
-    let own_namespace = std::env::var("POD_NAMESPACE").ok();
     let (done, format) = match args.verb {
         None => return Ok(plugin::run()),
         Some(Verb::Install {
             node,
             agent,
+            excluded_namespaces,
             format,
-        }) => (
-            node.install(agent.run_dir, own_namespace).install()?,
-            format,
-        ),
+        }) => {
+            let install = node.install(agent.run_dir, excluded_namespaces);
+            (install.install()?, format)
+        }
         Some(Verb::Uninstall { node, format }) => {
-            (node.install(PathBuf::new(), None).uninstall()?, format)
+            (node.install(PathBuf::new(), []).uninstall()?, format)
         }
     };
     print(format, &done, || human(&done))?;

@@ -6,6 +6,7 @@
 mod callers;
 mod capture;
 pub mod check;
+mod cluster;
 mod cni;
 mod doctor;
 mod dump;

@@ -39,6 +39,9 @@ pub fn uid() -> String {
 
 pub const ADDRESS: &str = "10.78.0.2";
 
+/// Nothing is looked for there in these tests: any directory that is there.
+const NOWHERE: &str = "/proc";
+
 fn address() -> IpAddr {
     [10, 78, 0, 2].into()
 }
@@ -53,7 +56,7 @@ fn namespace(address: &str) -> anyhow::Result<Namespace> {
 }
 
 fn finder() -> anyhow::Result<Finder> {
-    Finder::new("/proc".into(), cgroup::root()?, "/nowhere".to_owned())
+    Finder::new("/proc".into(), cgroup::root()?, NOWHERE.to_owned())
 }
 
 fn sought(uid: &str) -> Sought {
@@ -100,7 +103,7 @@ fn a_pod_is_found_and_followed_when_its_containers_restart() -> anyhow::Result<(
     ensure!(leads_to(&at.netns, &netns)?);
     assert_eq!(
         (at.root.as_str(), at.proxy_cgroup.as_deref()),
-        ("/nowhere", None)
+        (NOWHERE, None)
     );
     assert_eq!(at.addresses, [address()]);
 

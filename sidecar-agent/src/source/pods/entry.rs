@@ -109,6 +109,7 @@ pub fn workload_entry(pod: &Pod, decision: &Decision, at: &At) -> Object<Workloa
             ports: spec.map(ports).unwrap_or_default(),
             labels,
             weight: 0,
+            is_pod: true,
         },
     }
 }
