@@ -108,7 +108,10 @@ impl Node {
                 run_dir: self.cni_run_dir.clone().unwrap_or(run_dir),
                 agent_absent: self.cni_agent_absent,
                 timeout_seconds: self.cni_timeout,
-                exclude_namespaces: excluded.into_iter().filter(|name| !name.is_empty()).collect(),
+                exclude_namespaces: excluded
+                    .into_iter()
+                    .filter(|name| !name.is_empty())
+                    .collect(),
             },
         }
     }

@@ -15,7 +15,10 @@ use crate::{cni::wire, observe::admin, source::pods::find::nowhere};
 pub fn remove(run_dir: &Path, state_dir: &Path) -> Result<()> {
     let nowhere = nowhere(run_dir);
     if let Err(error) = std::fs::remove_dir(&nowhere)
-        && !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty)
+        && !matches!(
+            error.kind(),
+            ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty
+        )
     {
         return Err(error).with_context(|| format!("removing {}", nowhere.display()));
     }

@@ -5,6 +5,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -83,12 +84,22 @@ impl<'a> Chain<'a> {
     /// # Errors
     /// [`Refused`], when a plugin refuses.
     pub fn add(&self, sandbox: Sandbox<'_>) -> anyhow::Result<Value> {
-        let mut result = Value::Null;
+        Ok(self.add_timed(sandbox)?.0)
+    }
+
+    /// The same, with how long each plugin took.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub fn add_timed(&self, sandbox: Sandbox<'_>) -> anyhow::Result<(Value, Vec<Duration>)> {
+        let (mut result, mut took) = (Value::Null, Vec::new());
         for plugin in &self.plugins {
+            let before = Instant::now();
             let text = self.run("ADD", plugin, &result, sandbox)?;
+            took.push(before.elapsed());
             result = serde_json::from_str(&text).context("a plugin printed no JSON")?;
         }
-        Ok(result)
+        Ok((result, took))
     }
 
     /// Another command, of all plugins, with the result of `ADD`; the last one first for `DEL`.

@@ -59,6 +59,12 @@ impl Node {
         })
     }
 
+    /// Its host's network namespace.
+    #[must_use]
+    pub fn netns(&self) -> &Namespace {
+        &self.netns
+    }
+
     /// Its directory for files.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -118,6 +124,7 @@ impl Node {
             "ipam": {
                 "type": "host-local",
                 "subnet": subnet,
+                "routes": [{"dst": "0.0.0.0/0"}],
                 "dataDir": self.dir().join("ipam"),
             },
         });

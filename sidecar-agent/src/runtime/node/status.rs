@@ -1,6 +1,6 @@
 //! What is told of a node.
 
-use super::{Live, Node, Workload};
+use super::{super::plugins::Standing, Live, Node, Workload};
 use crate::{
     cli::render,
     dataplane::kernel_features,
@@ -89,9 +89,8 @@ impl Node {
         let workload = self.workloads.get(name)?;
         let wanted = &workload.wanted;
         let place = workload.live.as_ref().map(|live| &live.place);
-        let is_current = place.is_some_and(|place| {
-            place.is_current(&self.cgroup_root, &wanted.workload)
-        });
+        let is_current =
+            place.is_some_and(|place| place.is_current(&self.cgroup_root, &wanted.workload));
         let actual = workload.live.as_ref().and_then(|live| live.digest);
         Some(match &wanted.workload.netns {
             Some(netns) if is_current && actual == Some(wanted.digest) => {
