@@ -4,11 +4,14 @@ use std::{path::PathBuf, str::FromStr};
 
 use anyhow::{Context, Result};
 
-use crate::source::kube;
+use crate::{
+    runtime,
+    source::{kube, pods::select::Policy},
+};
 
 /// Options of `run`.
 #[derive(Debug, clap::Args)]
-pub struct Cluster {
+pub struct ClusterArgs {
     /// Read the Kubernetes API as well: resources of Istio, services, endpoints, and the pods of
     /// this node. As a pod of the cluster by its service account, else by --kubeconfig.
     #[arg(long, env = "SIDECAR_AGENT_KUBE")]
@@ -32,6 +35,18 @@ pub struct Cluster {
         default_value = "istio-system/istio"
     )]
     mesh_config_map: NamespacedName,
+    /// Namespace whose pods are left alone, whatever they say; may be repeated.
+    #[arg(
+        long = "exclude-namespace",
+        env = "SIDECAR_AGENT_EXCLUDE_NAMESPACES",
+        value_delimiter = ',',
+        value_name = "NAMESPACE",
+        default_value = "kube-system"
+    )]
+    excluded_namespaces: Vec<String>,
+    /// The agent's own pod, which is left alone.
+    #[arg(long, env = "SIDECAR_AGENT_POD", value_name = "NAMESPACE/NAME")]
+    own_pod: Option<NamespacedName>,
 }
 
 /// A namespace and a name in it.
@@ -51,12 +66,12 @@ impl FromStr for NamespacedName {
     }
 }
 
-impl Cluster {
+impl ClusterArgs {
     /// What is to be watched; `None`: nothing.
     ///
     /// # Errors
     /// If this node has no name.
-    pub fn options(self) -> Result<Option<kube::Options>> {
+    pub fn options(self) -> Result<Option<runtime::Cluster>> {
         if !self.kube {
             return Ok(None);
         }
@@ -72,10 +87,16 @@ impl Cluster {
             }
         };
         let NamespacedName(namespace, name) = self.mesh_config_map;
-        Ok(Some(kube::Options {
-            kubeconfig: self.kubeconfig,
-            node_name,
-            mesh_config_map: (namespace, name),
+        Ok(Some(runtime::Cluster {
+            source: kube::Options {
+                kubeconfig: self.kubeconfig,
+                node_name,
+                mesh_config_map: (namespace, name),
+            },
+            pods: Policy {
+                excluded_namespaces: self.excluded_namespaces.into_iter().collect(),
+                own_pod: self.own_pod.map(|NamespacedName(namespace, name)| (namespace, name)),
+            },
         }))
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{
-    cluster::Cluster,
+    cluster::ClusterArgs,
     inputs::{Beside, Bpffs, RunDir, STATE_DIR},
 };
 use crate::{dataplane::Capacity, doctor, limits, privileges, runtime};
@@ -30,7 +30,7 @@ pub struct Args {
     #[command(flatten)]
     beside: Beside,
     #[command(flatten)]
-    cluster: Cluster,
+    cluster: ClusterArgs,
     #[command(flatten)]
     agent: RunDir,
     /// Directory of what outlives the agent, and a restart of the machine.
@@ -118,7 +118,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let options = runtime::Options {
         config: args.config,
         mesh_config,
-        kube: args.cluster.options()?,
+        cluster: args.cluster.options()?,
         run_dir: args.agent.run_dir,
         state_dir: args.state_dir,
         take_over: args.take_over,

@@ -40,7 +40,7 @@ use crate::{
 use ending::{Signals, hand_over};
 use handover::Predecessor;
 use node::Node;
-pub use options::Options;
+pub use options::{Cluster, Options};
 use progress::Progress;
 use reading::Reading;
 use telling::Telling;

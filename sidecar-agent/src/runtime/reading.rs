@@ -1,32 +1,29 @@
 //! What the configuration says: files, and what is known of the cluster, read as a whole.
 
+mod cluster;
+
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
+use self::cluster::Clustered;
 use super::{Options, REFRESH};
 use crate::{
     backoff::Backoff,
     observe::{health::Pending, status::ClusterStatus},
-    source::{
-        files::{self, Store, Update, Watch},
-        kube::{Cluster, State},
-    },
+    source::files::{self, File, Store, Update, Watch},
 };
 
 /// When files are read again that could not be.
 const UNREAD: Backoff = Backoff::new(REFRESH, Duration::from_secs(30));
-/// The agent is not ready when what it knows of the cluster is older than this: a server that
-/// restarts, or a connection that is made again, is no matter.
-const STALE: Duration = Duration::from_secs(10);
 
 /// Reads it, and keeps what was last good.
 pub struct Reading {
     paths: Vec<PathBuf>,
-    cluster: Option<Cluster>,
+    cluster: Option<Clustered>,
     store: Store,
     unread: Backoff,
 }
@@ -37,20 +34,13 @@ impl Reading {
     /// # Errors
     /// If it is not known where the cluster's API server is.
     pub async fn start(options: &Options) -> Result<Self> {
-        let cluster = match &options.kube {
-            Some(kube) => {
-                let watch = Cluster::watch(kube.clone()).await;
-                Some(watch.context("watching the cluster")?)
-            }
-            None => None,
-        };
         Ok(Self {
             paths: [&options.config, &options.mesh_config]
                 .into_iter()
                 .flatten()
                 .cloned()
                 .collect(),
-            cluster,
+            cluster: Clustered::start(options).await?,
             store: Store::new(options.compat),
             unread: UNREAD,
         })
@@ -72,7 +62,7 @@ impl Reading {
     /// Waits until there is something to [`read`](Self::read).
     pub async fn is_listed(&mut self) {
         while let Some(cluster) = &mut self.cluster
-            && cluster.state().is_none()
+            && !cluster.is_listed()
         {
             cluster.changed().await;
         }
@@ -80,28 +70,32 @@ impl Reading {
 
     /// Reads all of it; `None` as long as not everything is known that is in the cluster.
     pub fn read(&mut self) -> Option<Update> {
-        let cluster = match &self.cluster {
-            Some(cluster) => cluster.state()?,
-            None => State::default(),
-        };
         let mut files = files::read(&self.paths);
+        let Some(cluster) = &mut self.cluster else {
+            return Some(self.store.update(files));
+        };
+        let state = cluster.state()?;
         // After files: what is said on the node counts for more.
-        let documents = cluster.documents.iter();
-        files.extend(documents.map(|of| (PathBuf::from(&*of.name), Ok(String::from(&*of.text)))));
-        Some(self.store.update(files))
+        let file = |name: &str, text: &str| -> File { (name.into(), Ok(text.into())) };
+        files.extend(state.documents.iter().map(|of| file(&of.name, &of.text)));
+        let mut update = self.store.update(files);
+        cluster.add_pods(&state, &mut update.snapshot);
+        Some(update)
     }
 
-    /// Reads it again where something could not be read the last time, as nobody tells when it can
-    /// be: `None` if that is not so, or it still cannot be.
+    /// Reads it again where something could not be read or found the last time, as nobody tells when
+    /// it can be: `None` if that is not so, or it still cannot be.
     pub fn read_again(&mut self, last: &Update) -> Option<Update> {
+        let found = self.cluster.as_mut().is_some_and(Clustered::has_found_more);
         let now = Instant::now();
-        if !last.unread || !self.unread.left(now).is_zero() {
+        let is_due = last.unread && self.unread.left(now).is_zero();
+        if !is_due && !found {
             return None;
         }
         let update = self.read()?;
         if update.unread {
             self.unread.fail(now);
-            return None;
+            return found.then_some(update);
         }
         self.unread.reset();
         Some(update)
@@ -109,16 +103,11 @@ impl Reading {
 
     /// How it goes with the cluster; `None`: it is no source.
     pub fn cluster(&self) -> Option<ClusterStatus> {
-        self.cluster.as_ref().map(Cluster::status)
+        self.cluster.as_ref().map(Clustered::status)
     }
 
-    /// What is known of the cluster, and is too old.
+    /// That what is known of the cluster is too old.
     pub fn stale(&self) -> Option<Pending> {
-        let cluster = self.cluster.as_ref()?;
-        let (age, why) = cluster.stale()?;
-        (age > STALE || cluster.state().is_none()).then(|| Pending {
-            what: "cluster".to_owned(),
-            why: format!("not up to date for {} s: {why}", age.as_secs()),
-        })
+        self.cluster.as_ref()?.stale()
     }
 }

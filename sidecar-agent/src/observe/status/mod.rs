@@ -68,6 +68,9 @@ pub struct ClusterStatus {
     pub stale_seconds: Option<f64>,
     /// What is watched.
     pub kinds: Vec<ClusterKind>,
+    /// What was decided of each pod of this node, and why.
+    #[serde(default)]
+    pub pods: Vec<serde_json::Value>,
 }
 
 /// One kind that is watched.

@@ -86,6 +86,12 @@ impl Cluster {
         }
     }
 
+    /// Whether everything was listed once.
+    #[must_use]
+    pub fn is_listed(&self) -> bool {
+        self.shared.is_complete()
+    }
+
     /// What is known; `None` as long as not everything was listed once: what is not known yet
     /// must not be taken for absent.
     #[must_use]

@@ -243,6 +243,7 @@ impl Shared {
             listed: kinds.iter().all(|kind| kind.listed),
             stale_seconds: since.map(|since| since.elapsed().as_secs_f64()),
             kinds,
+            pods: Vec::new(),
         }
     }
 

@@ -209,13 +209,7 @@ impl Store {
 
 /// Istio's order: the oldest first.
 fn sort<T>(objects: &mut [Arc<Object<T>>]) {
-    objects.sort_by(|a, b| {
-        (a.meta.created, &a.meta.name, &a.meta.namespace).cmp(&(
-            b.meta.created,
-            &b.meta.name,
-            &b.meta.namespace,
-        ))
-    });
+    objects.sort_by(|a, b| a.order().cmp(&b.order()));
 }
 
 impl Kept {
