@@ -4,11 +4,7 @@ use std::time::Instant;
 
 use anyhow::ensure;
 use sidecar_tests::{
-    DEADLINE,
-    bench::statistics::percentile,
-    kube::AT_ONCE,
-    poll::poll_result,
-    require_kube,
+    DEADLINE, bench::statistics::percentile, kube::AT_ONCE, poll::poll_result, require_kube,
 };
 
 use crate::world::{DETAILS, SECRET, World};
@@ -61,7 +57,10 @@ fn the_last_good_version_of_a_bad_sidecar_stays() -> anyhow::Result<()> {
             .is_some_and(|all| all.iter().any(|of| of["code"] == "SCA0009"))
     })?;
     let told = status["diagnostics"].to_string();
-    ensure!(told.contains("Sidecar prod-us1/default (cluster)"), "{told}");
+    ensure!(
+        told.contains("Sidecar prod-us1/default (cluster)"),
+        "{told}"
+    );
     ensure!(world.reaches(DETAILS)?, "its last good version is gone");
     ensure!(!world.reaches(SECRET)?, "everything is reached");
     world.expose("other")?;
@@ -83,13 +82,20 @@ fn files_may_be_used_beside_the_cluster() -> anyhow::Result<()> {
         .env("SIDECAR_AGENT_CONFIG", world.lab.config_dir());
     world.lab.start_another_agent(agent)?;
     world.lab.wait_captured()?;
-    ensure!(!world.reaches(DETAILS)?, "the cluster's Sidecar is not followed");
+    ensure!(
+        !world.reaches(DETAILS)?,
+        "the cluster's Sidecar is not followed"
+    );
     let sidecar = crate::world::sidecar("prod-us1");
     world.lab.write("sidecar.yaml", &sidecar)?;
     ensure!(world.reaches(DETAILS)?, "the file is not followed");
     std::fs::remove_file(world.lab.config_dir().join("sidecar.yaml"))?;
-    poll_result(DEADLINE, "the cluster's Sidecar to be followed again", || {
-        ensure!(!world.reaches(DETAILS)?, "not yet");
-        Ok(())
-    })
+    poll_result(
+        DEADLINE,
+        "the cluster's Sidecar to be followed again",
+        || {
+            ensure!(!world.reaches(DETAILS)?, "not yet");
+            Ok(())
+        },
+    )
 }

@@ -55,7 +55,11 @@ fn ten_thousand_services() -> anyhow::Result<()> {
     patiently("them to be applied", || {
         let status = agent.status()?;
         ensure!(status["generation"].as_u64() >= generation, "not yet");
-        ensure!(status["workloads"][0]["problem"].is_null(), "{}", status["workloads"][0]);
+        ensure!(
+            status["workloads"][0]["problem"].is_null(),
+            "{}",
+            status["workloads"][0]
+        );
         Ok(())
     })?;
     let mut slowest = 0.0_f64;

@@ -1,8 +1,11 @@
-//! The agent that reads a real API server, and what its workload's connections make of it.
+//! The agent on a cluster's node: a real API server, real containers, real CNI plugins, and what
+//! connections make of it.
 
 mod absent;
+mod cni;
 mod following;
 mod headless;
 mod large;
 mod outage;
+mod pods;
 mod world;

@@ -83,12 +83,18 @@ fn history_that_is_forgotten_is_made_up_for() -> anyhow::Result<()> {
         let args = ["label", "namespace", "prod-us1", "--overwrite", &round];
         world.api.kubectl(&args)?;
     }
-    ensure!(world.reaches(DETAILS)?, "it knew of a server that it cannot know");
+    ensure!(
+        world.reaches(DETAILS)?,
+        "it knew of a server that it cannot know"
+    );
     world.api.stop_server()?;
     world.api.forget_history()?;
     world.api.start_server()?;
     patiently("what changed meanwhile to be followed", || {
-        ensure!(!world.reaches(SECRET)?, "nothing is captured while it is listed anew");
+        ensure!(
+            !world.reaches(SECRET)?,
+            "nothing is captured while it is listed anew"
+        );
         ensure!(!world.reaches(DETAILS)?, "not yet");
         Ok(())
     })?;

@@ -240,7 +240,7 @@ impl Lab {
             more += "\n";
         }
         Ok(format!(
-                "apiVersion: networking.istio.io/v1\n\
+            "apiVersion: networking.istio.io/v1\n\
                  kind: WorkloadEntry\n\
                  metadata:\n  \
                    name: productpage\n  \
@@ -254,8 +254,8 @@ impl Lab {
                    {address}\n  \
                    labels:\n    \
                      app: productpage\n",
-                netns = self.workload().netns.path().display(),
-                root = self.in_root("").display(),
+            netns = self.workload().netns.path().display(),
+            root = self.in_root("").display(),
         ))
     }
 

@@ -23,6 +23,7 @@ pub mod lab;
 pub mod names;
 pub mod net;
 pub mod netns;
+pub mod node;
 pub mod place;
 pub mod poll;
 pub mod programs;

@@ -5,6 +5,7 @@ mod handover;
 mod node;
 mod options;
 pub mod own_files;
+mod plugins;
 mod progress;
 mod reading;
 mod relays;

@@ -73,7 +73,10 @@ impl ApiServer {
         for namespace in ["prod-us1", MESH.0] {
             server.kubectl(&["create", "namespace", namespace])?;
         }
-        server.apply(&rbac::roles("sidecar-agent", &(MESH.0.into(), MESH.1.into())))?;
+        server.apply(&rbac::roles(
+            "sidecar-agent",
+            &(MESH.0.into(), MESH.1.into()),
+        ))?;
         let user = "--user=sidecar-agent";
         let role = "clusterrolebinding sidecar-agent --clusterrole=sidecar-agent";
         server.kubectl(&[&words("create", role)[..], &[user]].concat())?;

@@ -81,7 +81,12 @@ pub fn install() -> anyhow::Result<()> {
         command
     };
     step(&mut apt_get(&["update", "-qq"]))?;
-    step(&mut apt_get(&["source", "-qq", "--only-source", "kubernetes"]))?;
+    step(&mut apt_get(&[
+        "source",
+        "-qq",
+        "--only-source",
+        "kubernetes",
+    ]))?;
     step(&mut apt_get(&["download", "-qq", "etcd-server"]))?;
 
     let bin = tools.join("kube/bin");

@@ -11,8 +11,8 @@ use std::{
 use crate::{
     compile::plan::Target,
     model::{
-        Object, ObjectMeta, Snapshot, endpoints::Endpoints, service, service_entry::ServiceEntry, snapshot::same,
-        workload::WorkloadEntry,
+        Object, ObjectMeta, Snapshot, endpoints::Endpoints, service, service_entry::ServiceEntry,
+        snapshot::same, workload::WorkloadEntry,
     },
 };
 

@@ -163,7 +163,14 @@ mod tests {
         .unwrap();
         assert_eq!(&*document.name, "Service prod/shop (cluster)");
         assert_eq!(&*document.version, "u/7");
-        for gone in ["managedFields", LAST_APPLIED, "x/y", "status", "ipFamilies", "uid"] {
+        for gone in [
+            "managedFields",
+            LAST_APPLIED,
+            "x/y",
+            "status",
+            "ipFamilies",
+            "uid",
+        ] {
             assert!(!document.text.contains(gone), "{gone}: {}", document.text);
         }
         let decoded = decode::text(&Source::new(&*document.name, &*document.text));
@@ -213,6 +220,9 @@ mod tests {
         let found = document(Watched::MeshConfig, map(json!({"mesh": mesh}))).unwrap();
         assert_eq!(&*found.text, mesh);
         assert_eq!(&*found.name, "MeshConfig istio-system/istio (cluster)");
-        assert_eq!(document(Watched::MeshConfig, map(json!({"other": ""}))), None);
+        assert_eq!(
+            document(Watched::MeshConfig, map(json!({"other": ""}))),
+            None
+        );
     }
 }

@@ -36,7 +36,12 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_s
 const GONE: Duration = Duration::from_mins(1);
 
 /// Follows one kind for as long as the agent lives.
-pub(super) async fn follow(of: Watched, config: Config, options: Arc<Options>, shared: Arc<Shared>) {
+pub(super) async fn follow(
+    of: Watched,
+    config: Config,
+    options: Arc<Options>,
+    shared: Arc<Shared>,
+) {
     let on_watch = {
         let shared = Arc::clone(&shared);
         Arc::new(move || shared.answered(of))

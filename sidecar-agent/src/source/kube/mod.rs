@@ -116,9 +116,9 @@ impl Cluster {
 async fn bursts(mut changes: watch::Receiver<()>, report: watch::Sender<()>) {
     while changes.changed().await.is_ok() {
         let end = Instant::now() + LONGEST;
-        while let Ok(Ok(())) =
-            timeout_at(end.min(Instant::now() + QUIET), changes.changed()).await
-        {}
+        while let Ok(Ok(())) = timeout_at(end.min(Instant::now() + QUIET), changes.changed()).await
+        {
+        }
         report.send_replace(());
         sleep(PACE).await;
     }

@@ -170,7 +170,10 @@ impl Shared {
         self.update(of, |watch| {
             let since = watch.failing.take().map(|(since, _)| since);
             if since.is_none() {
-                tracing::warn!(kind = of.kind(), "the cluster's state is not up to date: {why}");
+                tracing::warn!(
+                    kind = of.kind(),
+                    "the cluster's state is not up to date: {why}"
+                );
             }
             watch.failing = Some((since.unwrap_or_else(Instant::now), why));
             false
@@ -181,8 +184,7 @@ impl Shared {
     /// missing.
     pub fn answered(&self, of: Watched) {
         self.update(of, |watch| {
-            let listed =
-                each!(&watch.objects, table => table.is_complete() && !table.is_listing());
+            let listed = each!(&watch.objects, table => table.is_complete() && !table.is_listing());
             if listed {
                 watch.recovered(of);
             }
@@ -207,10 +209,14 @@ impl Shared {
                     state.documents.extend(documents);
                 }
                 Objects::Pods(table) => {
-                    state.pods.extend(table.iter().map(|(_, pod)| Arc::clone(pod)));
+                    state
+                        .pods
+                        .extend(table.iter().map(|(_, pod)| Arc::clone(pod)));
                 }
                 Objects::Namespaces(table) => {
-                    let labels = table.iter().map(|((_, name), labels)| (name.clone(), labels.clone()));
+                    let labels = table
+                        .iter()
+                        .map(|((_, name), labels)| (name.clone(), labels.clone()));
                     state.namespaces.extend(labels);
                 }
             }

@@ -137,7 +137,10 @@ mod tests {
     fn a_new_list_takes_the_place_of_the_old_one_at_its_end() {
         let mut table = Table::default();
         assert!(!table.is_complete());
-        assert!(listed(&mut table, &[]), "it is known now that there is nothing");
+        assert!(
+            listed(&mut table, &[]),
+            "it is known now that there is nothing"
+        );
         assert!(table.is_complete());
         assert!(listed(&mut table, &[("a", 1), ("b", 1)]));
         assert!(!listed(&mut table, &[("a", 1), ("b", 1)]), "the same");

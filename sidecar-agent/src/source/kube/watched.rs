@@ -34,11 +34,21 @@ pub enum Watched {
 }
 
 /// Where a kind may be: group, versions from the newest on, the plural of its name, its name.
-type Place = (&'static str, &'static [&'static str], &'static str, &'static str);
+type Place = (
+    &'static str,
+    &'static [&'static str],
+    &'static str,
+    &'static str,
+);
 
 const ISTIO: &str = "networking.istio.io";
 const ISTIO_VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha3"];
-const SLICES: Place = ("discovery.k8s.io", &["v1"], "endpointslices", "EndpointSlice");
+const SLICES: Place = (
+    "discovery.k8s.io",
+    &["v1"],
+    "endpointslices",
+    "EndpointSlice",
+);
 /// Set by Kubernetes on the endpoints of headless services.
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
@@ -95,7 +105,9 @@ impl Watched {
             Self::Sidecar => "what is captured, and where it leads",
             Self::ServiceEntry => "services outside the cluster",
             Self::VirtualService => "which hosts a Sidecar's egress listeners have",
-            Self::WorkloadEntry => "endpoints that are no pods; workloads bound to a node by annotations",
+            Self::WorkloadEntry => {
+                "endpoints that are no pods; workloads bound to a node by annotations"
+            }
             Self::Service => "services of the cluster",
             Self::HeadlessSlices | Self::OtherSlices => {
                 "endpoints of headless services; `endpoints` only before Kubernetes 1.21"

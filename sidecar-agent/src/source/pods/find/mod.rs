@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -71,6 +71,12 @@ pub enum Missing {
     Netns,
 }
 
+/// The directory for [`Finder::new`] of the agent with this run directory.
+#[must_use]
+pub fn nowhere(run_dir: &Path) -> PathBuf {
+    run_dir.join("nowhere")
+}
+
 /// Finds pods, and remembers where they are.
 #[derive(Debug)]
 pub struct Finder {
@@ -98,11 +104,12 @@ struct Known {
 
 impl Finder {
     /// Looks below `proc`, which is the host's /proc, and the root of cgroup2. `nowhere` is `/` for the
-    /// unix sockets of a pod whose application does not run yet: a path where nothing is.
+    /// unix sockets of a pod whose application does not run yet: an empty directory, which is made.
     ///
     /// # Errors
-    /// If the host's network namespace cannot be told.
+    /// If the host's network namespace cannot be told, or the directory not be made.
     pub fn new(proc: PathBuf, cgroup_root: PathBuf, nowhere: String) -> Result<Self> {
+        fs::create_dir_all(&nowhere).with_context(|| format!("creating {nowhere}"))?;
         Ok(Self {
             host_netns: processes::host_netns(&proc)?,
             proc,
