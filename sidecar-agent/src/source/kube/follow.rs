@@ -32,6 +32,8 @@ use crate::backoff::Backoff;
 const ABSENT: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 /// When it is tried again to find out what it has.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+/// A watch that has lasted so long was no failure.
+const LASTING: Duration = Duration::from_mins(1);
 /// What was there goes with its kind when that is gone for so long.
 const GONE: Duration = Duration::from_mins(1);
 
@@ -68,7 +70,11 @@ pub(super) async fn follow(
             Ok(Some(resource)) => {
                 (gone, absent) = (None, ABSENT);
                 follower.shared.found(of, name(&resource));
+                let began = Instant::now();
                 follower.watch(&resource).await;
+                if began.elapsed() > LASTING {
+                    retry = RETRY;
+                }
                 // Where it is found, and cannot be watched, not in a circle without a pause.
                 pause(&mut retry).await;
             }

@@ -168,14 +168,15 @@ impl Shared {
     /// It cannot be watched.
     pub fn failed(&self, of: Watched, why: String) {
         self.update(of, |watch| {
-            let since = watch.failing.take().map(|(since, _)| since);
-            if since.is_none() {
+            let before = watch.failing.take();
+            let (since, known) = before.unwrap_or_else(|| (Instant::now(), String::new()));
+            if known != why {
                 tracing::warn!(
                     kind = of.kind(),
                     "the cluster's state is not up to date: {why}"
                 );
             }
-            watch.failing = Some((since.unwrap_or_else(Instant::now), why));
+            watch.failing = Some((since, why));
             false
         });
     }
