@@ -143,9 +143,8 @@ impl Plugins {
                 });
             }
             (Request::Del { pod }, netns) => {
-                let id = netns.and_then(Result::ok).map(|netns| netns.id);
-                if let Some(uid) = &pod.uid {
-                    pods.forget(uid, id);
+                if let (Some(uid), Some(Ok(netns))) = (&pod.uid, netns) {
+                    pods.forget(uid, netns.id);
                 }
                 let _ = reply.send(Reply::Done);
             }

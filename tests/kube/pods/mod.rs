@@ -209,9 +209,9 @@ fn what_the_cni_plugin_says_comes_first() -> anyhow::Result<()> {
     let now = found(&mut finder, &sought(&uid))?;
     ensure!(leads_to(&now.netns, &next)?, "{now:?}");
     // What ends is not what was noted last.
-    finder.forget(&uid, Some(hold(&netns)?.id));
+    finder.forget(&uid, hold(&netns)?.id);
     assert_eq!(found(&mut finder, &sought(&uid))?, now);
-    finder.forget(&uid, Some(hold(&next)?.id));
+    finder.forget(&uid, hold(&next)?.id);
     assert_eq!(find(&mut finder, &sought(&uid))?, Err(Missing::Netns));
     Ok(())
 }

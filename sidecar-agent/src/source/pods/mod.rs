@@ -101,8 +101,8 @@ impl Pods {
         self.finder.note(&known_by(uid), sandbox);
     }
 
-    /// Forgets what the CNI plugin has said of a pod; `netns`: of this namespace (device and inode).
-    pub fn forget(&mut self, uid: &str, netns: Option<(u64, u64)>) {
+    /// A sandbox of a pod ends, says the CNI plugin, with this network namespace (device and inode).
+    pub fn forget(&mut self, uid: &str, netns: (u64, u64)) {
         self.finder.forget(&known_by(uid), netns);
     }
 
