@@ -36,7 +36,7 @@ fn what_is_known_stays_while_the_api_server_is_gone() -> anyhow::Result<()> {
     let mut world = World::captured()?;
     up_to_date(&world)?;
     ensure!(stale(&world)? == 0.0, "stale although it is up to date");
-    world.api.stop_server()?;
+    world.api.kill_server()?;
     patiently("the age to be told", || {
         let age = stale(&world)?;
         ensure!(age > 0.0, "it is {age}");
@@ -74,7 +74,7 @@ fn what_is_known_stays_while_the_api_server_is_gone() -> anyhow::Result<()> {
 fn history_that_is_forgotten_is_made_up_for() -> anyhow::Result<()> {
     require_kube!();
     let mut world = World::captured()?;
-    world.api.stop_server()?;
+    world.api.kill_server()?;
     world.api.start_server_hidden()?;
     world.expose("other")?;
     // More history than one change.
@@ -87,7 +87,7 @@ fn history_that_is_forgotten_is_made_up_for() -> anyhow::Result<()> {
         world.reaches(DETAILS)?,
         "it knew of a server that it cannot know"
     );
-    world.api.stop_server()?;
+    world.api.kill_server()?;
     world.api.forget_history()?;
     world.api.start_server()?;
     patiently("what changed meanwhile to be followed", || {

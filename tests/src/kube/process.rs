@@ -7,8 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Context as _, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::Context as _;
 
 use crate::{
     cleanup::{self, Cleanup},
@@ -72,17 +71,13 @@ impl Process {
             .with_context(|| format!("waited for {what}; its log ends with:\n{}", self.log()))
     }
 
-    /// Ends it with SIGTERM.
-    pub fn stop(self) -> anyhow::Result<()> {
-        let pid = i32::try_from(self.child().id())?;
-        let pid = Pid::from_raw(pid).context("no process id")?;
-        kill_process(pid, Signal::TERM).context("cannot signal a server")?;
-        poll_result(3 * DEADLINE, "a server to end", || {
-            match self.child().try_wait().context("cannot ask for its end")? {
-                Some(_) => Ok(()),
-                None => bail!("it still runs"),
-            }
-        })
+    /// Ends it as a crash would. (Told to end, the API server first waits for those that watch, for a
+    /// minute.)
+    pub fn kill(self) -> anyhow::Result<()> {
+        let mut child = self.child();
+        child.kill().context("cannot kill a server")?;
+        child.wait().context("cannot wait for a server")?;
+        Ok(())
     }
 
     fn child(&self) -> std::sync::MutexGuard<'_, Child> {

@@ -37,7 +37,8 @@ pub struct ApiServer {
     address: IpAddr,
     port: u16,
     server: Option<Process>,
-    etcd: Process,
+    /// Ended after the server.
+    _etcd: Process,
     dir: TempDir,
 }
 
@@ -65,7 +66,7 @@ impl ApiServer {
             address,
             port: PORT,
             server: None,
-            etcd,
+            _etcd: etcd,
             dir,
         };
         server.write_kubeconfigs()?;
@@ -133,13 +134,13 @@ impl ApiServer {
         output_with_input(self.command().args(["create", "--filename", "-"]), yaml)
     }
 
-    /// Ends the API server; its objects stay.
+    /// Kills the API server; its objects stay.
     ///
     /// # Errors
-    /// When it does not run, or does not end.
-    pub fn stop_server(&mut self) -> anyhow::Result<()> {
+    /// When it does not run.
+    pub fn kill_server(&mut self) -> anyhow::Result<()> {
         let server = self.server.take();
-        server.context("the API server is not running")?.stop()
+        server.context("the API server is not running")?.kill()
     }
 
     /// Starts it (again) where it was, and waits until it is ready.

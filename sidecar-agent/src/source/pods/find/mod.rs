@@ -83,7 +83,8 @@ pub struct Finder {
     proc: PathBuf,
     cgroup_root: PathBuf,
     nowhere: String,
-    host_netns: (u64, u64),
+    /// Known once a pod was looked for.
+    host_netns: Option<(u64, u64)>,
     known: BTreeMap<String, Known>,
     sandboxes: BTreeMap<String, Sandbox>,
 }
@@ -115,11 +116,11 @@ impl Finder {
     /// unix sockets of a pod whose application does not run yet: an empty directory, which is made.
     ///
     /// # Errors
-    /// If the host's network namespace cannot be told, or the directory not be made.
+    /// If the directory cannot be made.
     pub fn new(proc: PathBuf, cgroup_root: PathBuf, nowhere: String) -> Result<Self> {
         fs::create_dir_all(&nowhere).with_context(|| format!("creating {nowhere}"))?;
         Ok(Self {
-            host_netns: processes::host_netns(&proc)?,
+            host_netns: None,
             proc,
             cgroup_root,
             nowhere,
@@ -178,6 +179,9 @@ impl Finder {
             .collect();
         let mut missing = BTreeMap::new();
         if !stale.is_empty() {
+            if self.host_netns.is_none() {
+                self.host_netns = Some(processes::host_netns(&self.proc)?);
+            }
             let cgroups = cgroups::of_pods(&self.cgroup_root, &uids);
             let mut processes = processes::of_pods(&self.proc, &uids)?;
             for pod in stale {
@@ -293,7 +297,7 @@ impl Finder {
 
     /// The namespace of the oldest of these processes that is in one with any of these addresses.
     fn netns_with(&self, processes: Vec<Found>, addresses: &[IpAddr]) -> Option<Netns> {
-        let mut seen = BTreeSet::from([self.host_netns]);
+        let mut seen = BTreeSet::from_iter(self.host_netns);
         processes
             .into_iter()
             .filter(|process| seen.insert(process.netns_id))
