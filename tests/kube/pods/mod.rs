@@ -49,7 +49,7 @@ fn address() -> IpAddr {
 /// A namespace with an interface that has the pod's address.
 fn namespace(address: &str) -> anyhow::Result<Namespace> {
     let netns = Namespace::new("pod")?;
-    netns.ip("link add eth0 type dummy")?;
+    netns.ip("link add eth0 type veth peer name peer0")?;
     netns.add_address("eth0", format!("{address}/24").parse()?)?;
     netns.ip("link set eth0 up")?;
     Ok(netns)

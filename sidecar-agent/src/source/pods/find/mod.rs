@@ -83,8 +83,8 @@ pub struct Finder {
     proc: PathBuf,
     cgroup_root: PathBuf,
     nowhere: String,
-    /// Known once a pod was looked for.
-    host_netns: Option<(u64, u64)>,
+    /// By device and inode.
+    host_netns: BTreeSet<(u64, u64)>,
     known: BTreeMap<String, Known>,
     sandboxes: BTreeMap<String, Sandbox>,
 }
@@ -120,7 +120,7 @@ impl Finder {
     pub fn new(proc: PathBuf, cgroup_root: PathBuf, nowhere: String) -> Result<Self> {
         fs::create_dir_all(&nowhere).with_context(|| format!("creating {nowhere}"))?;
         Ok(Self {
-            host_netns: None,
+            host_netns: processes::host_netns(&proc),
             proc,
             cgroup_root,
             nowhere,
@@ -179,9 +179,6 @@ impl Finder {
             .collect();
         let mut missing = BTreeMap::new();
         if !stale.is_empty() {
-            if self.host_netns.is_none() {
-                self.host_netns = Some(processes::host_netns(&self.proc)?);
-            }
             let cgroups = cgroups::of_pods(&self.cgroup_root, &uids);
             let mut processes = processes::of_pods(&self.proc, &uids)?;
             for pod in stale {
@@ -297,7 +294,7 @@ impl Finder {
 
     /// The namespace of the oldest of these processes that is in one with any of these addresses.
     fn netns_with(&self, processes: Vec<Found>, addresses: &[IpAddr]) -> Option<Netns> {
-        let mut seen = BTreeSet::from_iter(self.host_netns);
+        let mut seen = self.host_netns.clone();
         processes
             .into_iter()
             .filter(|process| seen.insert(process.netns_id))
