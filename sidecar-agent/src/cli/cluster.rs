@@ -1,9 +1,14 @@
 //! The cluster as a source.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use anyhow::{Context, Result};
 
+use super::cni;
 use crate::{
     runtime,
     source::{kube, pods::select::Policy},
@@ -47,6 +52,20 @@ pub struct ClusterArgs {
     /// The agent's own pod, which is left alone.
     #[arg(long, env = "SIDECAR_AGENT_POD", value_name = "NAMESPACE/NAME")]
     own_pod: Option<NamespacedName>,
+    /// Where the host's /proc is mounted.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_HOST_PROC",
+        value_name = "DIR",
+        default_value = "/proc"
+    )]
+    host_proc: PathBuf,
+    /// Install the CNI plugin, and keep it in the runtime's list whoever rewrites that, so that pods
+    /// start once they are captured. It stays when the agent ends: `cni uninstall` takes it away.
+    #[arg(long, env = "SIDECAR_AGENT_CNI", requires = "kube")]
+    cni: bool,
+    #[command(flatten)]
+    plugin: cni::Node,
 }
 
 /// A namespace and a name in it.
@@ -67,11 +86,11 @@ impl FromStr for NamespacedName {
 }
 
 impl ClusterArgs {
-    /// What is to be watched; `None`: nothing.
+    /// What is to be watched, by an agent with this run directory; `None`: nothing.
     ///
     /// # Errors
     /// If this node has no name.
-    pub fn options(self) -> Result<Option<runtime::Cluster>> {
+    pub fn options(self, run_dir: &Path) -> Result<Option<runtime::Cluster>> {
         if !self.kube {
             return Ok(None);
         }
@@ -87,14 +106,25 @@ impl ClusterArgs {
             }
         };
         let NamespacedName(namespace, name) = self.mesh_config_map;
+        let excluded = self
+            .excluded_namespaces
+            .into_iter()
+            .filter(|name| !name.is_empty());
+        let excluded_namespaces: BTreeSet<String> = excluded.collect();
+        let install = || {
+            let excluded = excluded_namespaces.iter().cloned();
+            self.plugin.install(run_dir.to_owned(), excluded)
+        };
         Ok(Some(runtime::Cluster {
             source: kube::Options {
                 kubeconfig: self.kubeconfig,
                 node_name,
                 mesh_config_map: (namespace, name),
             },
+            cni: self.cni.then(install),
+            host_proc: self.host_proc,
             pods: Policy {
-                excluded_namespaces: self.excluded_namespaces.into_iter().collect(),
+                excluded_namespaces,
                 own_pod: self
                     .own_pod
                     .map(|NamespacedName(namespace, name)| (namespace, name)),

@@ -118,7 +118,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let options = runtime::Options {
         config: args.config,
         mesh_config,
-        cluster: args.cluster.options()?,
+        cluster: args.cluster.options(&args.agent.run_dir)?,
         run_dir: args.agent.run_dir,
         state_dir: args.state_dir,
         take_over: args.take_over,

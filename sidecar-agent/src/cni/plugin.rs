@@ -112,6 +112,7 @@ fn add(config: &Config) -> Result<String> {
     let netns = open_netns()?;
     let settings = &config.settings;
     let deadline = Instant::now() + settings.timeout();
+    let mut ended: Option<Instant> = None;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let request = Request::Add {
@@ -126,11 +127,16 @@ fn add(config: &Config) -> Result<String> {
             }
             Ok(other) => format!("the agent has answered {other:?}"),
             Err(error) => {
+                if error.kind() == io::ErrorKind::UnexpectedEof {
+                    ended.get_or_insert_with(Instant::now);
+                }
                 let path = socket_path(&settings.run_dir);
                 format!("no agent answers at {}: {error}", path.display())
             }
         };
-        if settings.agent_absent != Absent::Wait || left.is_zero() {
+        // One that is replaced by the next one ends its connections; the next one is there already.
+        let is_replaced = ended.is_some_and(|ended| ended.elapsed() < GRACE);
+        if left.is_zero() || (settings.agent_absent != Absent::Wait && !is_replaced) {
             return not_captured(settings, &pod, &why).map(|()| passed_on);
         }
         sleep(RETRY.min(left));
@@ -189,7 +195,8 @@ fn ask(
         .take(CONFIG_BYTES)
         .read_line(&mut line)?;
     if line.is_empty() {
-        return Err(io::Error::other("it has ended without an answer"));
+        let why = "it has ended without an answer";
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why));
     }
     Ok(serde_json::from_str(&line)?)
 }

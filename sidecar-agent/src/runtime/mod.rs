@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use crate::{
+    cni::install::keep,
     compile::Compiler,
     dataplane::Prepared,
     model::diagnostic::Diagnostic,
@@ -41,6 +42,7 @@ use ending::{Signals, hand_over};
 use handover::Predecessor;
 use node::Node;
 pub use options::{Cluster, Options};
+use plugins::Plugins;
 use progress::Progress;
 use reading::Reading;
 use telling::Telling;
@@ -80,6 +82,10 @@ pub async fn run(options: Options) -> Result<()> {
     let mut ticks = every(REFRESH);
     let mut collisions = every(LOOK_FOR_COLLISIONS);
 
+    let cni = options.cluster.as_ref().and_then(|of| of.cni.clone());
+    let _kept = cni.map(keep::keep);
+    let mut plugins = Plugins::new();
+
     let mut compiler = Compiler::default();
     let mut input = reading.read();
     let mut progress = Progress::new();
@@ -99,12 +105,16 @@ pub async fn run(options: Options) -> Result<()> {
             predecessor.confirm(tcp)?;
             tracing::info!("taken over from the agent before");
         }
+        if options.cluster.is_some() {
+            plugins.serve(&options.run_dir)?;
+        }
         // What follows changes nothing that is wanted; `break` leads to what is wanted next.
         loop {
             if let Some(input) = &input {
                 progress.has_settled(&mut node, &telling, input);
             }
             telling.turn(&node, progress.generation > 0, reading.stale());
+            reading.answer(&mut plugins, &node);
             tokio::select! {
                 // In between whoever asks is answered.
                 () = yield_now(), if node.has_work() => node.advance(),
@@ -133,6 +143,10 @@ pub async fn run(options: Options) -> Result<()> {
                 // From here, so that a loop that hangs is noticed.
                 () = progress.service.due() => service::alive(),
                 _ = collisions.tick() => node.look_for_collisions(),
+                call = plugins.called() => if reading.is_asked(call, &mut plugins) {
+                    input = reading.read();
+                    break;
+                },
                 Some(call) = admin.calls.recv() => match call {
                     Call::Ask(request, reply) => {
                         // The client may have gone away.
@@ -142,6 +156,7 @@ pub async fn run(options: Options) -> Result<()> {
                     }
                     Call::TakeOver(reply, taken) => {
                         let left = node.give_up();
+                        plugins.pause();
                         admin.pause().await;
                         telling.pause().await;
                         if let Some(Taken { tcp }) = hand_over(&admin, &left, reply, taken).await {

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{
+    cni::install::Install,
     dataplane::{self, Capacity},
     model::{Compat, FailurePolicy},
     source::{kube, pods::select::Policy},
@@ -15,6 +16,10 @@ pub struct Cluster {
     pub source: kube::Options,
     /// Which of its pods are captured.
     pub pods: Policy,
+    /// The host's /proc, where pods are found.
+    pub host_proc: PathBuf,
+    /// The CNI plugin to be installed, and kept; `None`: it is somebody else's business.
+    pub cni: Option<Install>,
 }
 
 /// Settings of a running agent.

@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::Result;
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Interval, MissedTickBehavior, interval},
+};
 
 use crate::{
     cni::{
@@ -21,13 +24,13 @@ use crate::{
 
 /// How often it is looked whether those that wait can be answered, where nothing else happens: what
 /// they wait for is mostly the API server's word that there is such a pod.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Those who ask.
-#[derive(Default)]
 pub struct Plugins {
     server: Option<Server>,
     waiting: Vec<Waiting>,
+    looks: Interval,
 }
 
 /// How it stands with a pod.
@@ -51,38 +54,50 @@ struct Waiting {
 }
 
 impl Plugins {
-    /// Serves the socket of this run directory.
+    /// Nothing is served yet.
+    pub fn new() -> Self {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            server: None,
+            waiting: Vec::new(),
+            looks,
+        }
+    }
+
+    /// Serves the socket of this run directory, unless it is served already.
     ///
     /// # Errors
     /// If it cannot be made.
     pub fn serve(&mut self, run_dir: &Path) -> Result<()> {
-        self.server = Some(Server::open(run_dir)?);
+        if self.server.is_none() {
+            self.server = Some(Server::open(run_dir)?);
+        }
         Ok(())
     }
 
     /// Leaves the socket to the next agent. Who waits asks that one.
     pub fn pause(&mut self) {
-        *self = Self::default();
+        self.server = None;
+        self.waiting.clear();
     }
 
-    /// The next call; never, where nothing is served.
+    /// The next call, or `None` when it is time to look again whether those that wait can be answered.
     pub async fn called(&mut self) -> Option<Call> {
-        match &mut self.server {
-            Some(server) => server.calls.recv().await,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// When to [`answer`](Self::answer) again; never, where nobody waits.
-    pub async fn due(&self) {
+        let Some(server) = &mut self.server else {
+            return std::future::pending().await;
+        };
         if self.waiting.is_empty() {
-            std::future::pending::<()>().await;
+            return server.calls.recv().await;
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::select! {
+            call = server.calls.recv() => call,
+            _ = self.looks.tick() => None,
+        }
     }
 
-    /// Takes a call in. `true`: what is known of the pods has changed.
-    pub fn take(&mut self, call: Call, pods: &mut Pods) -> bool {
+    /// Takes a call in.
+    pub fn take(&mut self, call: Call, pods: &mut Pods) {
         let Call {
             request,
             netns,
@@ -92,7 +107,6 @@ impl Plugins {
         let refuse = |reply: oneshot::Sender<Reply>, why: String| {
             // The plugin may have gone away.
             let _ = reply.send(Reply::Refused(why));
-            false
         };
         match (request, netns) {
             (_, Some(Err(error))) => refuse(reply, format!("{error:#}")),
@@ -109,7 +123,7 @@ impl Plugins {
             ) => {
                 if Netns::open(None).is_ok_and(|host| host.id == netns.id) {
                     let _ = reply.send(Reply::Left("it is in the host's network namespace".into()));
-                    return false;
+                    return;
                 }
                 self.waiting.push(Waiting {
                     pod,
@@ -118,7 +132,6 @@ impl Plugins {
                     until: Instant::now() + Duration::from_millis(patience),
                     reply,
                 });
-                self.note(pods, |_| None)
             }
             (Request::Check { pod }, _) => {
                 self.waiting.push(Waiting {
@@ -128,17 +141,24 @@ impl Plugins {
                     until: Instant::now(),
                     reply,
                 });
-                false
             }
             (Request::Del { pod }, netns) => {
-                let id = netns.and_then(Result::ok).map(|netns| netns.id);
-                if let Some(uid) = &pod.uid {
-                    pods.forget(uid, id);
+                if let (Some(uid), Some(Ok(netns))) = (&pod.uid, netns) {
+                    pods.forget(uid, netns.id);
                 }
                 let _ = reply.send(Reply::Done);
-                false
             }
         }
+    }
+
+    /// The pods that are waited for.
+    pub fn waiting(&self) -> impl Iterator<Item = &PodRef> {
+        self.waiting.iter().map(|waiting| &waiting.pod)
+    }
+
+    /// Whether anybody waits.
+    pub fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// Notes sandboxes of pods that are known now; `uid`: of a pod, as the API server has it. `true`:

@@ -10,9 +10,10 @@ use std::{
 use anyhow::Result;
 
 use self::cluster::Clustered;
-use super::{Options, REFRESH};
+use super::{Options, REFRESH, node::Node, plugins::Plugins};
 use crate::{
     backoff::Backoff,
+    cni::server::Call,
     observe::{health::Pending, status::ClusterStatus},
     source::files::{self, File, Store, Update, Watch},
 };
@@ -104,6 +105,25 @@ impl Reading {
     /// How it goes with the cluster; `None`: it is no source.
     pub fn cluster(&self) -> Option<ClusterStatus> {
         self.cluster.as_ref().map(Clustered::status)
+    }
+
+    /// Takes in what a CNI plugin asks; `None`: only that it is time to look again. Whether there is
+    /// something to [`read`](Self::read) now that one waits for.
+    pub fn is_asked(&mut self, call: Option<Call>, plugins: &mut Plugins) -> bool {
+        let Some(cluster) = &mut self.cluster else {
+            return false;
+        };
+        if let Some(call) = call {
+            cluster.take(call, plugins);
+        }
+        cluster.has_heard_more(plugins)
+    }
+
+    /// Answers CNI plugins that wait, as far as they can be.
+    pub fn answer(&self, plugins: &mut Plugins, node: &Node) {
+        if let Some(cluster) = &self.cluster {
+            plugins.answer(|pod| cluster.standing(pod, node));
+        }
     }
 
     /// That what is known of the cluster is too old.

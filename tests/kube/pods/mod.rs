@@ -49,7 +49,7 @@ fn address() -> IpAddr {
 /// A namespace with an interface that has the pod's address.
 fn namespace(address: &str) -> anyhow::Result<Namespace> {
     let netns = Namespace::new("pod")?;
-    netns.ip("link add eth0 type dummy")?;
+    netns.ip("link add eth0 type veth peer name peer0")?;
     netns.add_address("eth0", format!("{address}/24").parse()?)?;
     netns.ip("link set eth0 up")?;
     Ok(netns)
@@ -209,9 +209,9 @@ fn what_the_cni_plugin_says_comes_first() -> anyhow::Result<()> {
     let now = found(&mut finder, &sought(&uid))?;
     ensure!(leads_to(&now.netns, &next)?, "{now:?}");
     // What ends is not what was noted last.
-    finder.forget(&uid, Some(hold(&netns)?.id));
+    finder.forget(&uid, hold(&netns)?.id);
     assert_eq!(found(&mut finder, &sought(&uid))?, now);
-    finder.forget(&uid, Some(hold(&next)?.id));
+    finder.forget(&uid, hold(&next)?.id);
     assert_eq!(find(&mut finder, &sought(&uid))?, Err(Missing::Netns));
     Ok(())
 }

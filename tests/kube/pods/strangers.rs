@@ -56,7 +56,7 @@ fn two_pods_with_the_same_address_are_told_apart() -> anyhow::Result<()> {
 fn the_hosts_namespace_is_no_pods() -> anyhow::Result<()> {
     require_node!();
     let (node, uid) = (Node::new()?, uid());
-    let host = Namespace::of_process("host", 1)?;
+    let host = Namespace::of_process("host", std::process::id())?;
     let _container = node.run(&uid, &host, "pause", &SLEEP)?;
     let pod = Sought {
         addresses: vec![[127, 0, 0, 1].into()],

@@ -111,6 +111,13 @@ const KUBE: [Need; 1] = [Need {
     install: |_| kube::install(),
 }];
 
+/// What its tests need that run pods.
+const NODE: [Need; 1] = [Need {
+    name: "container runtime and CNI plugins",
+    find: programs::find_node,
+    install: |_| programs::install_node(),
+}];
+
 /// What only checking for another machine needs besides.
 const CROSS: [Need; 1] = [Need {
     name: "C compiler for aarch64",
@@ -125,6 +132,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .chain(&FUZZING)
         .chain(&ENVOY)
         .chain(&KUBE)
+        .chain(&NODE)
         .chain(&BENCH)
         .chain(&VM)
         .chain(&CROSS)
@@ -190,15 +198,15 @@ pub fn ensure_envoy() -> anyhow::Result<()> {
     ensure_all(&ENVOY.iter().collect::<Vec<_>>())
 }
 
-/// Finds an API server, or builds one; see [`ensure`].
+/// Finds an API server, or builds one, and what runs pods; see [`ensure`].
 ///
 /// # Errors
 /// As [`run`].
 pub fn ensure_kube() -> anyhow::Result<()> {
-    ensure_all(&KUBE.iter().collect::<Vec<_>>())
+    ensure_all(&KUBE.iter().chain(&NODE).collect::<Vec<_>>())
 }
 
-/// `cargo xtask kube-assets`: the same, and tells where it is.
+/// `cargo xtask kube-assets`: only the API server, and tells where it is.
 ///
 /// # Errors
 /// As [`run`].

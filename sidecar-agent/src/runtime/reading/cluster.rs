@@ -5,13 +5,22 @@ use std::{collections::BTreeSet, time::Duration};
 use anyhow::{Context, Result};
 
 use crate::{
+    cni::{server::Call, wire::PodRef},
     dataplane::cgroup,
     model::Snapshot,
     observe::{health::Pending, status::ClusterStatus},
-    runtime::Options,
+    runtime::{
+        Options,
+        node::Node,
+        plugins::{Plugins, Standing},
+    },
     source::{
         kube::{Cluster, State},
-        pods::{self, Pods, find::Finder},
+        pods::{
+            self, Pods,
+            find::{self, Finder},
+            select::Capture,
+        },
     },
 };
 
@@ -19,8 +28,12 @@ use crate::{
 /// restarts, or a connection that is made again, is no matter.
 const STALE: Duration = Duration::from_secs(10);
 
-/// The host's.
-const PROC: &str = "/proc";
+/// Whether what was told is of this pod, and not of one before it with the same name.
+fn is(told: &pods::Told, pod: &PodRef) -> bool {
+    told.namespace == pod.namespace
+        && told.name == pod.name
+        && pod.uid.as_ref().is_none_or(|uid| told.is_known_by(uid))
+}
 
 /// The cluster, and what has become of its pods.
 pub struct Clustered {
@@ -40,8 +53,8 @@ impl Clustered {
         let Some(wanted) = &options.cluster else {
             return Ok(None);
         };
-        let nowhere = options.run_dir.join("nowhere").display().to_string();
-        let finder = Finder::new(PROC.into(), cgroup::root()?, nowhere)?;
+        let nowhere = find::nowhere(&options.run_dir).display().to_string();
+        let finder = Finder::new(wanted.host_proc.clone(), cgroup::root()?, nowhere)?;
         let cluster = Cluster::watch(wanted.source.clone()).await;
         Ok(Some(Self {
             cluster: cluster.context("watching the cluster")?,
@@ -89,6 +102,46 @@ impl Clustered {
         let before = self.found.workloads.clone();
         self.find(&state);
         before != self.found.workloads
+    }
+
+    /// Takes in what a CNI plugin asks.
+    pub fn take(&mut self, call: Call, plugins: &mut Plugins) {
+        plugins.take(call, &mut self.pods);
+    }
+
+    /// Whether anything is known now that CNI plugins wait for.
+    pub fn has_heard_more(&mut self, plugins: &mut Plugins) -> bool {
+        if !plugins.is_waited_for() {
+            return false;
+        }
+        let cluster = &self.cluster;
+        let uid = |pod: &PodRef| cluster.pod(&pod.namespace, &pod.name)?.metadata.uid.clone();
+        let noted = plugins.note(&mut self.pods, uid);
+        let told = |pod: &PodRef| self.found.told.iter().any(|told| is(told, pod));
+        let is_new = |pod: &PodRef| !told(pod) && uid(pod).is_some();
+        let heard = plugins.waiting().any(is_new);
+        noted || heard || self.has_found_more()
+    }
+
+    /// How it stands with a pod that a CNI plugin asks for.
+    pub fn standing(&self, pod: &PodRef, node: &Node) -> Standing {
+        let Some(told) = self.found.told.iter().find(|told| is(told, pod)) else {
+            let why = if self.is_listed() {
+                "the agent knows no such pod yet from the API server"
+            } else {
+                "the agent has not read the cluster yet"
+            };
+            return Standing::NotYet(why.to_owned());
+        };
+        if told.decision.capture == Capture::Left {
+            return Standing::Left(told.decision.reason.text().to_owned());
+        }
+        if let Some(missing) = told.missing {
+            return Standing::NotYet(missing.to_string());
+        }
+        let name = format!("{}/{}", told.namespace, told.name);
+        let standing = node.standing(&name);
+        standing.unwrap_or_else(|| Standing::NotYet("it is on its way".to_owned()))
     }
 
     fn find(&mut self, state: &State) {

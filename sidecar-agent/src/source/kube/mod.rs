@@ -15,6 +15,7 @@ mod watched;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Result;
+use k8s_openapi::api::core::v1::Pod;
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -97,6 +98,12 @@ impl Cluster {
     #[must_use]
     pub fn state(&self) -> Option<State> {
         self.shared.is_complete().then(|| self.shared.state())
+    }
+
+    /// A pod of this node, as far as is known now.
+    #[must_use]
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.shared.pod(namespace, name)
     }
 
     /// How it goes.

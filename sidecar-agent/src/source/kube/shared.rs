@@ -225,6 +225,15 @@ impl Shared {
         state
     }
 
+    /// A pod of this node, as far as is known now.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        let key = (namespace.to_owned(), name.to_owned());
+        self.lock().values().find_map(|watch| match &watch.objects {
+            Objects::Pods(table) => table.get(&key).cloned(),
+            _ => None,
+        })
+    }
+
     /// How it goes.
     pub fn status(&self) -> ClusterStatus {
         let watches = self.lock();

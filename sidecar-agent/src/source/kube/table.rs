@@ -103,6 +103,11 @@ impl<T: PartialEq> Table<T> {
         self.listing.is_some()
     }
 
+    /// The object of a key.
+    pub fn get(&self, key: &Key) -> Option<&T> {
+        self.objects.get(key)
+    }
+
     /// The objects, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Key, &T)> {
         self.objects.iter()

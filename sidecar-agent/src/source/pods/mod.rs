@@ -58,6 +58,17 @@ pub struct Told {
     pub decision: Decision,
     /// Why it cannot be attached yet: it is looked for again.
     pub missing: Option<Missing>,
+    /// What kubelet knows it by: a static pod by another UID.
+    #[serde(skip)]
+    pub known_by: Vec<String>,
+}
+
+impl Told {
+    /// Whether kubelet knows it by this UID.
+    #[must_use]
+    pub fn is_known_by(&self, uid: &str) -> bool {
+        self.known_by.contains(&known_by(uid))
+    }
 }
 
 impl Update {
@@ -90,8 +101,8 @@ impl Pods {
         self.finder.note(&known_by(uid), sandbox);
     }
 
-    /// Forgets what the CNI plugin has said of a pod; `netns`: of this namespace (device and inode).
-    pub fn forget(&mut self, uid: &str, netns: Option<(u64, u64)>) {
+    /// A sandbox of a pod ends, says the CNI plugin, with this network namespace (device and inode).
+    pub fn forget(&mut self, uid: &str, netns: (u64, u64)) {
         self.finder.forget(&known_by(uid), netns);
     }
 
@@ -149,6 +160,7 @@ impl Pods {
                 uid: text(&pod.metadata.uid),
                 decision,
                 missing,
+                known_by: uids(pod),
             });
         }
         self.entries = entries;
@@ -160,14 +172,17 @@ impl Pods {
     }
 }
 
+/// The UIDs of a pod, in canonical form.
+fn uids(pod: &Pod) -> Vec<String> {
+    let metadata = &pod.metadata;
+    let annotations = metadata.annotations.as_ref();
+    let hash = annotations.and_then(|all| all.get(CONFIG_HASH));
+    let uids = [metadata.uid.as_ref(), hash].into_iter().flatten();
+    uids.map(|uid| known_by(uid)).collect()
+}
+
 /// What a pod is to be found by.
 fn sought(pod: &Pod) -> Sought {
-    let metadata = &pod.metadata;
-    let hash = metadata
-        .annotations
-        .as_ref()
-        .and_then(|all| all.get(CONFIG_HASH));
-    let uids = [metadata.uid.as_ref(), hash];
     let status = pod.status.as_ref();
     let first = status.and_then(|status| status.pod_ip.as_deref());
     let all = status.and_then(|status| status.pod_ips.as_ref());
@@ -185,11 +200,7 @@ fn sought(pod: &Pod) -> Sought {
     let running = |name: &str| containers::running_id(pod, name).map(str::to_owned);
     let proxy = pod.spec.as_ref().and_then(containers::proxy);
     Sought {
-        uids: uids
-            .into_iter()
-            .flatten()
-            .map(|uid| known_by(uid))
-            .collect(),
+        uids: uids(pod),
         addresses,
         application: containers::application(pod).and_then(running),
         proxy: proxy.and_then(|proxy| running(&proxy.name)),

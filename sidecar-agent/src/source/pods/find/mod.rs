@@ -83,8 +83,8 @@ pub struct Finder {
     proc: PathBuf,
     cgroup_root: PathBuf,
     nowhere: String,
-    /// Known once a pod was looked for.
-    host_netns: Option<(u64, u64)>,
+    /// By device and inode.
+    host_netns: BTreeSet<(u64, u64)>,
     known: BTreeMap<String, Known>,
     sandboxes: BTreeMap<String, Sandbox>,
 }
@@ -98,9 +98,17 @@ struct Known {
     /// The inode of that: who makes it anew makes another.
     cgroup_id: u64,
     /// Kept, so that its name leads to it.
-    _netns: Netns,
+    netns: Netns,
     /// Everything that runs by the API server was found.
     complete: bool,
+}
+
+impl Known {
+    /// Whether the pod can be where it was: with the same addresses, and the same cgroup.
+    fn may_be_of(&self, pod: &Sought) -> bool {
+        self.sought.addresses == pod.addresses
+            && fs::metadata(&self.cgroup).is_ok_and(|found| found.ino() == self.cgroup_id)
+    }
 }
 
 impl Finder {
@@ -112,7 +120,7 @@ impl Finder {
     pub fn new(proc: PathBuf, cgroup_root: PathBuf, nowhere: String) -> Result<Self> {
         fs::create_dir_all(&nowhere).with_context(|| format!("creating {nowhere}"))?;
         Ok(Self {
-            host_netns: None,
+            host_netns: processes::host_netns(&proc),
             proc,
             cgroup_root,
             nowhere,
@@ -134,12 +142,19 @@ impl Finder {
         self.sandboxes.insert(uid.to_owned(), sandbox);
     }
 
-    /// Forgets what a CNI plugin has said of a pod, if that was of this namespace.
-    pub fn forget(&mut self, uid: &str, netns: Option<(u64, u64)>) {
-        let is_it = |sandbox: &Sandbox| netns.is_none_or(|id| id == sandbox.netns.id);
-        if self.sandboxes.get(uid).is_some_and(is_it) {
+    /// A sandbox of a pod ends, whose network namespace (device and inode) this was: it is not held
+    /// any more. (The same is said again, much later, when the pod has another.)
+    pub fn forget(&mut self, uid: &str, netns: (u64, u64)) {
+        if self
+            .sandboxes
+            .get(uid)
+            .is_some_and(|sandbox| sandbox.netns.id == netns)
+        {
             self.sandboxes.remove(uid);
         }
+        let is_it =
+            |known: &Known| known.netns.id == netns && known.sought.uids.iter().any(|of| of == uid);
+        self.known.retain(|_, known| !is_it(known));
     }
 
     /// Where these pods are, in their order, by one pass over /proc at most; pods that are where they
@@ -164,9 +179,6 @@ impl Finder {
             .collect();
         let mut missing = BTreeMap::new();
         if !stale.is_empty() {
-            if self.host_netns.is_none() {
-                self.host_netns = Some(processes::host_netns(&self.proc)?);
-            }
             let cgroups = cgroups::of_pods(&self.cgroup_root, &uids);
             let mut processes = processes::of_pods(&self.proc, &uids)?;
             for pod in stale {
@@ -181,6 +193,12 @@ impl Finder {
                     Ok(known) => {
                         self.known.insert(name(pod), known);
                     }
+                    // It is where it was, and cannot be looked at just now.
+                    Err(_)
+                        if self
+                            .known
+                            .get(&name(pod))
+                            .is_some_and(|of| of.may_be_of(pod)) => {}
                     Err(why) => {
                         self.known.remove(&name(pod));
                         missing.insert(name(pod), why);
@@ -196,11 +214,8 @@ impl Finder {
     }
 
     fn is_as_it_was(&self, pod: &Sought) -> bool {
-        self.known.get(&name(pod)).is_some_and(|known| {
-            known.complete
-                && known.sought == *pod
-                && fs::metadata(&known.cgroup).is_ok_and(|found| found.ino() == known.cgroup_id)
-        })
+        let known = self.known.get(&name(pod));
+        known.is_some_and(|of| of.complete && of.sought == *pod && of.may_be_of(pod))
     }
 
     fn look(
@@ -249,7 +264,7 @@ impl Finder {
             sought: pod.clone(),
             cgroup: cgroup.clone(),
             cgroup_id,
-            _netns: netns,
+            netns,
             complete,
         })
     }
@@ -279,7 +294,7 @@ impl Finder {
 
     /// The namespace of the oldest of these processes that is in one with any of these addresses.
     fn netns_with(&self, processes: Vec<Found>, addresses: &[IpAddr]) -> Option<Netns> {
-        let mut seen = BTreeSet::from_iter(self.host_netns);
+        let mut seen = self.host_netns.clone();
         processes
             .into_iter()
             .filter(|process| seen.insert(process.netns_id))

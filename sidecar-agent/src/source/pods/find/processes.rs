@@ -28,16 +28,13 @@ pub(super) struct Found {
     pub in_cgroup2: bool,
 }
 
-/// The network namespace of the host: that of the first process.
-pub(super) fn host_netns(proc: &Path) -> Result<(u64, u64)> {
-    let path = proc.join("1/ns/net");
-    let found = fs::metadata(&path).with_context(|| {
-        format!(
-            "reading {}: is --host-proc the host's /proc, and has the agent CAP_SYS_PTRACE?",
-            path.display()
-        )
-    })?;
-    Ok((found.dev(), found.ino()))
+/// The network namespaces that are the host's: that of the first process, and our own, as the agent
+/// has to be in it. (The first process' cannot always be looked at.)
+pub(super) fn host_netns(proc: &Path) -> BTreeSet<(u64, u64)> {
+    let first = proc.join("1/ns/net");
+    let all = [first.as_path(), Path::new("/proc/self/ns/net")].into_iter();
+    let found = all.filter_map(|path| fs::metadata(path).ok());
+    found.map(|found| (found.dev(), found.ino())).collect()
 }
 
 /// The processes of the pods with these UIDs, the oldest first.
