@@ -20,6 +20,7 @@ use sidecar_agent::{
     },
     observe::metrics::catalogue as metrics,
     privileges::{NEEDS, Need},
+    source::kube::rbac,
 };
 use sidecar_common::{Path, Reason};
 
@@ -32,7 +33,7 @@ const FIGURES: &str = "performance.json";
 ///
 /// # Errors
 /// When the benchmark's figures there cannot be read.
-pub fn files(docs: &FilePath) -> Result<[(&'static str, String); 10]> {
+pub fn files(docs: &FilePath) -> Result<[(&'static str, String); 11]> {
     Ok([
         ("capabilities.md", capabilities()),
         ("cli.md", command_line()),
@@ -42,6 +43,7 @@ pub fn files(docs: &FilePath) -> Result<[(&'static str, String); 10]> {
         ("kernels.md", kernels()),
         ("metrics.md", metrics()),
         ("performance.md", performance(&docs.join(FIGURES))?),
+        ("rbac.md", rbac()),
         ("reasons.md", reasons()),
         ("settings.md", settings()),
     ])
@@ -105,6 +107,43 @@ fn diagnostics() -> String {
             "\n## {id}: {title}\n\n{severity}. {explanation}\n\nRemedy: {remedy}.\n"
         );
     }
+    page
+}
+
+fn rbac() -> String {
+    let mesh = ("istio-system".to_owned(), "istio".to_owned());
+    let verbs = rbac::VERBS.map(|verb| format!("`{verb}`")).join(" and ");
+    let text = format!(
+        "What `run --kube` reads of the Kubernetes API, and therefore has to be allowed to: {verbs} of \
+         the following, and nothing else of this source. What kinds there are (`/apis/...`) and \
+         whether the API server is ready (`/readyz`) every service account may ask. Kinds of \
+         `networking.istio.io` need not exist; they are found when they come."
+    );
+    let mut page = head("What the agent may read of a cluster", &text);
+    page += "\n| group | resource | where | what for |\n|---|---|---|---|\n";
+    for rule in rbac::rules(&mesh) {
+        let group = if rule.group.is_empty() {
+            "(core)"
+        } else {
+            rule.group
+        };
+        let only = match &rule.only {
+            Some((namespace, name)) => {
+                format!("only `{namespace}/{name}` (`--mesh-config-map`)")
+            }
+            None => "all namespaces".to_owned(),
+        };
+        _ = writeln!(
+            page,
+            "| `{group}` | `{}` | {only} | {} |",
+            rule.resource, rule.reason
+        );
+    }
+    _ = write!(
+        page,
+        "\nAs roles:\n\n```yaml\n{}```\n",
+        rbac::roles("sidecar-agent", &mesh)
+    );
     page
 }
 

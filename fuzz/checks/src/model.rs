@@ -158,8 +158,8 @@ fn in_force(text: &str, decoded: &Decoded, compat: Compat) {
 
 fn update(store: &mut Store, text: &str, workloads: &str) -> Update {
     store.update(vec![
-        (FILE.into(), Ok(text.to_owned())),
-        ("workloads.yaml".into(), Ok(workloads.to_owned())),
+        (FILE.into(), Ok(text.into())),
+        ("workloads.yaml".into(), Ok(workloads.into())),
     ])
 }
 

@@ -5,6 +5,7 @@ mod handover;
 mod node;
 mod options;
 pub mod own_files;
+mod plugins;
 mod progress;
 mod reading;
 mod relays;
@@ -22,12 +23,13 @@ use tokio::{
 };
 
 use crate::{
+    cni::install::keep,
     compile::{Compiler, NodePlan},
     dataplane::Prepared,
     model::diagnostic::Diagnostic,
     observe::{
         admin::{Admin, Answer, Call, Request, Taken},
-        status::Status,
+        status::{ClusterStatus, Status},
         trace::Directory,
     },
     relay::{Engine, EngineConfig},
@@ -39,7 +41,8 @@ use crate::{
 use ending::{Signals, hand_over};
 use handover::Predecessor;
 use node::Node;
-pub use options::Options;
+pub use options::{Cluster, Options};
+use plugins::Plugins;
 use progress::Progress;
 use reading::Reading;
 use telling::Telling;
@@ -58,13 +61,20 @@ const LOOK_FOR_COLLISIONS: Duration = Duration::from_secs(10);
 /// If the agent cannot start. Once it runs, nothing that is wrong with an input ends it.
 pub async fn run(options: Options) -> Result<()> {
     let mut signals = Signals::new()?;
+    let mut reading = Reading::start(&options).await?;
+    if options.take_over {
+        // Nobody is relieved before it is known what is wanted.
+        tokio::select! {
+            () = reading.is_listed() => {}
+            () = signals.any() => return Ok(()),
+        }
+    }
     let Started {
         mut admin,
         mut node,
         mut predecessor,
         mut telling,
     } = start(&options).await?;
-    let mut reading = Reading::new(&options);
     let mut watch = reading.watch();
     let resolver = Resolver::new(&options.dns_servers).context("starting the resolver")?;
     let dns = DnsWatcher::spawn(resolver);
@@ -72,17 +82,24 @@ pub async fn run(options: Options) -> Result<()> {
     let mut ticks = every(REFRESH);
     let mut collisions = every(LOOK_FOR_COLLISIONS);
 
+    let cni = options.cluster.as_ref().and_then(|of| of.cni.clone());
+    let _kept = cni.map(keep::keep);
+    let mut plugins = Plugins::new();
+
     let mut compiler = Compiler::default();
     let mut located = Located::default();
     let mut input = reading.read();
     let mut progress = Progress::new();
     loop {
-        input.snapshot.failure_policy = options.failure_policy;
-        input.snapshot.dns = names.borrow_and_update().addresses.clone();
-        progress.begin();
-        let wanted = compiler.plans(&input.snapshot);
-        let found = located.diagnostics(&input.places, &wanted.findings);
-        want(&mut node, wanted, &input, found, &dns, watch.degraded());
+        // Until then what is in the kernel stays as it is.
+        if let Some(input) = &mut input {
+            input.snapshot.failure_policy = options.failure_policy;
+            input.snapshot.dns = names.borrow_and_update().addresses.clone();
+            progress.begin();
+            let wanted = compiler.plans(&input.snapshot);
+            let found = located.diagnostics(&input.places, &wanted.findings);
+            want(&mut node, wanted, input, found, &dns, watch.degraded());
+        }
         if let Some((predecessor, tcp)) = predecessor.take() {
             // Nobody else is attended to before it is relieved.
             while !node.is_settled() {
@@ -91,14 +108,24 @@ pub async fn run(options: Options) -> Result<()> {
             predecessor.confirm(tcp)?;
             tracing::info!("taken over from the agent before");
         }
+        if options.cluster.is_some() {
+            plugins.serve(&options.run_dir)?;
+        }
         // What follows changes nothing that is wanted; `break` leads to what is wanted next.
         loop {
-            progress.has_settled(&mut node, &telling, &input);
-            telling.turn(&node, progress.generation > 0);
+            if let Some(input) = &input {
+                progress.has_settled(&mut node, &telling, input);
+            }
+            telling.turn(&node, progress.generation > 0, reading.stale());
+            reading.answer(&mut plugins, &node);
             tokio::select! {
                 // In between whoever asks is answered.
                 () = yield_now(), if node.has_work() => node.advance(),
                 () = watch.changed() => {
+                    input = reading.read();
+                    break;
+                }
+                () = reading.changed() => {
                     input = reading.read();
                     break;
                 }
@@ -109,21 +136,30 @@ pub async fn run(options: Options) -> Result<()> {
                 _ = ticks.tick() => {
                     node.refresh();
                     progress.tell(&node);
-                    if let Some(update) = reading.read_again(&input) {
-                        input = update;
+                    if let Some(last) = &input
+                        && let Some(update) = reading.read_again(last)
+                    {
+                        input = Some(update);
                         break;
                     }
                 }
                 // From here, so that a loop that hangs is noticed.
                 () = progress.service.due() => service::alive(),
                 _ = collisions.tick() => node.look_for_collisions(),
+                call = plugins.called() => if reading.is_asked(call, &mut plugins) {
+                    input = reading.read();
+                    break;
+                },
                 Some(call) = admin.calls.recv() => match call {
                     Call::Ask(request, reply) => {
                         // The client may have gone away.
-                        let _ = reply.send(answer(&mut node, request, progress.generation, &telling));
+                        let cluster = reading.cluster();
+                        let generation = progress.generation;
+                        let _ = reply.send(answer(&mut node, request, generation, &telling, cluster));
                     }
                     Call::TakeOver(reply, taken) => {
                         let left = node.give_up();
+                        plugins.pause();
                         admin.pause().await;
                         telling.pause().await;
                         if let Some(Taken { tcp }) = hand_over(&admin, &left, reply, taken).await {
@@ -141,6 +177,7 @@ pub async fn run(options: Options) -> Result<()> {
                 Some(reply) = telling.scraped() => {
                     let _ = reply.send(Status {
                         trace: telling.trace(&node),
+                        cluster: reading.cluster(),
                         ..node.summary(progress.generation)
                     });
                 }
@@ -213,11 +250,18 @@ async fn start(options: &Options) -> Result<Started> {
     })
 }
 
-fn answer(node: &mut Node, request: Request, generation: u64, telling: &Telling) -> Answer {
+fn answer(
+    node: &mut Node,
+    request: Request,
+    generation: u64,
+    telling: &Telling,
+    cluster: Option<ClusterStatus>,
+) -> Answer {
     match request {
         Request::Status => Answer::Status(Box::new(Status {
             metrics: telling.address(),
             trace: telling.trace(node),
+            cluster,
             ..node.status(generation)
         })),
         Request::Capture { workload, on } => node

@@ -61,7 +61,7 @@ fn files(world: &World, order: &[usize]) -> Vec<File> {
     let file = |index: &usize| {
         let document = &world.documents[*index];
         let path = PathBuf::from(format!("{}.yaml", generate::id(document)));
-        (path, Ok(document.to_string()))
+        (path, Ok(document.to_string().into()))
     };
     order.iter().map(file).collect()
 }

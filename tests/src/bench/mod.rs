@@ -16,7 +16,7 @@ mod relays;
 mod report;
 mod side;
 mod slices;
-mod statistics;
+pub mod statistics;
 mod toggling;
 mod world;
 

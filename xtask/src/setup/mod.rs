@@ -17,6 +17,7 @@ mod compiler;
 mod cross;
 mod envoy;
 pub mod fuzzing;
+mod kube;
 mod linker;
 mod programs;
 mod vm;
@@ -103,6 +104,20 @@ const VM: [Need; 2] = [
     },
 ];
 
+/// What only the suite `kube` needs besides.
+const KUBE: [Need; 1] = [Need {
+    name: "API server of Kubernetes",
+    find: kube::find,
+    install: |_| kube::install(),
+}];
+
+/// What its tests need that run pods.
+const NODE: [Need; 1] = [Need {
+    name: "container runtime and CNI plugins",
+    find: programs::find_node,
+    install: |_| programs::install_node(),
+}];
+
 /// What only checking for another machine needs besides.
 const CROSS: [Need; 1] = [Need {
     name: "C compiler for aarch64",
@@ -116,6 +131,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .iter()
         .chain(&FUZZING)
         .chain(&ENVOY)
+        .chain(&KUBE)
+        .chain(&NODE)
         .chain(&BENCH)
         .chain(&VM)
         .chain(&CROSS)
@@ -179,6 +196,26 @@ pub fn ensure_with_fuzzing() -> anyhow::Result<()> {
 /// As [`run`].
 pub fn ensure_envoy() -> anyhow::Result<()> {
     ensure_all(&ENVOY.iter().collect::<Vec<_>>())
+}
+
+/// Finds an API server, or builds one, and what runs pods; see [`ensure`].
+///
+/// # Errors
+/// As [`run`].
+pub fn ensure_kube() -> anyhow::Result<()> {
+    ensure_all(&KUBE.iter().chain(&NODE).collect::<Vec<_>>())
+}
+
+/// `cargo xtask kube-assets`: only the API server, and tells where it is.
+///
+/// # Errors
+/// As [`run`].
+pub fn kube_assets() -> anyhow::Result<()> {
+    let args = Args {
+        check: false,
+        compiler: None,
+    };
+    provide(&KUBE.iter().collect::<Vec<_>>(), &args)
 }
 
 /// As [`ensure`], and what the benchmark compares with.

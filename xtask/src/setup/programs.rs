@@ -81,6 +81,31 @@ static COMPARED: [Program; 2] = [
     },
 ];
 
+/// What runs pods. Runtimes look for plugins where no shell does.
+static NODE: [Program; 2] = [
+    Program {
+        name: "runc",
+        package: "runc",
+        reason: "runs containers",
+    },
+    Program {
+        name: "ptp",
+        package: "containernetworking-plugins",
+        reason: "makes pods' networks",
+    },
+];
+
+/// Where CNI plugins are: where Debian has them, and where others do.
+const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
+
+pub fn find_node() -> anyhow::Result<String> {
+    find_all(&NODE)
+}
+
+pub fn install_node() -> anyhow::Result<()> {
+    install_all(&NODE)
+}
+
 pub fn find() -> anyhow::Result<String> {
     find_all(&PROGRAMS)
 }
@@ -135,7 +160,8 @@ fn missing(programs: &'static [Program]) -> impl Iterator<Item = &'static Progra
 pub fn is_there(name: &OsStr) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     // Where a distribution keeps programs for root, which a user's PATH may lack.
+    let more = ["/usr/sbin", "/sbin"].into_iter().chain(PLUGINS);
     env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(|dir| Path::new(dir).to_owned()))
+        .chain(more.map(|dir| Path::new(dir).to_owned()))
         .any(|dir| dir.join(name).exists())
 }

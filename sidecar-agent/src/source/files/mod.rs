@@ -12,6 +12,7 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -34,10 +35,10 @@ pub enum Text {
     /// What it said when it was read last.
     Unchanged,
     /// This. With a version, if equal versions are sure to be the same text.
-    New(String, Option<Version>),
+    New(Arc<str>, Option<Version>),
 }
 
-impl<T: Into<String>> From<T> for Text {
+impl<T: Into<Arc<str>>> From<T> for Text {
     fn from(text: T) -> Self {
         Self::New(text.into(), None)
     }
@@ -171,7 +172,10 @@ fn read_text(path: &Path, known: Option<Version>, now: SystemTime) -> io::Result
     let version = Version::of(&file.metadata()?);
     let mut text = String::new();
     file.read_to_string(&mut text)?;
-    Ok(Text::New(text, version.is_at_rest(now).then_some(version)))
+    Ok(Text::New(
+        text.into(),
+        version.is_at_rest(now).then_some(version),
+    ))
 }
 
 #[cfg(test)]
@@ -221,7 +225,7 @@ mod tests {
         symlink("..data/a.yaml", root.join("a.yaml")).unwrap();
         assert_eq!(names(root), ["a.yaml"]);
         let files = read(&[root.into()]);
-        assert!(matches!(&files[0].1, Ok(Text::New(text, _)) if text == "x: 1"));
+        assert!(matches!(&files[0].1, Ok(Text::New(text, _)) if **text == *"x: 1"));
     }
 
     #[test]
@@ -259,6 +263,6 @@ mod tests {
         let other = dir.path().join("other");
         fs::write(&other, "x: 2").unwrap();
         fs::rename(&other, &path).unwrap();
-        assert!(matches!(of(Some(version), later), Text::New(text, _) if text == "x: 2"));
+        assert!(matches!(of(Some(version), later), Text::New(text, _) if *text == *"x: 2"));
     }
 }

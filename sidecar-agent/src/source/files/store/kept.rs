@@ -143,6 +143,11 @@ impl Kept {
             return Some(Diagnostic::new(catalogue::EMPTIED, message).at(source.location(0..0)));
         }
         self.version = version;
+        if let Some((known, _)) = &self.text
+            && Arc::ptr_eq(&known.text, &text)
+        {
+            return None;
+        }
         let hash = blake3::hash(text.as_bytes());
         if self.text.as_ref().is_none_or(|(_, known)| *known != hash) {
             self.text = Some((Source::new(name, text), hash));

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::model::{
-    Object, Snapshot, decode::Resource, service::Service, service_entry::ServiceEntry,
-    sidecar::Sidecar, snapshot::same, virtual_service::VirtualService, workload::WorkloadEntry,
+    Object, Snapshot, decode::Resource, endpoints::Endpoints, service::Service,
+    service_entry::ServiceEntry, sidecar::Sidecar, snapshot::same, virtual_service::VirtualService,
+    workload::WorkloadEntry,
 };
 
 /// The lists of the last snapshot.
@@ -12,6 +13,7 @@ use crate::model::{
 pub struct Lists {
     sidecars: List<Sidecar>,
     services: List<Service>,
+    endpoints: List<Endpoints>,
     service_entries: List<ServiceEntry>,
     virtual_services: List<VirtualService>,
     workloads: List<WorkloadEntry>,
@@ -25,6 +27,9 @@ impl Lists {
             match resource {
                 Resource::Sidecar(object) => snapshot.sidecars.push(object.clone()),
                 Resource::Service(object) => snapshot.services.push(object.clone()),
+                Resource::EndpointSlice(object) | Resource::Endpoints(object) => {
+                    snapshot.endpoints.push(object.clone());
+                }
                 Resource::ServiceEntry(object) => snapshot.service_entries.push(object.clone()),
                 Resource::WorkloadEntry(object) => snapshot.workloads.push(object.clone()),
                 Resource::VirtualService(object) => snapshot.virtual_services.push(object.clone()),
@@ -36,6 +41,7 @@ impl Lists {
         }
         self.sidecars.sort(&mut snapshot.sidecars);
         self.services.sort(&mut snapshot.services);
+        self.endpoints.sort(&mut snapshot.endpoints);
         self.service_entries.sort(&mut snapshot.service_entries);
         self.virtual_services.sort(&mut snapshot.virtual_services);
         self.workloads.sort(&mut snapshot.workloads);
@@ -65,13 +71,8 @@ impl<T> List<T> {
         if !same(self.found.iter(), objects) {
             self.found.clone_from(objects);
             self.sorted.clone_from(objects);
-            self.sorted.sort_by(|a, b| order(a).cmp(&order(b)));
+            self.sorted.sort_by(|a, b| a.order().cmp(&b.order()));
         }
         objects.clone_from(&self.sorted);
     }
-}
-
-fn order<T>(object: &Object<T>) -> (i64, &str, &str) {
-    let meta = &object.meta;
-    (meta.created, &meta.name, &meta.namespace)
 }

@@ -1,7 +1,7 @@
 //! What stays in force.
 
 use super::*;
-use crate::{model::Object, source::files::Text};
+use crate::model::Object;
 
 const GOOD: &str = "
 apiVersion: networking.istio.io/v1
