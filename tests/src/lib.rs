@@ -19,6 +19,7 @@ pub mod envoy;
 pub mod foreign;
 pub mod interception;
 pub mod lab;
+pub mod manifests;
 pub mod names;
 pub mod net;
 pub mod netns;
