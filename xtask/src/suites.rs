@@ -1,6 +1,6 @@
 //! The test suites.
 
-use crate::setup;
+use crate::{image, setup};
 
 /// One suite.
 pub struct Suite {
@@ -117,6 +117,16 @@ pub const SUITES: &[Suite] = &[
         }),
     },
     Suite {
+        name: "packaging",
+        about: "the Helm chart and what it renders, and the image in a real container runtime",
+        run: Run::Tests(Tests {
+            targets: &["-p", "sidecar-tests", "--test", "packaging"],
+            threads: Some(4),
+            programs: &["sidecar-tests", "sidecar-agent"],
+            ensure: Some(ensure_packaging),
+        }),
+    },
+    Suite {
         name: "benchmark",
         about: "the benchmark works; its figures are not looked at",
         run: Run::Tests(Tests {
@@ -142,3 +152,11 @@ pub const SUITES: &[Suite] = &[
         run: Run::Vm,
     },
 ];
+
+/// Also builds the image. What one lacks keeps nobody from testing the other.
+fn ensure_packaging() -> anyhow::Result<()> {
+    let chart = setup::ensure_chart();
+    setup::ensure_containers()?;
+    image::run()?;
+    chart
+}
