@@ -8,6 +8,14 @@ env:
     valueFrom:
       fieldRef:
         fieldPath: spec.nodeName
+  - name: POD_NAMESPACE
+    valueFrom:
+      fieldRef:
+        fieldPath: metadata.namespace
+  - name: POD_NAME
+    valueFrom:
+      fieldRef:
+        fieldPath: metadata.name
   {{- with .Values.agent.extraEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -102,11 +110,10 @@ volumeMounts:
 {{- end }}
 {{- if .Values.kubernetes.enabled }}
 - --kube
-- --host-proc=/host/proc
-{{- with .Values.kubernetes.meshConfigMap }}
-{{- if .name }}
-- --mesh-config-map={{ .namespace }}/{{ .name }}
-{{- end }}
+- --mesh-config-map={{ include "sidecar-agent.meshNamespace" . }}/{{ .Values.kubernetes.meshConfigMap.name }}
+- --own-pod=$(POD_NAMESPACE)/$(POD_NAME)
+{{- range .Values.kubernetes.excludeNamespaces }}
+- --exclude-namespace={{ . }}
 {{- end }}
 {{- end }}
 {{- if .Values.staticConfig }}
@@ -116,6 +123,9 @@ volumeMounts:
 - --cni
 - --cni-bin-dir=/host/cni/bin
 - --cni-conf-dir=/host/cni/conf
+- --cni-run-dir={{ .Values.host.runDir }}
+- --cni-agent-absent={{ .Values.cni.agentAbsent }}
+- --cni-timeout={{ .Values.cni.timeoutSeconds | int }}
 {{- end }}
 # From the agent before, if one runs: of an update, or of a container that was started again.
 - --take-over

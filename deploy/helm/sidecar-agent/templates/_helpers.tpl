@@ -60,6 +60,10 @@ true
 {{- end -}}
 {{- end -}}
 
+{{- define "sidecar-agent.meshNamespace" -}}
+{{- .Values.kubernetes.meshConfigMap.namespace | default .Release.Namespace -}}
+{{- end -}}
+
 {{- define "sidecar-agent.healthHost" -}}
 {{- $address := .Values.metrics.address -}}
 {{- if has $address (list "0.0.0.0" "127.0.0.1") -}}
