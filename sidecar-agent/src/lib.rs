@@ -4,6 +4,7 @@
 
 mod backoff;
 pub mod cli;
+pub mod cni;
 pub mod compile;
 pub mod conformance;
 pub mod dataplane;

@@ -6,6 +6,7 @@ use sidecar_agent::model::{
     Object,
     decode::{self, Decoded, Resource},
     diagnostic::Severity,
+    endpoints::Endpoints,
     mesh::{InterceptionMode, MeshConfig, ProxyConfig},
     service::{Service, ServicePort, TargetPort},
     service_entry::{Resolution, ServiceEntry, ServiceEntryPort},
@@ -436,6 +437,78 @@ fn lists_are_their_items() {
 }
 
 #[test]
+fn endpoints_that_are_ready() {
+    let resources = clean(
+        "apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: db-x7
+  namespace: prod
+  labels: {kubernetes.io/service-name: db}
+addressType: IPv4
+endpoints:
+- {addresses: [10.0.0.1], conditions: {ready: true}, nodeName: a}
+- {addresses: [10.0.0.2], conditions: {ready: false, serving: true}}
+- {addresses: [10.0.0.3]}
+ports:
+- {name: tcp, port: 3306, protocol: TCP}
+- {name: all}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: names, labels: {kubernetes.io/service-name: db}}
+addressType: FQDN
+endpoints: [{addresses: [db.example.com]}]
+ports: [{port: 1}]
+---
+apiVersion: v1
+kind: Endpoints
+metadata: {name: db, namespace: prod}
+subsets:
+- addresses: [{ip: 10.0.0.4}, {ip: \"::ffff:10.0.0.5\"}]
+  notReadyAddresses: [{ip: 10.0.0.6}]
+  ports: [{port: 80}]
+- addresses: [{ip: \"fd00::1\"}]
+  ports: [{port: 81}]
+",
+    );
+    let endpoints: Vec<Endpoints> = resources
+        .into_iter()
+        .map(|resource| match resource {
+            Resource::EndpointSlice(object) | Resource::Endpoints(object) => object.spec.clone(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let of = |endpoints: &Endpoints, port: &str| -> Vec<String> {
+        let of_port = endpoints.of_port(port);
+        of_port.map(|(ip, port)| format!("{ip} {port}")).collect()
+    };
+    assert_eq!(endpoints[0].service, "db");
+    assert_eq!(of(&endpoints[0], "tcp"), ["10.0.0.1 3306", "10.0.0.3 3306"]);
+    assert_eq!(of(&endpoints[0], "all"), [""; 0]);
+    assert_eq!(endpoints[1].ready, []);
+    assert_eq!(endpoints[2].service, "db");
+    assert_eq!(
+        of(&endpoints[2], ""),
+        ["10.0.0.4 80", "10.0.0.5 80", "fd00::1 81"]
+    );
+
+    let found = decoded(
+        "apiVersion: v1
+kind: Endpoints
+metadata: {name: db}
+subsets: [{addresses: [{ip: db.example.com}], ports: [{port: 70000}]}]
+",
+    );
+    let fields: Vec<&str> = found.diagnostics.iter().map(|of| &*of.field).collect();
+    assert_eq!(
+        fields,
+        ["subsets[0].ports[0].port", "subsets[0].addresses[0].ip"]
+    );
+    assert_eq!(found.broken.len(), 1);
+}
+
+#[test]
 fn services() {
     let resources = clean(
         "apiVersion: v1
@@ -573,6 +646,7 @@ spec:
             ports: BTreeMap::from([("mysql".into(), 3306)]),
             labels: labels.map(|(k, v)| (k.into(), v.into())).into(),
             weight: 3,
+            is_pod: false,
         }
     );
 
@@ -648,6 +722,7 @@ fn service_entries() {
         address: address.into(),
         ports,
         weight,
+        is_pod: false,
         ..WorkloadEntry::default()
     };
     assert_eq!(

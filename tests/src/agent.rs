@@ -101,13 +101,24 @@ impl Agent {
     /// An agent that reads its configuration from a directory.
     #[must_use]
     pub fn with_config(dir: &Path) -> AgentBuilder {
+        Self::builder().env("SIDECAR_AGENT_CONFIG", dir)
+    }
+
+    /// An agent that reads its configuration from a cluster.
+    #[must_use]
+    pub fn with_kubeconfig(file: &Path) -> AgentBuilder {
+        Self::builder()
+            .env("SIDECAR_AGENT_KUBE", "true")
+            .env("SIDECAR_AGENT_KUBECONFIG", file)
+    }
+
+    fn builder() -> AgentBuilder {
         AgentBuilder {
             program: None,
             under: Vec::new(),
             args: Vec::new(),
             env: Vec::new(),
         }
-        .env("SIDECAR_AGENT_CONFIG", dir)
         // Its default is one port, and many agents run at a time.
         .env("SIDECAR_AGENT_METRICS_ADDRESS", "127.0.0.1:0")
         // Tests look for plain text in its logs.

@@ -20,12 +20,13 @@ use sidecar_agent::{
     },
     observe::metrics::catalogue as metrics,
     privileges::{NEEDS, Need},
+    source::kube::rbac,
 };
 use sidecar_common::{Path, Reason};
 
 /// The files, by name below `docs/`, and what is in them.
 #[must_use]
-pub fn files() -> [(&'static str, String); 9] {
+pub fn files() -> [(&'static str, String); 10] {
     [
         ("capabilities.md", capabilities()),
         ("cli.md", command_line()),
@@ -34,6 +35,7 @@ pub fn files() -> [(&'static str, String); 9] {
         ("failure-policy.md", failure_policy()),
         ("kernels.md", kernels()),
         ("metrics.md", metrics()),
+        ("rbac.md", rbac()),
         ("reasons.md", reasons()),
         ("settings.md", settings()),
     ]
@@ -84,6 +86,43 @@ fn diagnostics() -> String {
             "\n## {id}: {title}\n\n{severity}. {explanation}\n\nRemedy: {remedy}.\n"
         );
     }
+    page
+}
+
+fn rbac() -> String {
+    let mesh = ("istio-system".to_owned(), "istio".to_owned());
+    let verbs = rbac::VERBS.map(|verb| format!("`{verb}`")).join(" and ");
+    let text = format!(
+        "What `run --kube` reads of the Kubernetes API, and therefore has to be allowed to: {verbs} of \
+         the following, and nothing else of this source. What kinds there are (`/apis/...`) and \
+         whether the API server is ready (`/readyz`) every service account may ask. Kinds of \
+         `networking.istio.io` need not exist; they are found when they come."
+    );
+    let mut page = head("What the agent may read of a cluster", &text);
+    page += "\n| group | resource | where | what for |\n|---|---|---|---|\n";
+    for rule in rbac::rules(&mesh) {
+        let group = if rule.group.is_empty() {
+            "(core)"
+        } else {
+            rule.group
+        };
+        let only = match &rule.only {
+            Some((namespace, name)) => {
+                format!("only `{namespace}/{name}` (`--mesh-config-map`)")
+            }
+            None => "all namespaces".to_owned(),
+        };
+        _ = writeln!(
+            page,
+            "| `{group}` | `{}` | {only} | {} |",
+            rule.resource, rule.reason
+        );
+    }
+    _ = write!(
+        page,
+        "\nAs roles:\n\n```yaml\n{}```\n",
+        rbac::roles("sidecar-agent", &mesh)
+    );
     page
 }
 

@@ -223,6 +223,15 @@ impl Lab {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn write_workload_at(&self, address: &str, annotations: &[&str]) -> anyhow::Result<()> {
+        let text = self.workload_entry(address, annotations)?;
+        self.write("workload.yaml", &text)
+    }
+
+    /// The workload's entry; see [`write_workload_at`](Self::write_workload_at).
+    ///
+    /// # Errors
+    /// When its cgroup is not below the cgroup2 root.
+    pub fn workload_entry(&self, address: &str, annotations: &[&str]) -> anyhow::Result<String> {
         let cgroup = self.cgroup.below_root()?;
         let mut more = String::new();
         for line in annotations {
@@ -230,10 +239,8 @@ impl Lab {
             more += line;
             more += "\n";
         }
-        self.write(
-            "workload.yaml",
-            &format!(
-                "apiVersion: networking.istio.io/v1\n\
+        Ok(format!(
+            "apiVersion: networking.istio.io/v1\n\
                  kind: WorkloadEntry\n\
                  metadata:\n  \
                    name: productpage\n  \
@@ -247,10 +254,9 @@ impl Lab {
                    {address}\n  \
                    labels:\n    \
                      app: productpage\n",
-                netns = self.workload().netns.path().display(),
-                root = self.in_root("").display(),
-            ),
-        )
+            netns = self.workload().netns.path().display(),
+            root = self.in_root("").display(),
+        ))
     }
 
     /// Starts the agent and waits until the workload is captured.
@@ -283,6 +289,17 @@ impl Lab {
             .mesh_config(&self.mesh_file())
             .dns(&self.dns);
         self.agent = Some(settings(agent).start()?);
+        Ok(())
+    }
+
+    /// Starts an agent that reads something else, with the lab's name server, and waits for nothing
+    /// but its answer.
+    ///
+    /// # Errors
+    /// When it does not start: with its logs.
+    pub fn start_another_agent(&mut self, agent: AgentBuilder) -> anyhow::Result<()> {
+        ensure!(self.agent.is_none(), "the lab has an agent already");
+        self.agent = Some(agent.dns(&self.dns).start()?);
         Ok(())
     }
 

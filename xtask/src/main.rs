@@ -55,6 +55,8 @@ enum Command {
     Soak(soak::Args),
     /// Run the tests that need a kernel on other kernels, in virtual machines
     Vm(vm::Args),
+    /// Find the programs that the tests run a cluster with, or build them
+    KubeAssets,
     /// Check that everything compiles for other machines, installing what that needs first
     Cross(cross::Args),
     /// Write what of docs/ follows from the code
@@ -85,6 +87,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Soak(args) => soak::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Vm(args) => vm::run(&args).map(verdict),
+        Command::KubeAssets => setup::kube_assets().map(|()| ExitCode::SUCCESS),
         Command::Cross(args) => cross::run(&args).map(verdict),
         Command::GenDocs(args) => gen_docs::run(&args).map(verdict),
         Command::Image => image::run().map(|()| ExitCode::SUCCESS),

@@ -127,6 +127,17 @@ pub const SUITES: &[Suite] = &[
         }),
     },
     Suite {
+        name: "kube",
+        about: "the agent and a real API server of Kubernetes",
+        run: Run::Tests(Tests {
+            targets: &["-p", "sidecar-tests", "--test", "kube"],
+            // Each has an API server, which computes.
+            threads: Some(2),
+            programs: &["sidecar-tests", "sidecar-agent"],
+            ensure: Some(setup::ensure_kube),
+        }),
+    },
+    Suite {
         name: "benchmark",
         about: "the benchmark works; its figures are not looked at",
         run: Run::Tests(Tests {

@@ -99,6 +99,13 @@ pub struct Inputs {
     /// Directory of resources.
     #[arg(long, env = "SIDECAR_AGENT_CONFIG", value_name = "DIR")]
     pub(super) config: PathBuf,
+    #[command(flatten)]
+    pub(super) beside: Beside,
+}
+
+/// What resources are read with.
+#[derive(Debug, clap::Args)]
+pub struct Beside {
     /// File with Istio's `MeshConfig`.
     #[arg(long, env = "SIDECAR_AGENT_MESH_CONFIG", value_name = "FILE")]
     pub(super) mesh_config: Option<PathBuf>,
@@ -131,17 +138,17 @@ impl Inputs {
         if !self.config.is_dir() {
             bail!("--config {}: not a directory", self.config.display());
         }
-        let paths: Vec<PathBuf> = [Some(&self.config), self.mesh_config.as_ref()]
+        let paths: Vec<PathBuf> = [Some(&self.config), self.beside.mesh_config.as_ref()]
             .into_iter()
             .flatten()
             .cloned()
             .collect();
-        let mut input = files::load(&paths, self.compat.compat);
-        input.snapshot.failure_policy = self.failure_policy;
+        let mut input = files::load(&paths, self.beside.compat.compat);
+        input.snapshot.failure_policy = self.beside.failure_policy;
         let mut node = compile::plans(&input.snapshot);
         if !node.dns.is_empty() {
             let resolver =
-                dns::Resolver::new(&self.dns_servers).context("starting the resolver")?;
+                dns::Resolver::new(&self.beside.dns_servers).context("starting the resolver")?;
             let answers = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()

@@ -6,6 +6,8 @@
 mod callers;
 mod capture;
 pub mod check;
+mod cluster;
+mod cni;
 mod doctor;
 mod dump;
 mod explain;
@@ -23,6 +25,8 @@ use std::{io, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+
+use crate::cni::plugin;
 
 /// eBPF transparent traffic capture for Istio Sidecar resources.
 #[derive(Debug, Parser)]
@@ -85,6 +89,8 @@ enum Verb {
     Top(top::Args),
     /// Show the decisions of the running agent's programs, as they are made.
     Trace(trace::Args),
+    /// The CNI plugin, as container runtimes run it; and to put it on this node, or take it away.
+    Cni(cni::Args),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -101,6 +107,9 @@ pub fn command() -> clap::Command {
 /// Parses the command line and does what it says.
 #[must_use]
 pub fn main() -> ExitCode {
+    if plugin::is_wanted() {
+        return plugin::run();
+    }
     let cli = Cli::parse();
     let log = tracing_subscriber::fmt()
         .with_env_filter(cli.log)
@@ -121,6 +130,7 @@ pub fn main() -> ExitCode {
         Verb::Doctor(args) => doctor::run(args),
         Verb::Top(args) => top::run(&args),
         Verb::Trace(args) => trace::run(args),
+        Verb::Cni(args) => cni::run(args),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut command(), "sidecar-agent", &mut io::stdout());
             Ok(ExitCode::SUCCESS)

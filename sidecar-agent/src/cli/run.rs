@@ -10,14 +10,27 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::inputs::{Bpffs, Inputs, RunDir, STATE_DIR};
+use super::{
+    cluster::ClusterArgs,
+    inputs::{Beside, Bpffs, RunDir, STATE_DIR},
+};
 use crate::{dataplane::Capacity, doctor, limits, privileges, runtime};
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Directory of resources.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_CONFIG",
+        value_name = "DIR",
+        required_unless_present = "kube"
+    )]
+    config: Option<PathBuf>,
     #[command(flatten)]
-    inputs: Inputs,
+    beside: Beside,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     #[command(flatten)]
     agent: RunDir,
     /// Directory of what outlives the agent, and a restart of the machine.
@@ -106,20 +119,20 @@ impl FromStr for Address {
 
 /// Runs the agent.
 pub fn run(args: Args) -> Result<ExitCode> {
-    let Inputs {
-        config,
+    let Beside {
         mesh_config,
         dns_servers,
         failure_policy,
         compat,
-    } = args.inputs;
+    } = args.beside;
     doctor::preflight(&args.bpffs.bpffs)?;
     limits::raise();
     // As long as there is one thread only, whose heirs the others are.
     privileges::drop_others()?;
     let options = runtime::Options {
-        config,
+        config: args.config,
         mesh_config,
+        cluster: args.cluster.options()?,
         run_dir: args.agent.run_dir,
         state_dir: args.state_dir,
         take_over: args.take_over,

@@ -8,7 +8,7 @@ use super::{
     inputs::RunDir,
     output::{Format, print, table},
 };
-use crate::observe::status::Status;
+use crate::observe::status::{ClusterStatus, Status};
 
 /// Arguments of `status`.
 #[derive(Debug, clap::Args)]
@@ -64,9 +64,27 @@ fn human(status: &Status) -> String {
         &["WORKLOAD", "STATE", "SIDECAR", "DECISIONS", "PROBLEM"],
         workloads,
     );
-    [head, table]
+    let cluster = status.cluster.as_ref().map(cluster);
+    [Some(head), cluster, Some(table)]
         .into_iter()
+        .flatten()
         .chain(diagnostics)
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+fn cluster(cluster: &ClusterStatus) -> String {
+    let problems = cluster.kinds.iter().filter_map(|kind| {
+        let problem = kind.problem.as_ref()?;
+        Some(format!("\n  {}: {problem}", kind.kind))
+    });
+    let problems: String = problems.collect();
+    let objects: usize = cluster.kinds.iter().map(|kind| kind.objects).sum();
+    match (cluster.listed, cluster.stale_seconds) {
+        (false, _) => format!("cluster: not listed yet; nothing changes until it is{problems}"),
+        (true, Some(seconds)) => {
+            format!("cluster: {objects} objects, not up to date for {seconds:.0} s{problems}")
+        }
+        (true, None) => format!("cluster: {objects} objects, up to date"),
+    }
 }

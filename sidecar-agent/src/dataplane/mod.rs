@@ -201,6 +201,20 @@ impl Dataplane {
         attachment.publish_identity(&self.maps)
     }
 
+    /// Tells the kernel which cgroup within the workload's own is now its proxy's; `None`: none.
+    ///
+    /// # Errors
+    /// If the workload is not attached, or a map refuses.
+    pub fn set_proxy_cgroup(
+        &mut self,
+        workload: WorkloadId,
+        proxy: Option<&cgroup::Cgroup>,
+    ) -> Result<()> {
+        let attachment = attachment(&mut self.attachments, workload)?;
+        attachment.identity.proxy_cgroup = proxy.map_or(0, |cgroup| cgroup.id);
+        attachment.publish_identity(&self.maps)
+    }
+
     fn free_slot(&mut self) -> Result<WorkloadId> {
         self.sweep();
         let slots = self.maps.capacity().workloads;

@@ -64,6 +64,12 @@ impl ResourceRef {
 }
 
 impl<T> Object<T> {
+    /// The key of Istio's order, the oldest first: creation, name, namespace.
+    #[must_use]
+    pub fn order(&self) -> (i64, &str, &str) {
+        (self.meta.created, &self.meta.name, &self.meta.namespace)
+    }
+
     /// Names this resource; `kind` as in its manifest.
     #[must_use]
     pub fn reference(&self, kind: &'static str) -> ResourceRef {

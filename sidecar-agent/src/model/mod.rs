@@ -5,6 +5,7 @@ pub mod catalogue;
 pub mod compat;
 pub mod decode;
 pub mod diagnostic;
+pub mod endpoints;
 pub mod failure;
 pub mod mesh;
 pub mod meta;

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     FailurePolicy,
+    endpoints::Endpoints,
     mesh::MeshConfig,
     meta::{Object, ResourceRef},
     service::Service,
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub sidecars: Vec<Arc<Object<Sidecar>>>,
     /// Kubernetes services.
     pub services: Vec<Arc<Object<Service>>>,
+    /// Endpoints of Kubernetes services.
+    pub endpoints: Vec<Arc<Object<Endpoints>>>,
     /// Service entries.
     pub service_entries: Vec<Arc<Object<ServiceEntry>>>,
     /// Virtual services.

@@ -39,4 +39,6 @@ pub struct WorkloadEntry {
     pub labels: BTreeMap<String, String>,
     /// `serviceAccount`, `network`, ... are accepted and not used.
     pub weight: u32,
+    /// It is a pod: which services it is an endpoint of, and when, is the cluster's business.
+    pub is_pod: bool,
 }

@@ -29,6 +29,8 @@ pub struct Readiness {
     pub loaded: bool,
     /// The configuration was applied at least once.
     pub applied: bool,
+    /// What is too old of what is known, and why.
+    pub stale: Option<Pending>,
     /// Workloads for which nothing is in force, and why.
     pub workloads: Vec<Pending>,
 }
@@ -36,7 +38,8 @@ pub struct Readiness {
 /// Something that keeps the agent from being ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Pending {
-    /// What: `agent`, `main loop`, `programs`, `configuration`, or `workload NAMESPACE/NAME`.
+    /// What: `agent`, `main loop`, `programs`, `configuration`, `cluster`, or `workload
+    /// NAMESPACE/NAME`.
     pub what: String,
     /// Why.
     pub why: String,
@@ -129,6 +132,7 @@ impl Health {
         let pending: Vec<Pending> = missing
             .into_iter()
             .flatten()
+            .chain(readiness.stale)
             .chain(readiness.workloads)
             .collect();
         Report {

@@ -5,6 +5,7 @@ mod handover;
 mod node;
 mod options;
 pub mod own_files;
+mod plugins;
 mod progress;
 mod reading;
 mod relays;
@@ -27,7 +28,7 @@ use crate::{
     model::diagnostic::Diagnostic,
     observe::{
         admin::{Admin, Answer, Call, Request, Taken},
-        status::Status,
+        status::{ClusterStatus, Status},
         trace::Directory,
     },
     relay::{Engine, EngineConfig},
@@ -40,7 +41,7 @@ pub use ending::Signals;
 use ending::hand_over;
 use handover::Predecessor;
 use node::Node;
-pub use options::Options;
+pub use options::{Cluster, Options};
 use progress::Progress;
 use reading::Reading;
 use telling::Telling;
@@ -59,13 +60,20 @@ const LOOK_FOR_COLLISIONS: Duration = Duration::from_secs(10);
 /// If the agent cannot start. Once it runs, nothing that is wrong with an input ends it.
 pub async fn run(options: Options) -> Result<()> {
     let mut signals = Signals::new()?;
+    let mut reading = Reading::start(&options).await?;
+    if options.take_over {
+        // Nobody is relieved before it is known what is wanted.
+        tokio::select! {
+            () = reading.is_listed() => {}
+            () = signals.any() => return Ok(()),
+        }
+    }
     let Started {
         mut admin,
         mut node,
         mut predecessor,
         mut telling,
     } = start(&options).await?;
-    let mut reading = Reading::new(&options);
     let mut watch = reading.watch();
     let resolver = Resolver::new(&options.dns_servers).context("starting the resolver")?;
     let dns = DnsWatcher::spawn(resolver);
@@ -77,10 +85,13 @@ pub async fn run(options: Options) -> Result<()> {
     let mut input = reading.read();
     let mut progress = Progress::new();
     loop {
-        input.snapshot.failure_policy = options.failure_policy;
-        input.snapshot.dns = names.borrow_and_update().addresses.clone();
-        progress.begin();
-        want(&mut node, &mut compiler, &input, &dns, watch.degraded());
+        // Until then what is in the kernel stays as it is.
+        if let Some(input) = &mut input {
+            input.snapshot.failure_policy = options.failure_policy;
+            input.snapshot.dns = names.borrow_and_update().addresses.clone();
+            progress.begin();
+            want(&mut node, &mut compiler, input, &dns, watch.degraded());
+        }
         if let Some((predecessor, tcp)) = predecessor.take() {
             // Nobody else is attended to before it is relieved.
             while !node.is_settled() {
@@ -91,12 +102,18 @@ pub async fn run(options: Options) -> Result<()> {
         }
         // What follows changes nothing that is wanted; `break` leads to what is wanted next.
         loop {
-            progress.has_settled(&mut node, &telling, &input);
-            telling.turn(&node, progress.generation > 0);
+            if let Some(input) = &input {
+                progress.has_settled(&mut node, &telling, input);
+            }
+            telling.turn(&node, progress.generation > 0, reading.stale());
             tokio::select! {
                 // In between whoever asks is answered.
                 () = yield_now(), if node.has_work() => node.advance(),
                 () = watch.changed() => {
+                    input = reading.read();
+                    break;
+                }
+                () = reading.changed() => {
                     input = reading.read();
                     break;
                 }
@@ -107,8 +124,10 @@ pub async fn run(options: Options) -> Result<()> {
                 _ = ticks.tick() => {
                     node.refresh();
                     progress.tell(&node);
-                    if let Some(update) = reading.read_again(&input) {
-                        input = update;
+                    if let Some(last) = &input
+                        && let Some(update) = reading.read_again(last)
+                    {
+                        input = Some(update);
                         break;
                     }
                 }
@@ -118,7 +137,9 @@ pub async fn run(options: Options) -> Result<()> {
                 Some(call) = admin.calls.recv() => match call {
                     Call::Ask(request, reply) => {
                         // The client may have gone away.
-                        let _ = reply.send(answer(&mut node, request, progress.generation, &telling));
+                        let cluster = reading.cluster();
+                        let generation = progress.generation;
+                        let _ = reply.send(answer(&mut node, request, generation, &telling, cluster));
                     }
                     Call::TakeOver(reply, taken) => {
                         let left = node.give_up();
@@ -139,6 +160,7 @@ pub async fn run(options: Options) -> Result<()> {
                 Some(reply) = telling.scraped() => {
                     let _ = reply.send(Status {
                         trace: telling.trace(&node),
+                        cluster: reading.cluster(),
                         ..node.summary(progress.generation)
                     });
                 }
@@ -211,11 +233,18 @@ async fn start(options: &Options) -> Result<Started> {
     })
 }
 
-fn answer(node: &mut Node, request: Request, generation: u64, telling: &Telling) -> Answer {
+fn answer(
+    node: &mut Node,
+    request: Request,
+    generation: u64,
+    telling: &Telling,
+    cluster: Option<ClusterStatus>,
+) -> Answer {
     match request {
         Request::Status => Answer::Status(Box::new(Status {
             metrics: telling.address(),
             trace: telling.trace(node),
+            cluster,
             ..node.status(generation)
         })),
         Request::Capture { workload, on } => node

@@ -5,15 +5,27 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use crate::{
     dataplane::{self, Capacity},
     model::{Compat, FailurePolicy},
+    source::{kube, pods::select::Policy},
 };
+
+/// What is read of a cluster.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Where it is.
+    pub source: kube::Options,
+    /// Which of its pods are captured.
+    pub pods: Policy,
+}
 
 /// Settings of a running agent.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Directory of resources.
-    pub config: PathBuf,
+    /// Directory of resources, if any.
+    pub config: Option<PathBuf>,
     /// File with the mesh configuration.
     pub mesh_config: Option<PathBuf>,
+    /// The cluster as a source; `None`: it is none.
+    pub cluster: Option<Cluster>,
     /// Directory of the admin socket.
     pub run_dir: PathBuf,
     /// Directory of what outlives the agent, and the machine's restart.

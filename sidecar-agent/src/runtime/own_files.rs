@@ -5,7 +5,7 @@ use std::{io::ErrorKind, path::Path};
 use anyhow::{Context as _, Result};
 
 use super::toggles;
-use crate::observe::admin;
+use crate::{cni::wire, observe::admin, source::pods::find::nowhere};
 
 /// Removes the files of an agent that does not run: its socket and what operators have said. What
 /// else is in those directories stays, and they do then.
@@ -13,7 +13,17 @@ use crate::observe::admin;
 /// # Errors
 /// If one cannot be removed.
 pub fn remove(run_dir: &Path, state_dir: &Path) -> Result<()> {
+    let nowhere = nowhere(run_dir);
+    if let Err(error) = std::fs::remove_dir(&nowhere)
+        && !matches!(
+            error.kind(),
+            ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty
+        )
+    {
+        return Err(error).with_context(|| format!("removing {}", nowhere.display()));
+    }
     for (file, dir) in [
+        (wire::socket_path(run_dir), run_dir),
         (admin::socket_path(run_dir), run_dir),
         (toggles::path(state_dir), state_dir),
     ] {

@@ -3,7 +3,10 @@
 use std::time::Instant;
 
 use super::{node::Node, service::Service, telling::Telling};
-use crate::{model::diagnostic::Severity, source::files};
+use crate::{
+    model::{decode::Kind, diagnostic::Severity},
+    source::files,
+};
 
 /// The configuration on its way into force.
 pub struct Progress {
@@ -53,8 +56,8 @@ impl Progress {
             "applied the configuration"
         );
         self.tell(node);
-        // As long as a file cannot be understood, what nobody claims may be what it declares.
-        if !has_errors(input) {
+        // What nobody claims may be declared in what cannot be understood.
+        if !may_hide_workloads(input) {
             node.let_go_unclaimed();
         }
         node.close_unclaimed();
@@ -69,7 +72,13 @@ impl Progress {
     }
 }
 
-fn has_errors(input: &files::Update) -> bool {
+/// Whether something that cannot be understood may be a workload. In a large cluster some resource of
+/// another kind is always wrong.
+fn may_hide_workloads(input: &files::Update) -> bool {
+    let workload = Kind::WorkloadEntry.name();
     let mut diagnostics = input.diagnostics.iter();
-    diagnostics.any(|diagnostic| diagnostic.severity == Severity::Error)
+    diagnostics.any(|diagnostic| {
+        let resource = diagnostic.resource.as_ref();
+        diagnostic.severity == Severity::Error && resource.is_none_or(|of| of.kind == workload)
+    })
 }

@@ -1,63 +1,113 @@
-//! The files of the configuration, read as a whole.
+//! What the configuration says: files, and what is known of the cluster, read as a whole.
+
+mod cluster;
 
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
 };
 
+use anyhow::Result;
+
+use self::cluster::Clustered;
 use super::{Options, REFRESH};
 use crate::{
     backoff::Backoff,
-    source::files::{self, Store, Update, Watch},
+    observe::{health::Pending, status::ClusterStatus},
+    source::files::{self, File, Store, Update, Watch},
 };
 
 /// When files are read again that could not be.
 const UNREAD: Backoff = Backoff::new(REFRESH, Duration::from_secs(30));
 
-/// Reads them, and keeps what was last good.
+/// Reads it, and keeps what was last good.
 pub struct Reading {
     paths: Vec<PathBuf>,
+    cluster: Option<Clustered>,
     store: Store,
     unread: Backoff,
 }
 
 impl Reading {
-    /// Of what the agent was started with.
-    pub fn new(options: &Options) -> Self {
-        Self {
-            paths: [&options.config]
+    /// Of what the agent was started with. The cluster is watched from now on.
+    ///
+    /// # Errors
+    /// If it is not known where the cluster's API server is.
+    pub async fn start(options: &Options) -> Result<Self> {
+        Ok(Self {
+            paths: [&options.config, &options.mesh_config]
                 .into_iter()
-                .chain(&options.mesh_config)
+                .flatten()
                 .cloned()
                 .collect(),
+            cluster: Clustered::start(options).await?,
             store: Store::new(options.compat),
             unread: UNREAD,
-        }
+        })
     }
 
-    /// Notices that they change.
+    /// Notices that files change.
     pub fn watch(&self) -> Watch {
         files::watch(&self.paths)
     }
 
-    /// Reads all of them.
-    pub fn read(&mut self) -> Update {
-        self.store.update(files::read(&self.paths))
+    /// Waits until the cluster has changed.
+    pub async fn changed(&mut self) {
+        match &mut self.cluster {
+            Some(cluster) => cluster.changed().await,
+            None => std::future::pending().await,
+        }
     }
 
-    /// Reads them again where something could not be read the last time, as nobody tells when it can
-    /// be: `None` if that is not so, or it still cannot be.
+    /// Waits until there is something to [`read`](Self::read).
+    pub async fn is_listed(&mut self) {
+        while let Some(cluster) = &mut self.cluster
+            && !cluster.is_listed()
+        {
+            cluster.changed().await;
+        }
+    }
+
+    /// Reads all of it; `None` as long as not everything is known that is in the cluster.
+    pub fn read(&mut self) -> Option<Update> {
+        let mut files = files::read(&self.paths);
+        let Some(cluster) = &mut self.cluster else {
+            return Some(self.store.update(files));
+        };
+        let state = cluster.state()?;
+        // After files: what is said on the node counts for more.
+        let file = |name: &str, text: &str| -> File { (name.into(), Ok(text.into())) };
+        files.extend(state.documents.iter().map(|of| file(&of.name, &of.text)));
+        let mut update = self.store.update(files);
+        cluster.add_pods(&state, &mut update.snapshot);
+        Some(update)
+    }
+
+    /// Reads it again where something could not be read or found the last time, as nobody tells when
+    /// it can be: `None` if that is not so, or it still cannot be.
     pub fn read_again(&mut self, last: &Update) -> Option<Update> {
+        let found = self.cluster.as_mut().is_some_and(Clustered::has_found_more);
         let now = Instant::now();
-        if !last.unread || !self.unread.left(now).is_zero() {
+        let is_due = last.unread && self.unread.left(now).is_zero();
+        if !is_due && !found {
             return None;
         }
-        let update = self.read();
+        let update = self.read()?;
         if update.unread {
             self.unread.fail(now);
-            return None;
+            return found.then_some(update);
         }
         self.unread.reset();
         Some(update)
+    }
+
+    /// How it goes with the cluster; `None`: it is no source.
+    pub fn cluster(&self) -> Option<ClusterStatus> {
+        self.cluster.as_ref().map(Clustered::status)
+    }
+
+    /// That what is known of the cluster is too old.
+    pub fn stale(&self) -> Option<Pending> {
+        self.cluster.as_ref()?.stale()
     }
 }

@@ -52,12 +52,13 @@ impl Telling {
         }
     }
 
-    /// The main loop turns: tells so, whether a configuration was applied yet, and whether anything is
-    /// pending.
-    pub fn turn(&self, node: &Node, applied: bool) {
+    /// The main loop turns: tells so, whether a configuration was applied yet, what is too old of
+    /// what is known, and whether anything is pending.
+    pub fn turn(&self, node: &Node, applied: bool, stale: Option<Pending>) {
         self.health.beat();
         self.health.update(|readiness| {
             readiness.applied = applied;
+            readiness.stale = stale;
             readiness.workloads = node
                 .pending()
                 .map(|(name, why)| Pending {

@@ -3,4 +3,6 @@
 
 pub mod dns;
 pub mod files;
+pub mod kube;
 pub mod pod_cgroup;
+pub mod pods;

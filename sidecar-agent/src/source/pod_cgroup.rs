@@ -64,6 +64,29 @@ pub fn of_path(path: &str) -> Option<PodCgroup> {
     }
 }
 
+/// The UID of the pod whose own cgroup has this name, as kubelet's two drivers name it:
+/// `pod<UID>`, or `kubepods[-burstable|-besteffort]-pod<UID>.slice`; `None`: it is none of a pod.
+#[must_use]
+pub fn of_directory(name: &str) -> Option<String> {
+    let path = format!("/{name}/");
+    let is_whole = |uid: &PodUid| {
+        let before = path
+            .get(..uid.start)
+            .is_some_and(|s| s.ends_with(punctuation));
+        // `end` lies behind the first character after the UID.
+        let after = path.get(uid.end - 1..);
+        before && matches!(after, Some("/" | ".slice/"))
+    };
+    pod_uids(&path).find(is_whole).map(|uid| uid.canonical)
+}
+
+/// A UID in its canonical form, with `-` between the groups; `None`: it is none. (That of a static
+/// pod is a hash, whose digits kubelet writes without.)
+#[must_use]
+pub fn canonical(uid: &str) -> Option<String> {
+    of_directory(&format!("pod{uid}"))
+}
+
 fn punctuation(c: char) -> bool {
     c.is_ascii_punctuation()
 }
@@ -190,6 +213,33 @@ mod tests {
     }
 
     #[test]
+    fn cgroups_of_pods_themselves() {
+        let hash = UID.replace('-', "");
+        for name in [
+            format!("pod{UID}"),
+            format!("pod{hash}"),
+            path("kubepods-podU_ID.slice"),
+            path("kubepods-besteffort-podU_ID.slice"),
+            path("kubelet-kubepods-burstable-podU_ID.slice"),
+        ] {
+            assert_eq!(of_directory(&name).as_deref(), Some(UID), "{name}");
+        }
+        for name in [
+            "kubepods".to_owned(),
+            "kubepods-besteffort.slice".into(),
+            path("kubepods-podU_ID.slice:cri-containerd:ID"),
+            path("xpodUID"),
+            path("podUIDx"),
+            path("podUID.scope"),
+            ID.into(),
+        ] {
+            assert_eq!(of_directory(&name), None, "{name}");
+        }
+        assert_eq!(canonical(&hash).as_deref(), Some(UID));
+        assert_eq!(canonical("mirror"), None);
+    }
+
+    #[test]
     fn crio_without_a_pod_uid() {
         let found = of_path(&path("/../crio-ID.scope")).unwrap();
         assert_eq!((found.pod_uid, found.container_id.as_str()), (None, ID));
@@ -258,6 +308,7 @@ mod tests {
         fn nothing_panics(path in "(pod|crio|[0-9a-f]{8}|[0-9a-f]{4}|[0-9a-f]{12}|[-_/.:]|é|\\PC){0,24}(\\.scope)?") {
             let found = of_path(&path);
             prop_assert!(found.is_none_or(|found| path.contains(&found.container_id)));
+            let _ = (of_directory(&path), canonical(&path));
         }
 
         #[test]

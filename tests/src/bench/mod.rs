@@ -15,7 +15,7 @@ mod relays;
 mod report;
 mod side;
 mod slices;
-mod statistics;
+pub mod statistics;
 mod toggling;
 mod world;
 

@@ -19,6 +19,7 @@ mod cross;
 mod envoy;
 pub mod fuzzing;
 mod helm;
+mod kube;
 mod linker;
 mod programs;
 mod vm;
@@ -105,6 +106,13 @@ const VM: [Need; 2] = [
     },
 ];
 
+/// What only the suite `kube` needs besides.
+const KUBE: [Need; 1] = [Need {
+    name: "API server of Kubernetes",
+    find: kube::find,
+    install: |_| kube::install(),
+}];
+
 /// What only checking for another machine needs besides.
 const CROSS: [Need; 1] = [Need {
     name: "C compiler for aarch64",
@@ -146,6 +154,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .iter()
         .chain(&FUZZING)
         .chain(&ENVOY)
+        .chain(&KUBE)
         .chain(&BENCH)
         .chain(&VM)
         .chain(&CROSS)
@@ -212,6 +221,26 @@ pub fn ensure_with_fuzzing() -> anyhow::Result<()> {
 /// As [`run`].
 pub fn ensure_envoy() -> anyhow::Result<()> {
     ensure_all(&ENVOY.iter().collect::<Vec<_>>())
+}
+
+/// Finds an API server, or builds one; see [`ensure`].
+///
+/// # Errors
+/// As [`run`].
+pub fn ensure_kube() -> anyhow::Result<()> {
+    ensure_all(&KUBE.iter().collect::<Vec<_>>())
+}
+
+/// `cargo xtask kube-assets`: the same, and tells where it is.
+///
+/// # Errors
+/// As [`run`].
+pub fn kube_assets() -> anyhow::Result<()> {
+    let args = Args {
+        check: false,
+        compiler: None,
+    };
+    provide(&KUBE.iter().collect::<Vec<_>>(), &args)
 }
 
 /// As [`ensure`], and what the benchmark compares with.

@@ -67,33 +67,13 @@ impl Archive {
     }
 
     fn configure(&self, dir: &Path) -> anyhow::Result<()> {
-        for part in ["lists/partial", "cache/archives/partial"] {
-            let part = dir.join(part);
-            fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
-        }
         let (main, security) = uris()?;
-        let keys = if Path::new(KEYRING).exists() {
-            format!("Signed-By: {KEYRING}\n")
-        } else {
-            // The machine's own keys then.
-            String::new()
-        };
-        let sources = [(main, MAIN), (security, SECURITY)].map(|(uri, suites)| {
-            format!("Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\n{keys}\n")
-        });
-        let dir = dir.display();
-        let list = format!("{dir}/debian.sources");
-        let config = format!(
-            "Dir::Etc::sourcelist \"{list}\";\n\
-             Dir::Etc::sourceparts \"-\";\n\
-             Dir::State::lists \"{dir}/lists\";\n\
-             Dir::Cache \"{dir}/cache\";\n\
-             Acquire::Languages \"none\";\n\
-             APT::Sandbox::User \"root\";\n"
-        );
-        fs::write(&list, sources.concat()).with_context(|| format!("cannot write {list}"))?;
-        fs::write(&self.config, config)
-            .with_context(|| format!("cannot write {}", self.config.display()))
+        configure(
+            dir,
+            &self.config,
+            "deb",
+            &[(main, MAIN), (security, SECURITY)],
+        )
     }
 
     /// All kernels of the usual kind for this processor.
@@ -137,6 +117,56 @@ impl Archive {
             .stdin(Stdio::null());
         command
     }
+}
+
+/// Has apt read packages of a suite of the main archive, and their sources, into a directory.
+/// Returns the configuration, for `APT_CONFIG`.
+///
+/// # Errors
+/// When this is no Debian, or files cannot be written.
+pub fn with_sources(dir: &Path, suite: &str) -> anyhow::Result<PathBuf> {
+    ensure!(apt::exists(), "there is no apt-get here");
+    let config = dir.join("apt.conf");
+    let (main, _) = uris()?;
+    configure(dir, &config, "deb deb-src", &[(main, suite)])?;
+    Ok(config)
+}
+
+/// Writes a configuration that keeps everything in `dir`.
+fn configure(
+    dir: &Path,
+    config: &Path,
+    types: &str,
+    archives: &[(String, &str)],
+) -> anyhow::Result<()> {
+    for part in ["lists/partial", "cache/archives/partial"] {
+        let part = dir.join(part);
+        fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
+    }
+    let keys = if Path::new(KEYRING).exists() {
+        format!("Signed-By: {KEYRING}\n")
+    } else {
+        // The machine's own keys then.
+        String::new()
+    };
+    let sources: String = archives
+        .iter()
+        .map(|(uri, suites)| {
+            format!("Types: {types}\nURIs: {uri}\nSuites: {suites}\nComponents: main\n{keys}\n")
+        })
+        .collect();
+    let dir = dir.display();
+    let list = format!("{dir}/debian.sources");
+    let text = format!(
+        "Dir::Etc::sourcelist \"{list}\";\n\
+         Dir::Etc::sourceparts \"-\";\n\
+         Dir::State::lists \"{dir}/lists\";\n\
+         Dir::Cache \"{dir}/cache\";\n\
+         Acquire::Languages \"none\";\n\
+         APT::Sandbox::User \"root\";\n"
+    );
+    fs::write(&list, sources).with_context(|| format!("cannot write {list}"))?;
+    fs::write(config, text).with_context(|| format!("cannot write {}", config.display()))
 }
 
 fn output(command: &mut Command) -> anyhow::Result<String> {

@@ -13,7 +13,7 @@ use sidecar_vm_init::{Cgroups, Job};
 
 use crate::{cargo, setup, test::Counts};
 
-mod archive;
+pub mod archive;
 mod args;
 mod build;
 mod contents;

@@ -1,5 +1,8 @@
 use super::*;
-use crate::model::sidecar::OutboundTrafficPolicy;
+use crate::model::{
+    endpoints::{Endpoints, Subset},
+    sidecar::OutboundTrafficPolicy,
+};
 
 #[test]
 fn without_a_sidecar_everything_visible_is_a_service() {
@@ -95,6 +98,47 @@ fn headless_services_and_names_are_known_by_their_endpoints() {
         "the other host is known by name only"
     );
     assert_eq!(node.node.dns.len(), 2);
+}
+
+/// A pod of this node is known as a workload; whether it is an endpoint, the cluster tells.
+#[test]
+fn pods_are_endpoints_when_the_cluster_says_so() {
+    let told = |name: &str, service: &str, ip: &str, port: (&str, u16)| {
+        let subset = Subset {
+            addresses: vec![ip.parse().unwrap()],
+            ports: vec![(port.0.to_owned(), port.1)],
+        };
+        let spec = Endpoints {
+            service: service.to_owned(),
+            ready: vec![subset],
+        };
+        object(NS, name, spec)
+    };
+    let mut node = Node::new("10.0.0.1")
+        .service(NS, "db", "", &["tcp:5432"])
+        .service(NS, "web", "10.96.0.1", &["http:80"])
+        .endpoint(NS, "db", "10.0.0.7")
+        .endpoint(NS, "web", "10.0.0.8")
+        .sidecar(Sidecar {
+            outbound_traffic_policy: Some(OutboundTrafficPolicy::RegistryOnly),
+            ..Sidecar::default()
+        });
+    for pod in &mut node.snapshot.workloads[1..] {
+        Arc::make_mut(pod).spec.is_pod = true;
+    }
+    let compiled = node.compile();
+    compiled.out("10.0.0.7:5432").refused(Reason::RegistryOnly);
+    compiled.out("10.96.0.1:80").keeps(Reason::EgressService);
+    node.snapshot.endpoints = vec![
+        told("db-1", "db", "10.0.0.9", ("tcp", 5432)),
+        told("db-2", "db", "10.0.0.10", ("other", 5432)),
+        told("web-1", "web", "10.0.0.8", ("http", 8080)),
+    ];
+    let compiled = node.compile();
+    compiled.out("10.0.0.7:5432").refused(Reason::RegistryOnly);
+    compiled.out("10.0.0.9:5432").keeps(Reason::EgressService);
+    compiled.out("10.0.0.10:5432").refused(Reason::RegistryOnly);
+    compiled.out("10.96.0.1:80").keeps(Reason::EgressService);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Documents to typed resources: which kind, checked against its schema and its rules, decoded.
 
+pub mod endpoints;
 pub mod mesh;
 pub mod meta;
 pub mod service;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use super::{
     Compat, catalogue,
     diagnostic::{Diagnostic, Finding},
+    endpoints::Endpoints,
     mesh::MeshConfig,
     meta::{Object, ObjectMeta, Origin, ResourceRef},
     schema::{self, Checked, Type, nearest, optional, required, strict},
@@ -55,8 +57,6 @@ const IGNORED: &[&str] = &[
     "CustomResourceDefinition",
     "DaemonSet",
     "Deployment",
-    "EndpointSlice",
-    "Endpoints",
     "Event",
     "HorizontalPodAutoscaler",
     "Ingress",
@@ -116,24 +116,32 @@ pub enum Kind {
     VirtualService,
     /// Kubernetes' `Service`.
     Service,
+    /// Kubernetes' `EndpointSlice`.
+    EndpointSlice,
+    /// Kubernetes' `Endpoints`.
+    Endpoints,
     /// Istio's `MeshConfig`, which is a document without kind.
     MeshConfig,
 }
 
 impl Kind {
-    const NAMED: [Self; 5] = [
+    const NAMED: [Self; 7] = [
         Self::Sidecar,
         Self::ServiceEntry,
         Self::WorkloadEntry,
         Self::VirtualService,
         Self::Service,
+        Self::EndpointSlice,
+        Self::Endpoints,
     ];
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::Sidecar,
         Self::ServiceEntry,
         Self::WorkloadEntry,
         Self::VirtualService,
         Self::Service,
+        Self::EndpointSlice,
+        Self::Endpoints,
         Self::MeshConfig,
     ];
 
@@ -146,13 +154,16 @@ impl Kind {
             Self::WorkloadEntry => "WorkloadEntry",
             Self::VirtualService => "VirtualService",
             Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Endpoints => "Endpoints",
             Self::MeshConfig => "MeshConfig",
         }
     }
 
     fn versions(self) -> &'static [&'static str] {
         match self {
-            Self::Service => &["v1"],
+            Self::Service | Self::Endpoints => &["v1"],
+            Self::EndpointSlice => &["discovery.k8s.io/v1", "discovery.k8s.io/v1beta1"],
             _ => &NETWORKING_VERSIONS,
         }
     }
@@ -197,6 +208,10 @@ pub enum Resource {
     VirtualService(Arc<Object<VirtualService>>),
     /// A `Service`.
     Service(Arc<Object<Service>>),
+    /// An `EndpointSlice`.
+    EndpointSlice(Arc<Object<Endpoints>>),
+    /// An `Endpoints`.
+    Endpoints(Arc<Object<Endpoints>>),
     /// The `MeshConfig`; its metadata are empty.
     MeshConfig(Arc<Object<MeshConfig>>),
 }
@@ -212,6 +227,7 @@ impl Resource {
             Self::WorkloadEntry(object) => object.reference(kind),
             Self::VirtualService(object) => object.reference(kind),
             Self::Service(object) => object.reference(kind),
+            Self::EndpointSlice(object) | Self::Endpoints(object) => object.reference(kind),
             Self::MeshConfig(object) => object.reference(kind),
         }
     }
@@ -236,6 +252,8 @@ impl Resource {
             Self::WorkloadEntry(_) => Kind::WorkloadEntry,
             Self::VirtualService(_) => Kind::VirtualService,
             Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Endpoints(_) => Kind::Endpoints,
             Self::MeshConfig(_) => Kind::MeshConfig,
         }
     }
@@ -427,7 +445,11 @@ impl Reader<'_> {
             span: node.span.clone(),
         };
         let metadata = node.get("metadata").unwrap_or(&nothing);
-        let spec = node.get("spec").unwrap_or(&nothing);
+        // Endpoints have none: the document is what there is.
+        let spec = match kind {
+            Kind::EndpointSlice | Kind::Endpoints => node,
+            _ => node.get("spec").unwrap_or(&nothing),
+        };
         let (meta, wrong) = meta::decode(metadata);
         let mut findings = of_document(node, kind);
         findings.extend(wrong);
@@ -496,10 +518,11 @@ impl Reader<'_> {
 
 /// Checks what is around the spec.
 fn of_document(node: &Node, kind: Kind) -> Vec<Finding> {
-    let schema = if kind == Kind::Service {
-        &service::RESOURCE
-    } else {
-        &RESOURCE
+    let schema = match kind {
+        Kind::Service => &service::RESOURCE,
+        Kind::EndpointSlice => &endpoints::SLICE,
+        Kind::Endpoints => &endpoints::ENDPOINTS,
+        _ => &RESOURCE,
     };
     let mut findings = schema::check(node, schema, "").findings;
     // An item of a list may inherit these two.
@@ -525,6 +548,13 @@ fn of_spec(spec: &Node, metadata: &Node, meta: &ObjectMeta, kind: Kind, compat: 
         ),
         Kind::VirtualService => (&virtual_service::SPEC, Vec::new()),
         Kind::Service => (&service::SPEC, validate::service::service(spec)),
+        // Its schema was that of the document.
+        Kind::EndpointSlice | Kind::Endpoints => {
+            return Checked {
+                findings: endpoints::rules(spec),
+                ..Checked::default()
+            };
+        }
         Kind::MeshConfig => (&mesh::SCHEMA, mesh::rules(spec)),
     };
     let path = if kind == Kind::MeshConfig { "" } else { "spec" };
@@ -563,6 +593,14 @@ fn typed(kind: Kind, object: Object<()>, spec: &Node, left_to_proxy: Vec<String>
         Kind::Service => {
             let spec = service::decode(spec, &meta.annotations);
             Resource::Service(Arc::new(Object { meta, origin, spec }))
+        }
+        Kind::EndpointSlice => {
+            let spec = endpoints::slice(spec, &meta.labels);
+            Resource::EndpointSlice(Arc::new(Object { meta, origin, spec }))
+        }
+        Kind::Endpoints => {
+            let spec = endpoints::endpoints(spec, &meta.name);
+            Resource::Endpoints(Arc::new(Object { meta, origin, spec }))
         }
         Kind::MeshConfig => {
             let spec = mesh::decode(spec);

@@ -42,5 +42,6 @@ pub(super) fn endpoint(endpoint: &Node) -> WorkloadEntry {
             .int("weight")
             .and_then(|weight| weight.try_into().ok())
             .unwrap_or(0),
+        is_pod: false,
     }
 }

@@ -148,6 +148,15 @@ metrics! {
     /// Updates of a BPF map that were refused, mostly because it was full: the agent's, and for
     /// `SOCKETS` and `ORIGINAL_DST` also those of programs
     MAP_UPDATE_ERRORS = Metric::new(MetricType::Counter, "map_update_errors").by(&["map"]);
+    /// Whether all that is watched of the cluster was listed at least once (1): before that nothing of
+    /// it is in force. This and what follows there is only with --kube
+    CLUSTER_LISTED = Metric::new(MetricType::Gauge, "cluster_listed");
+    /// For how long something that is watched of the cluster was not up to date; 0 when everything is
+    CLUSTER_STALE = Metric::new(MetricType::Gauge, "cluster_stale").in_unit(UnitName::Seconds);
+    /// Objects of the cluster that are kept
+    CLUSTER_OBJECTS = Metric::new(MetricType::Gauge, "cluster_objects").by(&["kind"]);
+    /// Whether a kind that is watched is up to date (1), or not (0)
+    CLUSTER_UP_TO_DATE = Metric::new(MetricType::Gauge, "cluster_up_to_date").by(&["kind"]);
     /// Bytes that the relay delivered, to targets or back to clients
     RELAYED = Metric::new(MetricType::Counter, "relayed").by(&["to"]).in_unit(UnitName::Bytes);
     /// Connections open in the relay

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::observe::{
     listeners::Relayed,
-    status::{DecisionCount, Healed, MapStatus, State, Status},
+    status::{ClusterKind, DecisionCount, Healed, MapStatus, State, Status},
 };
 
 /// What one scrape serves.
@@ -60,6 +60,7 @@ impl Collector for Snapshot {
         let features = features.map(|(name, has)| (vec![name.clone()], u64::from(*has)));
         out.gauges(&catalogue::KERNEL_FEATURES, features)?;
         self.maps(&mut out)?;
+        self.cluster(&mut out)?;
         self.relay(&mut out)?;
         self.listeners(&mut out)?;
         let Healed { links, map_pins } = status.healed;
@@ -120,6 +121,24 @@ impl Snapshot {
         out.counters(
             &catalogue::MAP_UPDATE_ERRORS,
             of(|map| Some(map.refused_updates)),
+        )
+    }
+
+    fn cluster(&self, out: &mut Out<'_>) -> fmt::Result {
+        let Some(cluster) = &self.status.cluster else {
+            return Ok(());
+        };
+        out.gauge(&catalogue::CLUSTER_LISTED, u64::from(cluster.listed))?;
+        let stale = ConstGauge::new(cluster.stale_seconds.unwrap_or(0.0));
+        out.put(&catalogue::CLUSTER_STALE, &stale)?;
+        let each = |value: fn(&ClusterKind) -> u64| {
+            let kinds = cluster.kinds.iter();
+            kinds.map(move |of| (vec![of.kind.clone()], value(of)))
+        };
+        out.gauges(&catalogue::CLUSTER_OBJECTS, each(|of| of.objects as u64))?;
+        out.gauges(
+            &catalogue::CLUSTER_UP_TO_DATE,
+            each(|of| u64::from(of.problem.is_none())),
         )
     }
 

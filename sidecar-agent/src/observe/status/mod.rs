@@ -53,6 +53,41 @@ pub struct Status {
     /// Who traces.
     #[serde(default)]
     pub trace: TraceStatus,
+    /// The cluster as a source; absent: there is none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cluster: Option<ClusterStatus>,
+}
+
+/// The Kubernetes API as a source.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Everything was listed at least once. Before that nothing of it is in force.
+    pub listed: bool,
+    /// For so long something was not up to date; absent: everything is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stale_seconds: Option<f64>,
+    /// What is watched.
+    pub kinds: Vec<ClusterKind>,
+    /// What was decided of each pod of this node, and why.
+    #[serde(default)]
+    pub pods: Vec<serde_json::Value>,
+}
+
+/// One kind that is watched.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClusterKind {
+    /// Its name.
+    pub kind: String,
+    /// Where the API server has it, such as `sidecars.networking.istio.io/v1`; absent: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub resource: Option<String>,
+    /// It was listed at least once, or is known to be nowhere.
+    pub listed: bool,
+    /// How many objects are kept.
+    pub objects: usize,
+    /// Why it is not up to date; absent: it is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub problem: Option<String>,
 }
 
 /// What other tools had taken away, and was put back, since the agent started.

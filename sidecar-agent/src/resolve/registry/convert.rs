@@ -12,8 +12,10 @@ use crate::{
     compile::plan::{Target, UnixAddr},
     model::{
         Object, ResourceRef,
+        endpoints::Endpoints,
         service::{self, TargetPort},
         service_entry::{Resolution, ServiceEntry},
+        snapshot::same,
         validate::syntax,
         workload::WorkloadEntry,
     },
@@ -30,8 +32,22 @@ pub(super) struct Environment<'a> {
     pub dns: &'a BTreeMap<String, BTreeSet<IpAddr>>,
 }
 
-/// The workloads a resource selects.
-pub(super) type Selected = [Arc<Object<WorkloadEntry>>];
+/// What tells where the endpoints of a resource are.
+#[derive(Debug, Default)]
+pub(super) struct Selected {
+    /// The workloads it selects.
+    pub workloads: Vec<Arc<Object<WorkloadEntry>>>,
+    /// What the cluster says of them.
+    pub endpoints: Vec<Arc<Object<Endpoints>>>,
+}
+
+impl Selected {
+    /// Whether both are made of the same allocations.
+    pub fn is(&self, other: &Self) -> bool {
+        same(self.workloads.iter(), &other.workloads)
+            && same(self.endpoints.iter(), &other.endpoints)
+    }
+}
 
 impl Environment<'_> {
     /// The service that a Kubernetes `Service` is.
@@ -46,6 +62,7 @@ impl Environment<'_> {
                 port.port,
             );
             let mut endpoints: Vec<Target> = selected
+                .workloads
                 .iter()
                 .filter_map(|entry| {
                     let number = match &port.target {
@@ -59,6 +76,9 @@ impl Environment<'_> {
                     )))
                 })
                 .collect();
+            let told = selected.endpoints.iter();
+            let told = told.flat_map(|of| of.spec.of_port(&port.name));
+            endpoints.extend(told.map(|(ip, number)| Target::Tcp(SocketAddr::new(ip, number))));
             let resolved = external.iter().flat_map(|name| self.resolved(name));
             endpoints.extend(resolved.map(|ip| Target::Tcp(SocketAddr::new(ip, port.port))));
             Port {
@@ -132,7 +152,7 @@ impl Environment<'_> {
             ..WorkloadEntry::default()
         };
         let entries: Vec<&WorkloadEntry> = match &spec.selector {
-            Some(_) => selected.iter().map(|entry| &entry.spec).collect(),
+            Some(_) => selected.workloads.iter().map(|entry| &entry.spec).collect(),
             None if by_name && spec.endpoints.is_empty() => vec![&itself],
             None => spec.endpoints.iter().collect(),
         };

@@ -11,8 +11,8 @@ use std::{
 use crate::{
     compile::plan::Target,
     model::{
-        Object, ObjectMeta, Snapshot, service, service_entry::ServiceEntry, snapshot::same,
-        workload::WorkloadEntry,
+        Object, ObjectMeta, Snapshot, endpoints::Endpoints, service, service_entry::ServiceEntry,
+        snapshot::same, workload::WorkloadEntry,
     },
 };
 
@@ -28,6 +28,7 @@ pub(super) struct Made {
     kubernetes: Vec<Entry<service::Service>>,
     external: Vec<Entry<ServiceEntry>>,
     workloads: Vec<Arc<Object<WorkloadEntry>>>,
+    endpoints: Vec<Arc<Object<Endpoints>>>,
     cluster_domain: String,
     dns: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Services that have endpoints of others too: as made, and as they came out.
@@ -38,7 +39,7 @@ pub(super) struct Made {
 #[derive(Debug)]
 struct Entry<T> {
     object: Arc<Object<T>>,
-    selected: Vec<Arc<Object<WorkloadEntry>>>,
+    selected: Selected,
     services: Vec<Arc<Service>>,
 }
 
@@ -51,6 +52,8 @@ impl Made {
         let domain = &snapshot.mesh.cluster_domain;
         let changes = Changes {
             index: LazyCell::new(Box::new(|| WorkloadIndex::new(&snapshot.workloads))),
+            by_service: LazyCell::new(Box::new(|| by_service(&snapshot.endpoints))),
+            endpoints: !same(self.endpoints.iter(), &snapshot.endpoints),
             workloads: !same(self.workloads.iter(), &snapshot.workloads),
             cluster_domain: self.cluster_domain != *domain,
             dns: self.dns != snapshot.dns,
@@ -62,17 +65,20 @@ impl Made {
         changes.renew(
             &mut self.kubernetes,
             &snapshot.services,
-            service::Service::effective_selector,
+            |object| changes.of_service(object),
             |object, selected| vec![environment.kubernetes(object, selected)],
         );
         changes.renew(
             &mut self.external,
             &snapshot.service_entries,
-            |spec| spec.selector.as_ref(),
+            |object| changes.of_entry(object),
             |object, selected| environment.external(object, selected).collect(),
         );
         if changes.workloads {
             self.workloads.clone_from(&snapshot.workloads);
+        }
+        if changes.endpoints {
+            self.endpoints.clone_from(&snapshot.endpoints);
         }
         if changes.cluster_domain {
             self.cluster_domain.clone_from(domain);
@@ -94,6 +100,7 @@ impl Made {
         same(kubernetes, &snapshot.services)
             && same(external, &snapshot.service_entries)
             && same(self.workloads.iter(), &snapshot.workloads)
+            && same(self.endpoints.iter(), &snapshot.endpoints)
             && self.cluster_domain == snapshot.mesh.cluster_domain
             && self.dns == snapshot.dns
     }
@@ -148,18 +155,63 @@ impl Made {
 struct Changes<'a> {
     /// The workloads, indexed when the first selector asks.
     index: LazyCell<WorkloadIndex<'a>, Box<dyn FnOnce() -> WorkloadIndex<'a> + 'a>>,
+    /// What is told of endpoints, by namespace and service, when the first service asks.
+    by_service: LazyCell<ByService<'a>, Box<dyn FnOnce() -> ByService<'a> + 'a>>,
     workloads: bool,
+    endpoints: bool,
     cluster_domain: bool,
     dns: bool,
 }
 
+/// What is told of endpoints, by namespace and service.
+type ByService<'a> = HashMap<(&'a str, &'a str), Vec<&'a Arc<Object<Endpoints>>>>;
+
+fn by_service(endpoints: &[Arc<Object<Endpoints>>]) -> ByService<'_> {
+    let mut all = ByService::new();
+    for of in endpoints {
+        let key = (of.meta.namespace.as_str(), of.spec.service.as_str());
+        all.entry(key).or_default().push(of);
+    }
+    all
+}
+
 impl Changes<'_> {
+    /// Where the endpoints of a Kubernetes service are. Pods are known by what the cluster tells of
+    /// endpoints, which counts for headless services: those of others are the cluster's business.
+    fn of_service(&self, object: &Object<service::Service>) -> Selected {
+        let Object { meta, spec, .. } = object;
+        let selector = spec.effective_selector();
+        let told = || {
+            let key = (meta.namespace.as_str(), meta.name.as_str());
+            let told = self.by_service.get(&key).into_iter().flatten();
+            told.map(|of| Arc::clone(of)).collect()
+        };
+        Selected {
+            workloads: selector
+                .map(|selector| self.index.selected(&meta.namespace, selector, false))
+                .unwrap_or_default(),
+            endpoints: if spec.headless { told() } else { Vec::new() },
+        }
+    }
+
+    /// Where the endpoints of a service entry are.
+    fn of_entry(&self, object: &Object<ServiceEntry>) -> Selected {
+        let selector = object.spec.selector.as_ref();
+        let workloads = selector
+            .map(|selector| self.index.selected(&object.meta.namespace, selector, true))
+            .unwrap_or_default();
+        Selected {
+            workloads,
+            endpoints: Vec::new(),
+        }
+    }
+
     /// Makes the entries of `objects` from those before; both are in the same order.
     fn renew<T>(
         &self,
         entries: &mut Vec<Entry<T>>,
         objects: &[Arc<Object<T>>],
-        selector: impl Fn(&T) -> Option<&BTreeMap<String, String>>,
+        select: impl Fn(&Object<T>) -> Selected,
         make: impl Fn(&Object<T>, &Selected) -> Vec<Service>,
     ) {
         let mut before = std::mem::take(entries).into_iter().peekable();
@@ -178,17 +230,11 @@ impl Changes<'_> {
                 Arc::ptr_eq(&known.object, object) && !self.concern(&known.services)
             };
             match known {
-                Some(known) if !self.workloads && is_same(&known) => known,
+                Some(known) if !self.workloads && !self.endpoints && is_same(&known) => known,
                 known => {
-                    let selected = selector(&object.spec)
-                        .map(|selector| self.index.selected(&object.meta.namespace, selector))
-                        .unwrap_or_default();
+                    let selected = select(object);
                     match known {
-                        Some(known)
-                            if same(known.selected.iter(), &selected) && is_same(&known) =>
-                        {
-                            known
-                        }
+                        Some(known) if known.selected.is(&selected) && is_same(&known) => known,
                         known => {
                             let services = make(object, &selected);
                             Entry {

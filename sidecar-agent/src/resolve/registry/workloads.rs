@@ -38,11 +38,13 @@ impl<'a> WorkloadIndex<'a> {
         Self { by_label }
     }
 
-    /// Workloads of `namespace` with all these labels; an empty selector selects none.
+    /// Workloads of `namespace` with all these labels, `pods` among them or not; an empty selector
+    /// selects none.
     pub fn selected(
         &self,
         namespace: &str,
         selector: &BTreeMap<String, String>,
+        pods: bool,
     ) -> Vec<Arc<Object<WorkloadEntry>>> {
         let candidates = selector
             .iter()
@@ -55,6 +57,7 @@ impl<'a> WorkloadIndex<'a> {
             .unwrap_or_default();
         candidates
             .iter()
+            .filter(|workload| pods || !workload.spec.is_pod)
             .filter(|workload| select::matches(selector, &labels(workload)))
             .map(|workload| Arc::clone(workload))
             .collect()

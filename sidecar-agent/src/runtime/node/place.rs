@@ -61,6 +61,27 @@ impl Place {
             && self.netns.is_at(workload.netns.as_deref())
     }
 
+    /// Whether the workload is elsewhere only in what attachments are not made to: containers of a pod
+    /// restart, which makes another root directory, and another cgroup for the proxy within the pod's.
+    pub fn can_follow(&self, root: &Path, workload: &ResolvedWorkload) -> bool {
+        let within = |proxy: &Proxy| match proxy {
+            Proxy::None => true,
+            Proxy::External { cgroup } => cgroup
+                .as_ref()
+                .is_none_or(|path| root.join(path).starts_with(&self.cgroup.path)),
+        };
+        within(&self.proxy)
+            && within(&workload.proxy)
+            && self.cgroup.path == root.join(&workload.cgroup)
+            && self.cgroup.is_alive()
+            && self.netns.is_at(workload.netns.as_deref())
+    }
+
+    /// Whether paths of unix sockets still begin where they did.
+    pub fn has_root_of(&self, other: &Self) -> bool {
+        self.root_path == other.root_path
+    }
+
     /// Whether what was attached to is still there.
     pub fn is_alive(&self) -> bool {
         self.cgroup.is_alive() && self.netns.is_alive()

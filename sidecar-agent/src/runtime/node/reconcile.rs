@@ -105,6 +105,7 @@ impl Node {
             })
         };
         !live.place.is_current(root, wanted)
+            && !live.place.can_follow(root, wanted)
             && (!live.place.is_alive() || is_anothers() || Place::find(root, wanted).is_ok())
     }
 
@@ -117,12 +118,17 @@ impl Node {
         again: bool,
     ) -> Result<Vec<String>> {
         let wanted = &workload.wanted.workload;
+        let mut again = again;
         let live = match &mut workload.live {
             Some(live) => {
                 if !live.place.is_current(&self.cgroup_root, wanted) {
-                    // See `has_to_leave`: it could not be found.
-                    Place::find(&self.cgroup_root, wanted)
+                    // See `has_to_leave`: it could not be found, or need not leave.
+                    let place = Place::find(&self.cgroup_root, wanted)
                         .context("the last good plan stays in force where it was")?;
+                    if live.place.can_follow(&self.cgroup_root, wanted) {
+                        self.follow(live, place)?;
+                        again = true;
+                    }
                 }
                 live
             }
@@ -151,6 +157,20 @@ impl Node {
             live.digest = Some(digest);
         }
         Ok(problems)
+    }
+
+    /// Containers of a pod have restarted: what is attached stays so.
+    fn follow(&mut self, live: &mut Live, place: Place) -> Result<()> {
+        let proxy = place.binding().proxy_cgroup;
+        self.dataplane.set_proxy_cgroup(live.id, proxy)?;
+        if !place.has_root_of(&live.place)
+            && let Some(relay) = live.relay.take()
+        {
+            // What it led to, and where its unix sockets were, is gone with the container.
+            relay.stop(&self.engine);
+        }
+        live.place = place;
+        Ok(())
     }
 
     /// No plan of the workload can be in force: does what its failure policy says, and says so.

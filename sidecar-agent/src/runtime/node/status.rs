@@ -1,6 +1,6 @@
 //! What is told of a node.
 
-use super::{Live, Node, Workload};
+use super::{super::plugins::Standing, Live, Node, Workload};
 use crate::{
     cli::render,
     dataplane::kernel_features,
@@ -65,6 +65,7 @@ impl Node {
             healed: self.healed,
             metrics: None,
             trace: TraceStatus::default(),
+            cluster: None,
         }
     }
 
@@ -81,6 +82,26 @@ impl Node {
     fn diagnostics(&self) -> impl Iterator<Item = &Diagnostic> {
         let in_use = self.workloads.values().flat_map(|of| &of.in_use);
         self.diagnostics.iter().chain(in_use)
+    }
+
+    /// How it stands with the capture of a workload, by `namespace/name`; `None`: nobody wants it.
+    pub fn standing(&self, name: &str) -> Option<Standing> {
+        let workload = self.workloads.get(name)?;
+        let wanted = &workload.wanted;
+        let place = workload.live.as_ref().map(|live| &live.place);
+        let is_current =
+            place.is_some_and(|place| place.is_current(&self.cgroup_root, &wanted.workload));
+        let actual = workload.live.as_ref().and_then(|live| live.digest);
+        Some(match &wanted.workload.netns {
+            Some(netns) if is_current && actual == Some(wanted.digest) => {
+                Standing::InForce(netns.clone())
+            }
+            _ => Standing::NotYet(
+                workload
+                    .told_problem()
+                    .unwrap_or_else(|| "its plan is on its way".to_owned()),
+            ),
+        })
     }
 
     fn workload_status(&self, name: &str, workload: &Workload) -> WorkloadStatus {

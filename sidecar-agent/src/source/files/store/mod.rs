@@ -185,6 +185,9 @@ impl Store {
             match resource.clone() {
                 Resource::Sidecar(object) => snapshot.sidecars.push(object),
                 Resource::Service(object) => snapshot.services.push(object),
+                Resource::EndpointSlice(object) | Resource::Endpoints(object) => {
+                    snapshot.endpoints.push(object);
+                }
                 Resource::ServiceEntry(object) => snapshot.service_entries.push(object),
                 Resource::WorkloadEntry(object) => snapshot.workloads.push(object),
                 Resource::VirtualService(object) => snapshot.virtual_services.push(object),
@@ -196,6 +199,7 @@ impl Store {
         }
         sort(&mut snapshot.sidecars);
         sort(&mut snapshot.services);
+        sort(&mut snapshot.endpoints);
         sort(&mut snapshot.service_entries);
         sort(&mut snapshot.virtual_services);
         sort(&mut snapshot.workloads);
@@ -205,13 +209,7 @@ impl Store {
 
 /// Istio's order: the oldest first.
 fn sort<T>(objects: &mut [Arc<Object<T>>]) {
-    objects.sort_by(|a, b| {
-        (a.meta.created, &a.meta.name, &a.meta.namespace).cmp(&(
-            b.meta.created,
-            &b.meta.name,
-            &b.meta.namespace,
-        ))
-    });
+    objects.sort_by(|a, b| a.order().cmp(&b.order()));
 }
 
 impl Kept {

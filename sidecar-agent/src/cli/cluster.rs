@@ -1,0 +1,102 @@
+//! The cluster as a source.
+
+use std::{path::PathBuf, str::FromStr};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    runtime,
+    source::{kube, pods::select::Policy},
+};
+
+/// Options of `run`.
+#[derive(Debug, clap::Args)]
+pub struct ClusterArgs {
+    /// Read the Kubernetes API as well: resources of Istio, services, endpoints, and the pods of
+    /// this node. As a pod of the cluster by its service account, else by --kubeconfig.
+    #[arg(long, env = "SIDECAR_AGENT_KUBE")]
+    kube: bool,
+    /// File that says where the API server is, and who we are.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_KUBECONFIG",
+        value_name = "FILE",
+        requires = "kube"
+    )]
+    kubeconfig: Option<PathBuf>,
+    /// Name of this node in the cluster; the host's name if not given.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
+    /// The `ConfigMap` whose key `mesh` is Istio's `MeshConfig`.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_MESH_CONFIG_MAP",
+        value_name = "NAMESPACE/NAME",
+        default_value = "istio-system/istio"
+    )]
+    mesh_config_map: NamespacedName,
+    /// Namespace whose pods are left alone, whatever they say; may be repeated.
+    #[arg(
+        long = "exclude-namespace",
+        env = "SIDECAR_AGENT_EXCLUDE_NAMESPACES",
+        value_delimiter = ',',
+        value_name = "NAMESPACE",
+        default_value = "kube-system"
+    )]
+    excluded_namespaces: Vec<String>,
+    /// The agent's own pod, which is left alone.
+    #[arg(long, env = "SIDECAR_AGENT_POD", value_name = "NAMESPACE/NAME")]
+    own_pod: Option<NamespacedName>,
+}
+
+/// A namespace and a name in it.
+#[derive(Clone, Debug)]
+struct NamespacedName(String, String);
+
+impl FromStr for NamespacedName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+                Ok(Self(namespace.into(), name.into()))
+            }
+            _ => Err("not NAMESPACE/NAME"),
+        }
+    }
+}
+
+impl ClusterArgs {
+    /// What is to be watched; `None`: nothing.
+    ///
+    /// # Errors
+    /// If this node has no name.
+    pub fn options(self) -> Result<Option<runtime::Cluster>> {
+        if !self.kube {
+            return Ok(None);
+        }
+        let node_name = match self.node_name.filter(|name| !name.is_empty()) {
+            Some(name) => name,
+            None => {
+                let uname = rustix::system::uname();
+                let name = uname.nodename().to_str();
+                // As kubelet does.
+                name.map(str::to_lowercase)
+                    .ok()
+                    .context("the host's name is no UTF-8; give --node-name")?
+            }
+        };
+        let NamespacedName(namespace, name) = self.mesh_config_map;
+        Ok(Some(runtime::Cluster {
+            source: kube::Options {
+                kubeconfig: self.kubeconfig,
+                node_name,
+                mesh_config_map: (namespace, name),
+            },
+            pods: Policy {
+                excluded_namespaces: self.excluded_namespaces.into_iter().collect(),
+                own_pod: self.own_pod.map(|NamespacedName(namespace, name)| (namespace, name)),
+            },
+        }))
+    }
+}

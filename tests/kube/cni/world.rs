@@ -1,0 +1,219 @@
+//! A node with an agent that follows a cluster, and pods on it.
+
+use std::{fs, os::unix::fs::symlink, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+use sidecar_tests::{
+    Agent, Namespace, Server,
+    kube::ApiServer,
+    lab::service,
+    node::{Chain, Container, Node, Sandbox},
+    place::Place,
+    poll::{DEADLINE, poll_result},
+};
+
+/// A service that the pods' Sidecar exposes, and one that it does not.
+pub const DETAILS: &str = "10.96.1.1:9080";
+pub const SECRET: &str = "10.96.1.4:9080";
+
+/// The name of the node.
+const NAME: &str = "node-a";
+
+pub struct World {
+    pub api: ApiServer,
+    pub agent: Option<Agent>,
+    pub node: Node,
+    _servers: Vec<Server>,
+}
+
+/// A pod as kubelet and the runtime see it.
+pub struct Pod {
+    pub name: String,
+    pub uid: String,
+    pub netns: Namespace,
+}
+
+impl World {
+    /// No agent runs yet.
+    pub fn new() -> anyhow::Result<Self> {
+        let api = ApiServer::start()?;
+        api.add_crds()?;
+        api.apply(&service("prod-us1", "details", "10.96.1.1".parse()?, 9080))?;
+        api.apply(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n\
+             data: {mesh: 'outboundTrafficPolicy: {mode: REGISTRY_ONLY}'}\n",
+        )?;
+        let node = Node::new()?;
+        for dir in ["net.d", "bin"] {
+            fs::create_dir(node.dir().join(dir))?;
+        }
+        node.netns().add_local("10.96.0.0/16".parse()?)?;
+        let serve = |address: &str, name: &str| {
+            let place = Place::here().netns(node.netns());
+            Server::tcp(address.parse()?)
+                .place(place)
+                .name(name)
+                .start()
+        };
+        let servers = vec![serve(DETAILS, "details")?, serve(SECRET, "secret")?];
+        Ok(Self {
+            api,
+            agent: None,
+            node,
+            _servers: servers,
+        })
+    }
+
+    /// With the agent.
+    pub fn with_agent() -> anyhow::Result<Self> {
+        let mut world = Self::new()?;
+        world.agent = Some(world.run_agent()?);
+        Ok(world)
+    }
+
+    /// An agent with the run directory that the plugin is told, which has read the cluster.
+    pub fn run_agent(&self) -> anyhow::Result<Agent> {
+        let agent = Agent::with_kubeconfig(&self.api.kubeconfig())
+            .env("NODE_NAME", NAME)
+            .env("SIDECAR_AGENT_CNI_RUN_DIR", self.run_dir())
+            .env("SIDECAR_AGENT_CNI_CONF_DIR", self.conf_dir())
+            .env("SIDECAR_AGENT_CNI_BIN_DIR", self.bin_dir())
+            .args(["--cni"])
+            .start()?;
+        agent.wait_until("the cluster to be read", |status| {
+            status["generation"].as_u64() > Some(0)
+        })?;
+        symlink(agent.run_dir(), self.run_dir())?;
+        Ok(agent)
+    }
+
+    pub fn agent(&self) -> anyhow::Result<&Agent> {
+        self.agent.as_ref().context("no agent")
+    }
+
+    /// The agent's run directory, as the plugin is told.
+    pub fn run_dir(&self) -> PathBuf {
+        self.node.dir().join("run")
+    }
+
+    pub fn conf_dir(&self) -> PathBuf {
+        self.node.dir().join("net.d")
+    }
+
+    pub fn bin_dir(&self) -> PathBuf {
+        self.node.dir().join("bin")
+    }
+
+    /// Our plugin behind ptp.
+    pub fn chain(&self, more: &Value) -> Chain<'_> {
+        let mut plugin = json!({"type": "sidecar-agent", "runDir": self.run_dir()});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            plugin[key] = value.clone();
+        }
+        self.node.network("10.78.2.0/24", &[plugin])
+    }
+
+    /// Has the cluster schedule a pod here; `asks`: it is to be captured.
+    pub fn schedule(&self, name: &str, asks: bool) -> anyhow::Result<Pod> {
+        let annotations = if asks {
+            json!({"capture.sidecar-agent.io/capture": "on"})
+        } else {
+            json!({})
+        };
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "prod-us1", "annotations": annotations},
+            "spec": {"nodeName": NAME, "containers": [{"name": "app", "image": "app"}]},
+        });
+        self.api.apply(&pod.to_string())?;
+        let uid = self.api.kubectl(&[
+            "get",
+            "pod",
+            name,
+            "--namespace=prod-us1",
+            "--output=jsonpath={.metadata.uid}",
+        ])?;
+        self.node.make_pod_cgroup(&uid)?;
+        Ok(Pod {
+            name: name.to_owned(),
+            uid,
+            netns: Namespace::new("pod")?,
+        })
+    }
+
+    /// What kubelet reports: the pod's address.
+    pub fn report(&self, pod: &Pod, address: &str) -> anyhow::Result<()> {
+        let path = format!("/api/v1/namespaces/prod-us1/pods/{}", pod.name);
+        let mut object: Value = serde_json::from_str(&self.api.kubectl(&["get", "--raw", &path])?)?;
+        object["status"]["phase"] = "Running".into();
+        object["status"]["podIP"] = address.into();
+        object["status"]["podIPs"] = json!([{"ip": address}]);
+        let file = self.node.dir().join(format!("{}.json", pod.name));
+        fs::write(&file, object.to_string())?;
+        let (path, file) = (format!("{path}/status"), file.display().to_string());
+        self.api
+            .kubectl(&["replace", "--raw", &path, "--filename", &file])?;
+        Ok(())
+    }
+
+    /// Runs a container of a pod whose very first act is to call an address; whether it was answered.
+    pub fn first_call(&self, pod: &Pod, address: &str) -> anyhow::Result<bool> {
+        let (ip, port) = address.split_once(':').context("no port")?;
+        let script = format!(
+            "if (exec 3<>/dev/tcp/{ip}/{port}) 2>/tmp/error; then echo yes; else echo no; fi \
+             >/tmp/new; mv /tmp/new /tmp/outcome; exec sleep infinity"
+        );
+        let id = crate::pods::uid();
+        let args = ["bash", "-c", &script];
+        let container: Container = self.node.run(&pod.uid, &pod.netns, &id, &args)?;
+        let outcome = poll_result(DEADLINE, "the container's call", || {
+            Ok(fs::read_to_string(container.root().join("tmp/outcome"))?)
+        })?;
+        Ok(outcome.trim() == "yes")
+    }
+}
+
+impl Pod {
+    /// What the runtime tells plugins; `uid`: new ones do.
+    pub fn args(&self, uid: bool) -> String {
+        let uid = if uid {
+            format!(";K8S_POD_UID={}", self.uid)
+        } else {
+            String::new()
+        };
+        format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=prod-us1;K8S_POD_NAME={}{uid}",
+            self.name
+        )
+    }
+
+    pub fn sandbox<'a>(&'a self, args: &'a str) -> Sandbox<'a> {
+        Sandbox {
+            netns: self.netns.path(),
+            id: &self.uid,
+            args,
+        }
+    }
+}
+
+/// The address in a result.
+pub fn address(result: &Value) -> anyhow::Result<&str> {
+    let address = result["ips"][0]["address"].as_str();
+    let (address, _) = address
+        .and_then(|text| text.split_once('/'))
+        .context("no address")?;
+    Ok(address)
+}
+
+/// Waits until a call of the pod is answered, or not.
+pub fn wait_reaches(world: &World, pod: &Pod, address: &str, wanted: bool) -> anyhow::Result<()> {
+    poll_result(DEADLINE, "the pod's connections to change", || {
+        let reaches = world.first_call(pod, address)?;
+        ensure!(reaches == wanted, "reaches {address}: {reaches}");
+        Ok(())
+    })
+}
+
+/// How long ADD may take on a machine that is busy with other tests.
+pub const PATIENCE: Duration = Duration::from_secs(10);
