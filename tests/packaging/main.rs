@@ -6,3 +6,4 @@ mod chart;
 mod documents;
 mod image;
 mod podman;
+mod server;
