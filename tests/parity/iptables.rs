@@ -13,7 +13,7 @@ use sidecar_agent::conformance::{
 };
 use sidecar_tests::{
     interception::{
-        Iptables, Observer, Ours, Side,
+        Both, Iptables, Observer, Ours, Side,
         conformance::{self, Compare},
     },
     require_root,
@@ -50,4 +50,11 @@ fn every_vector_by_real_iptables() -> anyhow::Result<()> {
 fn every_vector_by_the_agents_programs() -> anyhow::Result<()> {
     require_root!();
     check(Ours::new()?, Compare::WithoutNat, true)
+}
+
+/// A pod on its way from one to the other may have both for a while.
+#[test]
+fn every_vector_by_both() -> anyhow::Result<()> {
+    require_root!();
+    check(Both::new()?, Compare::WithoutNat, true)
 }

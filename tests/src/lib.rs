@@ -20,6 +20,7 @@ pub mod foreign;
 pub mod interception;
 pub mod kube;
 pub mod lab;
+pub mod manifests;
 pub mod names;
 pub mod net;
 pub mod netns;

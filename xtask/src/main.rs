@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod artifacts;
 mod bench;
 mod build_ebpf;
 mod cargo;
@@ -12,7 +13,9 @@ mod cross;
 mod demo;
 mod fuzz;
 mod gen_docs;
+mod image;
 mod lint;
+mod manifests;
 mod setup;
 mod soak;
 mod suites;
@@ -58,6 +61,10 @@ enum Command {
     Cross(cross::Args),
     /// Write what of docs/ follows from the code
     GenDocs(gen_docs::Args),
+    /// Build a static agent and a container image of it
+    Image,
+    /// Render the Helm chart into deploy/manifests, and what tests compare it with
+    Manifests(manifests::Args),
 }
 
 fn main() -> ExitCode {
@@ -83,6 +90,8 @@ fn main() -> ExitCode {
         Command::KubeAssets => setup::kube_assets().map(|()| ExitCode::SUCCESS),
         Command::Cross(args) => cross::run(&args).map(verdict),
         Command::GenDocs(args) => gen_docs::run(&args).map(verdict),
+        Command::Image => image::run().map(|()| ExitCode::SUCCESS),
+        Command::Manifests(args) => manifests::run(&args).map(verdict),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,6 +1,6 @@
 //! The test suites.
 
-use crate::setup;
+use crate::{image, setup};
 
 /// One suite.
 pub struct Suite {
@@ -117,6 +117,16 @@ pub const SUITES: &[Suite] = &[
         }),
     },
     Suite {
+        name: "packaging",
+        about: "the Helm chart and what it renders, and the image in a real container runtime",
+        run: Run::Tests(Tests {
+            targets: &["-p", "sidecar-tests", "--test", "packaging"],
+            threads: Some(4),
+            programs: &["sidecar-tests", "sidecar-agent"],
+            ensure: Some(ensure_packaging),
+        }),
+    },
+    Suite {
         name: "kube",
         about: "the agent and a real API server of Kubernetes",
         run: Run::Tests(Tests {
@@ -153,3 +163,11 @@ pub const SUITES: &[Suite] = &[
         run: Run::Vm,
     },
 ];
+
+/// Also builds the image. What one lacks keeps nobody from testing the other.
+fn ensure_packaging() -> anyhow::Result<()> {
+    let chart = setup::ensure_chart();
+    setup::ensure_containers()?;
+    image::run()?;
+    chart
+}

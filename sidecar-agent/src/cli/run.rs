@@ -40,6 +40,11 @@ pub struct Args {
     /// refused: it ends when its live relayed connections have. If none runs, just start.
     #[arg(long, env = "SIDECAR_AGENT_TAKE_OVER")]
     take_over: bool,
+    /// When the next agent has taken over, wait for a signal instead of ending: for a service manager
+    /// that starts again what has ended, such as a kubelet. The first signal lets live relayed
+    /// connections go on for as long as --drain says.
+    #[arg(long, env = "SIDECAR_AGENT_AWAIT_STOP")]
+    await_stop: bool,
     /// How long live relayed connections may go on when the agent ends. A second signal ends it at
     /// once.
     #[arg(
@@ -76,6 +81,15 @@ pub struct Args {
         default_value = "127.0.0.1:15094"
     )]
     metrics_address: Address,
+    /// Which of the agents that may answer at that address this is: `/readyz?instance=NAME` is
+    /// refused by those with another name.
+    #[arg(
+        long,
+        env = "SIDECAR_AGENT_INSTANCE",
+        value_name = "NAME",
+        default_value = ""
+    )]
+    instance: String,
     /// Tell decisions by workload in the metrics: as many series more for each.
     #[arg(long, env = "SIDECAR_AGENT_METRICS_PER_WORKLOAD")]
     metrics_per_workload: bool,
@@ -122,6 +136,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         run_dir: args.agent.run_dir,
         state_dir: args.state_dir,
         take_over: args.take_over,
+        await_stop: args.await_stop,
         drain: Duration::from_secs(args.drain),
         bpffs: args.bpffs.bpffs,
         dns_servers,
@@ -135,6 +150,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             original_dst: args.max_original_dst,
         },
         metrics: args.metrics_address.0,
+        instance: args.instance,
         metrics_per_workload: args.metrics_per_workload,
         stall_limit: Duration::from_secs(args.stall_limit),
     };

@@ -2,13 +2,16 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::{
     inputs::{Bpffs, RunDir},
     output::{Format, print, table},
 };
-use crate::dataplane::uninstall::{self, Inventory, Link};
+use crate::{
+    dataplane::uninstall::{self, Inventory, Link},
+    runtime::Signals,
+};
 
 /// Arguments of `uninstall`.
 #[derive(Debug, clap::Args)]
@@ -23,6 +26,10 @@ pub struct Args {
     /// The agent's directory of state.
     #[arg(long, env = "SIDECAR_AGENT_STATE_DIR", value_name = "DIR", default_value = super::inputs::STATE_DIR)]
     state_dir: PathBuf,
+    /// Having removed everything, wait for a signal: for a service manager that starts again what
+    /// has ended, such as a kubelet.
+    #[arg(long, conflicts_with = "dry_run")]
+    await_stop: bool,
     #[command(flatten)]
     format: Format,
 }
@@ -38,7 +45,22 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         found
     };
     print(args.format, &found, || human(&found, args.dry_run))?;
+    if args.await_stop {
+        await_stop()?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for SIGTERM or SIGINT.
+fn await_stop() -> Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("starting the runtime")?
+        .block_on(async {
+            Signals::new()?.any().await;
+            Ok(())
+        })
 }
 
 fn human(found: &Inventory, dry_run: bool) -> String {

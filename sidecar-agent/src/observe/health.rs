@@ -17,6 +17,8 @@ pub struct Health {
     /// When the loop last turned, in milliseconds after `started`.
     beat: AtomicU64,
     stall_limit: Duration,
+    /// Which agent this is, of those that may answer at its address.
+    instance: String,
     readiness: Mutex<Readiness>,
 }
 
@@ -36,7 +38,8 @@ pub struct Readiness {
 /// Something that keeps the agent from being ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Pending {
-    /// What: `main loop`, `programs`, `configuration`, `cluster`, or `workload NAMESPACE/NAME`.
+    /// What: `agent`, `main loop`, `programs`, `configuration`, `cluster`, or `workload
+    /// NAMESPACE/NAME`.
     pub what: String,
     /// Why.
     pub why: String,
@@ -52,13 +55,15 @@ pub struct Report {
 }
 
 impl Health {
-    /// Of an agent that starts now. Its main loop must turn at least once in `stall_limit`.
+    /// Of an agent that starts now, and is called `instance`. Its main loop must turn at least once
+    /// in `stall_limit`.
     #[must_use]
-    pub fn new(stall_limit: Duration) -> Self {
+    pub fn new(stall_limit: Duration, instance: String) -> Self {
         Self {
             started: Instant::now(),
             beat: AtomicU64::new(0),
             stall_limit,
+            instance,
             readiness: Mutex::default(),
         }
     }
@@ -102,9 +107,11 @@ impl Health {
         Ok(())
     }
 
-    /// Whether the agent is ready, and what is missing.
+    /// Whether the agent is ready, and what is missing. `asked` is the agent that it is asked of, if
+    /// of a certain one: before a hand-over the old one answers at the address of the next one, and
+    /// afterwards the next one at that of the old one.
     #[must_use]
-    pub fn report(&self) -> Report {
+    pub fn report(&self, asked: Option<&str>) -> Report {
         let readiness = self
             .readiness
             .lock()
@@ -114,7 +121,10 @@ impl Health {
             what: what.to_owned(),
             why,
         };
+        let is_other = asked.is_some_and(|asked| asked != self.instance);
+        let other = || format!("this one is `{}`, and another was asked", self.instance);
         let missing = [
+            is_other.then(|| pending("agent", other())),
             self.live().err().map(|why| pending("main loop", why)),
             (!readiness.loaded).then(|| pending("programs", "not loaded yet".into())),
             (!readiness.applied).then(|| pending("configuration", "not applied yet".into())),
@@ -138,9 +148,9 @@ mod tests {
 
     #[test]
     fn ready_only_when_nothing_is_pending() {
-        let health = Health::new(Duration::from_mins(1));
+        let health = Health::new(Duration::from_mins(1), "one".into());
         let what = |health: &Health| -> Vec<String> {
-            let report = health.report();
+            let report = health.report(Some("one"));
             assert_eq!(report.ready, report.pending.is_empty());
             report.pending.into_iter().map(|of| of.what).collect()
         };
@@ -157,11 +167,15 @@ mod tests {
         assert_eq!(what(&health), ["workload a/b"]);
         health.update(|readiness| readiness.workloads.clear());
         assert_eq!(what(&health), [""; 0]);
+        assert!(health.report(None).ready);
+        let other = health.report(Some("two"));
+        assert!(!other.ready);
+        assert_eq!(other.pending[0].what, "agent");
     }
 
     #[test]
     fn a_loop_that_does_not_turn_is_neither_live_nor_ready() {
-        let health = Health::new(Duration::ZERO);
+        let health = Health::new(Duration::ZERO, String::new());
         health.update(|readiness| {
             readiness.loaded = true;
             readiness.applied = true;
@@ -171,6 +185,6 @@ mod tests {
         }
         let why = health.live().unwrap_err();
         assert!(why.contains("has not turned for"), "{why}");
-        assert_eq!(health.report().pending[0].what, "main loop");
+        assert_eq!(health.report(None).pending[0].what, "main loop");
     }
 }

@@ -5,7 +5,7 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use http_body_util::Full;
 use hyper::{
-    Method, Request, Response, StatusCode,
+    Method, Request, Response, StatusCode, Uri,
     body::{Bytes, Incoming},
     header::{ALLOW, CONTENT_TYPE},
     server::conn::http1,
@@ -114,7 +114,7 @@ async fn accept(listener: TcpListener, served: Arc<Served>) {
 async fn one_request(stream: TcpStream, served: Arc<Served>) -> hyper::Result<()> {
     let service = service_fn(|request: Request<Incoming>| {
         let served = served.clone();
-        async move { Ok::<_, Infallible>(served.answer(request.method(), request.uri().path()).await) }
+        async move { Ok::<_, Infallible>(served.answer(request.method(), request.uri()).await) }
     });
     http1::Builder::new()
         .keep_alive(false)
@@ -123,7 +123,7 @@ async fn one_request(stream: TcpStream, served: Arc<Served>) -> hyper::Result<()
 }
 
 impl Served {
-    async fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    async fn answer(&self, method: &Method, uri: &Uri) -> Response<Full<Bytes>> {
         if method != Method::GET && method != Method::HEAD {
             let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET only\n");
             refusal
@@ -131,13 +131,13 @@ impl Served {
                 .insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
             return refusal;
         }
-        match path {
+        match uri.path() {
             "/livez" => match self.health.live() {
                 Ok(()) => text(StatusCode::OK, TEXT, "ok\n"),
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, TEXT, why + "\n"),
             },
             "/readyz" => {
-                let report = self.health.report();
+                let report = self.health.report(instance(uri));
                 let status = if report.ready {
                     StatusCode::OK
                 } else {
@@ -171,6 +171,12 @@ impl Served {
             Err(_) => Err(format!("the main loop did not answer within {STATE:?}")),
         }
     }
+}
+
+/// The agent that is asked, where a certain one is: `?instance=NAME`.
+fn instance(uri: &Uri) -> Option<&str> {
+    let mut pairs = uri.query()?.split('&');
+    pairs.find_map(|pair| pair.strip_prefix("instance="))
 }
 
 fn text(

@@ -1,6 +1,7 @@
 //! What the agent tells about itself.
 
 pub mod admin;
+pub mod events;
 pub mod health;
 pub mod http;
 pub mod listeners;

@@ -65,6 +65,23 @@ impl Left {
         )
     }
 
+    /// Ends after the next agent has taken over, which leaves this one its live connections only.
+    pub async fn end_relieved(
+        self,
+        tcp: bool,
+        options: &Options,
+        signals: &mut Signals,
+    ) -> Result<()> {
+        if !options.await_stop {
+            return self.end(tcp, options.drain, signals).await;
+        }
+        tracing::info!("relieved; waiting to be stopped");
+        // Who stops this agent knows that the next one is there, and not of connections.
+        self.end(tcp, options.drain, &mut Signals::second()?).await?;
+        signals.any().await;
+        Ok(())
+    }
+
     /// Ends with the last live connection, after `drain`, or with another signal.
     pub async fn end(self, tcp: bool, drain: Duration, signals: &mut Signals) -> Result<()> {
         if !tcp {
@@ -97,6 +114,8 @@ impl Left {
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// How many come before the one that counts.
+    ignored: u32,
 }
 
 impl Signals {
@@ -105,14 +124,29 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("waiting for SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("waiting for SIGINT")?,
+            ignored: 0,
+        })
+    }
+
+    /// The second one from now on.
+    fn second() -> Result<Self> {
+        Ok(Self {
+            ignored: 1,
+            ..Self::new()?
         })
     }
 
     /// Waits for one.
     pub async fn any(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+            }
+            match self.ignored.checked_sub(1) {
+                Some(left) => self.ignored = left,
+                None => return,
+            }
         }
     }
 }

@@ -38,7 +38,8 @@ use crate::{
         files::{self, Located},
     },
 };
-use ending::{Signals, hand_over};
+pub use ending::Signals;
+use ending::hand_over;
 use handover::Predecessor;
 use node::Node;
 pub use options::{Cluster, Options};
@@ -165,7 +166,7 @@ pub async fn run(options: Options) -> Result<()> {
                         if let Some(Taken { tcp }) = hand_over(&admin, &left, reply, taken).await {
                             admin.give_up();
                             drop(progress);
-                            return left.end(tcp, options.drain, &mut signals).await;
+                            return left.end_relieved(tcp, &options, &mut signals).await;
                         }
                         tracing::warn!("the next agent has not taken over; going on");
                         node = left.go_on(&options)?;

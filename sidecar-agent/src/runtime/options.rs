@@ -47,10 +47,14 @@ pub struct Options {
     pub capacity: Capacity,
     /// Take over from the agent that runs with this run directory, if one does.
     pub take_over: bool,
+    /// Having been relieved, wait for a signal.
+    pub await_stop: bool,
     /// How long live relayed connections may go on when the agent ends.
     pub drain: Duration,
     /// Where metrics and health are served; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// What this agent is called, where health is asked of one agent.
+    pub instance: String,
     /// Decisions are told by workload in metrics.
     pub metrics_per_workload: bool,
     /// Longest time in which the main loop must turn once.

@@ -28,7 +28,7 @@ impl Telling {
     /// Nothing is served yet.
     pub fn new(options: &Options) -> Self {
         Self {
-            health: Arc::new(Health::new(options.stall_limit)),
+            health: Arc::new(Health::new(options.stall_limit, options.instance.clone())),
             metrics: Arc::new(Metrics::new(options.metrics_per_workload)),
             traces: Hub::default(),
             web: None,

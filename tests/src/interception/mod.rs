@@ -2,6 +2,7 @@
 //! datagrams under the options of istio-iptables, by whatever [`Side`] puts them in force.
 
 mod attempt;
+mod both;
 pub mod conformance;
 mod iptables;
 mod observed;
@@ -12,6 +13,7 @@ pub mod rules;
 mod side;
 
 pub use attempt::{Attempt, From, Interface};
+pub use both::Both;
 pub use iptables::Iptables;
 pub use observed::{Caller, Observed, Who};
 pub use observer::Observer;

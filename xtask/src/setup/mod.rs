@@ -14,9 +14,11 @@ use crate::cargo;
 
 pub mod apt;
 mod compiler;
+mod containers;
 mod cross;
 mod envoy;
 pub mod fuzzing;
+mod helm;
 mod kube;
 mod linker;
 mod programs;
@@ -125,6 +127,34 @@ const CROSS: [Need; 1] = [Need {
     install: |_| cross::install(),
 }];
 
+/// What only the image needs besides.
+const IMAGE: [Need; 2] = [
+    Need {
+        name: "musl, for a static agent",
+        find: containers::find_musl,
+        install: |_| containers::install_musl(),
+    },
+    Need {
+        name: "buildah",
+        find: containers::find_buildah,
+        install: |_| containers::install_buildah(),
+    },
+];
+
+/// What only rendering the Helm chart needs.
+const CHART: [Need; 1] = [Need {
+    name: "helm and kubectl",
+    find: helm::find,
+    install: |_| helm::install(),
+}];
+
+/// What only running the image needs.
+const CONTAINERS: [Need; 1] = [Need {
+    name: "podman and runc",
+    find: containers::find_podman,
+    install: |_| containers::install_podman(),
+}];
+
 /// The command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let needs: Vec<&Need> = NEEDS
@@ -136,6 +166,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .chain(&BENCH)
         .chain(&VM)
         .chain(&CROSS)
+        .chain(&IMAGE)
+        .chain(&CHART)
+        .chain(&CONTAINERS)
         .collect();
     provide(&needs, args)
 }
@@ -240,6 +273,30 @@ pub fn ensure_vm() -> anyhow::Result<()> {
 /// As [`run`].
 pub fn ensure_cross() -> anyhow::Result<()> {
     ensure_all(&NEEDS.iter().chain(&CROSS).collect::<Vec<_>>())
+}
+
+/// As [`ensure`], and what the image needs.
+///
+/// # Errors
+/// As [`run`].
+pub fn ensure_image() -> anyhow::Result<()> {
+    ensure_all(&NEEDS.iter().chain(&IMAGE).collect::<Vec<_>>())
+}
+
+/// Installs helm if it is missing; see [`ensure`].
+///
+/// # Errors
+/// As [`run`].
+pub fn ensure_chart() -> anyhow::Result<()> {
+    ensure_all(&CHART.iter().collect::<Vec<_>>())
+}
+
+/// Installs what runs the image if it is missing; see [`ensure`].
+///
+/// # Errors
+/// As [`run`].
+pub fn ensure_containers() -> anyhow::Result<()> {
+    ensure_all(&CONTAINERS.iter().collect::<Vec<_>>())
 }
 
 fn ensure_all(needs: &[&Need]) -> anyhow::Result<()> {

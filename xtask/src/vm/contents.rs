@@ -5,13 +5,11 @@ use std::{fs, path::Path};
 use anyhow::Context as _;
 use sidecar_vm_init::{JOB, Job, MODULES};
 
-use super::{
-    build::{self, Built},
-    initramfs::Initramfs,
-    store::Kernel,
-    userland,
+use super::{build, initramfs::Initramfs, store::Kernel, userland};
+use crate::{
+    artifacts::{self, Built},
+    cargo,
 };
-use crate::cargo;
 
 /// With a job and nothing to do it with.
 pub fn only_init(job: &Job) -> anyhow::Result<Initramfs> {
@@ -34,7 +32,7 @@ pub fn whole(
     let stripped = dir.join("stripped");
     fs::create_dir_all(&stripped).with_context(|| format!("cannot make {}", stripped.display()))?;
     for program in built.paths() {
-        initramfs.add_as(&build::stripped(program, &stripped)?, program)?;
+        initramfs.add_as(&artifacts::stripped(program, &stripped)?, program)?;
         userland::add_libraries_of(&mut initramfs, program)?;
     }
     let workspace = cargo::workspace();

@@ -8,11 +8,8 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use sidecar_vm_init::{Cgroups, Job, PATH, Suite};
 
-use super::{
-    build::Built,
-    suites::{SUITES, VmSuite},
-};
-use crate::cargo;
+use super::suites::{SUITES, VmSuite};
+use crate::{artifacts::Built, cargo};
 
 /// A suite and the filters of its tests.
 pub type Chosen = (&'static VmSuite, Vec<String>);

@@ -8,7 +8,7 @@ use std::{
 /// The user namespace that a network namespace belongs to.
 pub fn owning_userns(netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     /// `_IO(0xb7, 0x1)`.
-    const NS_GET_USERNS: libc::c_ulong = 0xb701;
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
     // SAFETY: the request takes no argument.
     let fd = unsafe { libc::ioctl(netns.as_raw_fd(), NS_GET_USERNS) };
     if fd < 0 {
