@@ -16,7 +16,7 @@ use sidecar_tests::{
 
 use crate::pods::{require_node, uid};
 
-const POD: &str = "K8S_POD_NAMESPACE=prod-us1;K8S_POD_NAME=shop;K8S_POD_UID=u";
+const POD: &str = "IgnoreUnknown=1;K8S_POD_NAMESPACE=prod-us1;K8S_POD_NAME=shop;K8S_POD_UID=u";
 
 /// Our plugin behind ptp, for an agent that is not there.
 fn absent(node: &Node, more: Value) -> Value {

@@ -78,7 +78,7 @@ fn a_pod_that_the_agent_has_not_heard_of_is_waited_for() -> anyhow::Result<()> {
     let sandbox = Sandbox {
         netns: netns.path(),
         id: "late",
-        args: "K8S_POD_NAMESPACE=prod-us1;K8S_POD_NAME=late",
+        args: "IgnoreUnknown=1;K8S_POD_NAMESPACE=prod-us1;K8S_POD_NAME=late",
     };
     let impatient = world.chain(&json!({"timeoutSeconds": 1}));
     let refused = impatient.add(sandbox).err().context("it was let through")?;

@@ -22,7 +22,7 @@ const NAME: &str = "node-a";
 
 pub struct World {
     pub api: ApiServer,
-    pub agent: Option<Agent>,
+    _agent: Option<Agent>,
     pub node: Node,
     _servers: Vec<Server>,
 }
@@ -59,7 +59,7 @@ impl World {
         let servers = vec![serve(DETAILS, "details")?, serve(SECRET, "secret")?];
         Ok(Self {
             api,
-            agent: None,
+            _agent: None,
             node,
             _servers: servers,
         })
@@ -68,7 +68,7 @@ impl World {
     /// With the agent.
     pub fn with_agent() -> anyhow::Result<Self> {
         let mut world = Self::new()?;
-        world.agent = Some(world.run_agent()?);
+        world._agent = Some(world.run_agent()?);
         Ok(world)
     }
 
@@ -86,10 +86,6 @@ impl World {
         })?;
         symlink(agent.run_dir(), self.run_dir())?;
         Ok(agent)
-    }
-
-    pub fn agent(&self) -> anyhow::Result<&Agent> {
-        self.agent.as_ref().context("no agent")
     }
 
     /// The agent's run directory, as the plugin is told.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use sidecar_agent::source::pods::find::Sought;
-use sidecar_tests::{Cgroup, Place};
+use sidecar_tests::{Cgroup, DEADLINE, Place, poll::poll_result};
 
 use super::{ADDRESS, address, finder, found, leads_to, namespace, require_node, sought, uid};
 
@@ -32,9 +32,8 @@ fn the_systemd_driver() -> anyhow::Result<()> {
             proxy: Some("0b".into()),
             ..sought(&uid)
         };
-        let at = sidecar_tests::poll::poll_result(sidecar_tests::DEADLINE, "the pod", || {
-            found(&mut finder()?, &sought)
-        });
+        let mut finder = finder()?;
+        let at = poll_result(DEADLINE, "the pod", || found(&mut finder, &sought));
         for process in &mut processes {
             process.kill()?;
             process.wait()?;

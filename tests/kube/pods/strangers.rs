@@ -29,7 +29,8 @@ fn the_oldest_process_decides() -> anyhow::Result<()> {
     let (first, second) = (namespace(ADDRESS)?, namespace(ADDRESS)?);
     let _first = node.run(&uid, &first, "first", &SLEEP)?;
     let _second = node.run(&uid, &second, "second", &SLEEP)?;
-    let at = found(&mut finder()?, &sought(&uid))?;
+    let mut finder = finder()?;
+    let at = found(&mut finder, &sought(&uid))?;
     anyhow::ensure!(leads_to(&at.netns, &first)?, "{at:?}");
     Ok(())
 }
@@ -42,7 +43,8 @@ fn two_pods_with_the_same_address_are_told_apart() -> anyhow::Result<()> {
     let (of_one, of_other) = (namespace(ADDRESS)?, namespace(ADDRESS)?);
     let _one = node.run(&one, &of_one, "one", &SLEEP)?;
     let _other = node.run(&other, &of_other, "other", &SLEEP)?;
-    let found = finder()?.find(&[sought(&one), sought(&other)])?;
+    let mut finder = finder()?;
+    let found = finder.find(&[sought(&one), sought(&other)])?;
     let [Ok(found_one), Ok(found_other)] = found.as_slice() else {
         anyhow::bail!("{found:?}");
     };
