@@ -95,7 +95,9 @@ impl ClusterArgs {
             },
             pods: Policy {
                 excluded_namespaces: self.excluded_namespaces.into_iter().collect(),
-                own_pod: self.own_pod.map(|NamespacedName(namespace, name)| (namespace, name)),
+                own_pod: self
+                    .own_pod
+                    .map(|NamespacedName(namespace, name)| (namespace, name)),
             },
         }))
     }
