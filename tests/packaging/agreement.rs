@@ -4,7 +4,11 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use sidecar_agent::{cli, observe::metrics::catalogue::{self, Metric}, privileges::NEEDS};
+use sidecar_agent::{
+    cli,
+    observe::metrics::catalogue::{self, Metric},
+    privileges::NEEDS,
+};
 use sidecar_tests::manifests::{RENDERINGS, workspace};
 
 use crate::documents::{
@@ -128,7 +132,10 @@ fn what_each_alert_means_is_told() -> Result<()> {
     let told = std::fs::read_to_string(workspace().join("docs/operations.md"))?;
     for rule in rules {
         let name = rule["alert"].as_str().context("no name")?;
-        ensure!(told.contains(&format!("### {name}\n")), "{name} is not told");
+        ensure!(
+            told.contains(&format!("### {name}\n")),
+            "{name} is not told"
+        );
     }
     let headings = told.matches("\n### SidecarAgent").count();
     ensure!(headings == rules.len(), "{headings} are told");

@@ -90,7 +90,7 @@ fn the_name_of_an_agent_follows_from_what_it_is_started_with() -> Result<()> {
     for same in ["crds.install=true", "dashboard.enabled=true"] {
         ensure!(name(&[same])? == plain, "{same}");
     }
-    for other in ["image.tag=2", "agent.log=debug", "metrics.port=1"] {
+    for other in ["image.tag=next", "agent.log=debug", "metrics.port=1"] {
         ensure!(name(&[other])? != plain, "{other}");
     }
     Ok(())

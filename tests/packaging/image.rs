@@ -15,7 +15,7 @@ use sidecar_tests::{
 
 use crate::{
     documents::{pod, rendered, require_helm},
-    podman::{self, Container, Podman},
+    podman::{self, Container, LIMITS, Podman},
 };
 
 /// Skips the running test without podman, or without the image.
@@ -32,7 +32,9 @@ macro_rules! require_image {
 fn there_is_the_agent_in_it_and_nothing_else() -> Result<()> {
     require_image!();
     let podman = Podman::new()?;
-    let version = output(podman.command("run").args(["--rm", &podman.image, "--version"]))?;
+    let mut run = podman.command("run");
+    run.arg("--rm").args(LIMITS);
+    let version = output(run.args([&podman.image, "--version"]))?;
     ensure!(
         version.trim() == format!("sidecar-agent {}", env!("CARGO_PKG_VERSION")),
         "{version}"
@@ -51,13 +53,21 @@ fn there_is_the_agent_in_it_and_nothing_else() -> Result<()> {
 
     // A shell would be the first thing to look for.
     let mut shell = podman.command("run");
-    shell.args(["--rm", "--entrypoint", "/bin/sh", &podman.image, "-c", "true"]);
+    shell
+        .arg("--rm")
+        .args(LIMITS)
+        .args(["--entrypoint", "/bin/sh"]);
+    shell.args([&podman.image, "-c", "true"]);
     let error = output(&mut shell).map_err(|error| format!("{error:#}"));
     ensure!(
         error.as_ref().is_err_and(|error| error.contains("/bin/sh")),
         "{error:?}"
     );
-    output(podman.command("create").args(["--name", "files", &podman.image]))?;
+    output(
+        podman
+            .command("create")
+            .args(["--name", "files", &podman.image]),
+    )?;
     let mut export = podman.command("export");
     let listed = tar_list(export.args(["files"]))?;
     let made_by_podman = |name: &str| {
@@ -91,7 +101,9 @@ struct Node {
 
 impl Node {
     fn new() -> Result<Self> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .port();
         Ok(Self {
             lab: Lab::new()?,
             bpffs: Bpffs::temporary()?,
@@ -136,7 +148,11 @@ impl Node {
     fn probe(&self, pod: &Value, kind: &str) -> Result<u16> {
         let get = &pod["containers"][0][kind]["httpGet"];
         let path = get["path"].as_str().context("no path")?;
-        let address = format!("{}:{}", get["host"].as_str().unwrap_or_default(), get["port"]);
+        let address = format!(
+            "{}:{}",
+            get["host"].as_str().unwrap_or_default(),
+            get["port"]
+        );
         Ok(scrape::get_at(&address, path)?.code)
     }
 
@@ -222,7 +238,10 @@ fn containers_as_the_chart_has_them_capture_and_hand_over() -> Result<()> {
         }
         Ok(())
     };
-    ensure!(reached(&node.lab, "10.96.0.4:9080")?.is_some(), "captured already");
+    ensure!(
+        reached(&node.lab, "10.96.0.4:9080")?.is_some(),
+        "captured already"
+    );
 
     let old_pod = node.pod(&[])?;
     let old = node.start(&podman, "old", &old_pod)?;
@@ -239,11 +258,20 @@ fn containers_as_the_chart_has_them_capture_and_hand_over() -> Result<()> {
     let echo = "10.96.7.8:9080".parse()?;
     let mut held = Client::tcp(echo).place(node.lab.inside()).hold()?;
     let new_pod = node.pod(&["agent.log=debug"])?;
-    ensure!(node.probe(&new_pod, "readinessProbe")? == 503, "the old one says yes");
+    ensure!(
+        node.probe(&new_pod, "readinessProbe")? == 503,
+        "the old one says yes"
+    );
     let new = node.start(&podman, "new", &new_pod)?;
     node.wait_ready(&new_pod, &new)?;
-    ensure!(node.probe(&old_pod, "readinessProbe")? == 503, "the new one says yes");
-    ensure!(node.probe(&old_pod, "livenessProbe")? == 200, "it would be started again");
+    ensure!(
+        node.probe(&old_pod, "readinessProbe")? == 503,
+        "the new one says yes"
+    );
+    ensure!(
+        node.probe(&old_pod, "livenessProbe")? == 200,
+        "it would be started again"
+    );
     captured(&node.lab).with_context(|| new.logs())?;
     ensure!(held.exchange("still there")? == "still there");
 
@@ -251,7 +279,11 @@ fn containers_as_the_chart_has_them_capture_and_hand_over() -> Result<()> {
     ensure!(old.state()?.0, "it has ended: {}", old.logs());
     old.terminate()?;
     ensure!(held.exchange("even now")? == "even now");
-    ensure!(old.state()?.0, "it has cut a connection short: {}", old.logs());
+    ensure!(
+        old.state()?.0,
+        "it has cut a connection short: {}",
+        old.logs()
+    );
     drop(held);
     let ended = poll_result(DEADLINE, "the old one to end", || {
         let (runs, code) = old.state()?;

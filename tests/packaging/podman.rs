@@ -18,6 +18,14 @@ use sidecar_tests::{
 /// Where runc is for root.
 const RUNC: &str = "/usr/sbin/runc";
 
+/// For machines that allow a container no more than their own.
+pub const LIMITS: [&str; 4] = [
+    "--ulimit",
+    "nofile=1024:1024",
+    "--ulimit",
+    "nproc=1024:1024",
+];
+
 /// podman with the image. Containers that still run are removed when it is dropped.
 pub struct Podman {
     pub image: String,
@@ -104,8 +112,7 @@ impl Podman {
         run.args(["--detach", "--name", name])
             .args(as_kubelet(pod, container, from)?)
             .args(more)
-            // Where this machine allows no more.
-            .args(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"])
+            .args(LIMITS)
             .arg(&self.image)
             .args(crate::documents::texts(&container["args"]));
         output(&mut run)?;
@@ -150,16 +157,26 @@ fn as_kubelet(
             .iter()
             .find(|volume| volume["name"] == name)
             .with_context(|| format!("no volume {name}"))?;
-        let path = from(name, volume["hostPath"]["path"].as_str().unwrap_or_default());
+        let path = from(
+            name,
+            volume["hostPath"]["path"].as_str().unwrap_or_default(),
+        );
         if volume["hostPath"]["type"] == "DirectoryOrCreate" {
             fs::create_dir_all(&path).with_context(|| format!("{}", path.display()))?;
         }
-        let mode = if mount["readOnly"] == true { "ro" } else { "rw" };
+        let mode = if mount["readOnly"] == true {
+            "ro"
+        } else {
+            "rw"
+        };
         let propagation = match mount["mountPropagation"].as_str() {
             Some("HostToContainer") => "rslave",
             _ => "rprivate",
         };
-        args.push(format!("--volume={}:{to}:{mode},{propagation}", path.display()));
+        args.push(format!(
+            "--volume={}:{to}:{mode},{propagation}",
+            path.display()
+        ));
     }
     Ok(args)
 }

@@ -64,7 +64,10 @@ fn a_real_api_server_accepts_what_is_rendered() -> Result<()> {
         let documents = rendered_for(&kubernetes, rendering.values, &[])?;
         let told = dry(&documents).with_context(|| rendering.file.to_owned())?;
         ensure!(told.lines().count() == documents.len(), "{told}");
-        ensure!(told.contains("daemonset.apps/sidecar-agent created"), "{told}");
+        ensure!(
+            told.contains("daemonset.apps/sidecar-agent created"),
+            "{told}"
+        );
     }
 
     // It looks at what it is given.
@@ -110,7 +113,10 @@ fn pods_tell_what_has_become_of_them() -> Result<()> {
         let text = server.kubectl(&["get", "pod", "web", "-n", "prod-us1", "-o", "json"])?;
         Ok(serde_json::from_str(&text)?)
     };
-    let uid = pod()?["metadata"]["uid"].as_str().context("no UID")?.to_owned();
+    let uid = pod()?["metadata"]["uid"]
+        .as_str()
+        .context("no UID")?
+        .to_owned();
 
     let roles: Vec<Value> = rendered_for(&version(&server)?, None, &["statusAnnotation=true"])?
         .into_iter()
@@ -119,7 +125,13 @@ fn pods_tell_what_has_become_of_them() -> Result<()> {
     server.apply(&list(&roles))?;
     let name = roles[0]["metadata"]["name"].as_str().context("no name")?;
     let role = format!("--clusterrole={name}");
-    server.kubectl(&["create", "clusterrolebinding", "chart", &role, "--user=sidecar-agent"])?;
+    server.kubectl(&[
+        "create",
+        "clusterrolebinding",
+        "chart",
+        &role,
+        "--user=sidecar-agent",
+    ])?;
 
     let pods = BTreeMap::from([(
         "prod-us1/web".to_owned(),
@@ -150,7 +162,15 @@ fn pods_tell_what_has_become_of_them() -> Result<()> {
     let told = |reason: &str| -> Result<Value> {
         poll_result(DEADLINE, reason, || {
             let selector = format!("involvedObject.uid={uid},reason={reason}");
-            let get = ["get", "events", "-n", "prod-us1", "-o", "json", "--field-selector"];
+            let get = [
+                "get",
+                "events",
+                "-n",
+                "prod-us1",
+                "-o",
+                "json",
+                "--field-selector",
+            ];
             let text = server.kubectl(&[&get[..], &[&selector]].concat())?;
             let list: Value = serde_json::from_str(&text)?;
             list["items"].get(0).cloned().context("no such event")

@@ -61,7 +61,10 @@ pub const RENDERINGS: &[Rendering] = &[
     // Before maxSurge and the field for AppArmor.
     Rendering {
         kubernetes: "1.20.2",
-        ..golden("uninstall.yaml", "tests/packaging/golden/uninstall-1.20.yaml")
+        ..golden(
+            "uninstall.yaml",
+            "tests/packaging/golden/uninstall-1.20.yaml",
+        )
     },
     Rendering {
         values: None,
@@ -172,8 +175,11 @@ pub fn tool(name: &str) -> Result<PathBuf> {
 /// As [`helm`].
 pub fn template(kubernetes: &str) -> Result<Command> {
     let mut helm = helm()?;
-    helm.args(["template", RELEASE])
-        .arg(chart())
-        .args(["--namespace", RELEASE, "--kube-version", kubernetes]);
+    helm.args(["template", RELEASE]).arg(chart()).args([
+        "--namespace",
+        RELEASE,
+        "--kube-version",
+        kubernetes,
+    ]);
     Ok(helm)
 }

@@ -94,7 +94,10 @@ fn build(dir: &Path, context: &Path, archive: &Path) -> anyhow::Result<()> {
         .args(["build", "--quiet", "--pull-never", "--isolation", "chroot"])
         // The same commit makes the same image.
         .args(["--timestamp", &seconds, "--format", "oci"])
-        .args(["--build-arg", &argument("VERSION", env!("CARGO_PKG_VERSION"))])
+        .args([
+            "--build-arg",
+            &argument("VERSION", env!("CARGO_PKG_VERSION")),
+        ])
         .args(["--build-arg", &argument("REVISION", &revision)])
         .args(["--build-arg", &argument("CREATED", &time)])
         .args(["--tag", &tag, "--file"])

@@ -77,7 +77,8 @@ impl Left {
         }
         tracing::info!("relieved; waiting to be stopped");
         // Who stops this agent knows that the next one is there, and not of connections.
-        self.end(tcp, options.drain, &mut Signals::second()?).await?;
+        self.end(tcp, options.drain, &mut Signals::second()?)
+            .await?;
         signals.any().await;
         Ok(())
     }

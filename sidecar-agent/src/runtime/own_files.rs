@@ -13,36 +13,36 @@ use crate::{cni::wire, observe::admin, source::pods::find::nowhere};
 /// # Errors
 /// If one cannot be removed.
 pub fn remove(run_dir: &Path, state_dir: &Path) -> Result<()> {
-    let nowhere = nowhere(run_dir);
-    if let Err(error) = std::fs::remove_dir(&nowhere)
-        && !matches!(
-            error.kind(),
-            ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty
-        )
-    {
-        return Err(error).with_context(|| format!("removing {}", nowhere.display()));
-    }
+    remove_dir(&nowhere(run_dir))?;
     for (file, dir) in [
         (wire::socket_path(run_dir), run_dir),
         (admin::socket_path(run_dir), run_dir),
         (toggles::path(state_dir), state_dir),
     ] {
-        for (path, result) in [
-            (&*file, std::fs::remove_file(&file)),
-            (dir, std::fs::remove_dir(dir)),
-        ] {
-            match result {
-                Err(error)
-                    if !matches!(
-                        error.kind(),
-                        ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty
-                    ) =>
-                {
-                    return Err(error).with_context(|| format!("removing {}", path.display()));
-                }
-                _ => {}
+        match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", file.display()));
             }
+            _ => remove_dir(dir)?,
         }
     }
     Ok(())
+}
+
+/// If nothing is in it, and it is no mount, as a container's is.
+fn remove_dir(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir(dir) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                ErrorKind::NotFound
+                    | ErrorKind::DirectoryNotEmpty
+                    | ErrorKind::ReadOnlyFilesystem
+                    | ErrorKind::ResourceBusy
+            ) =>
+        {
+            Err(error).with_context(|| format!("removing {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
 }

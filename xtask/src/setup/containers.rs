@@ -15,7 +15,9 @@ pub fn find_musl() -> anyhow::Result<String> {
     let target = musl_target();
     if !has_target(&target) {
         if is_there(OsStr::new("rustup")) {
-            bail!("the compiler has no standard library for {target}: `rustup target add {target}`");
+            bail!(
+                "the compiler has no standard library for {target}: `rustup target add {target}`"
+            );
         }
         return Ok("none, as there is no rustup; glibc is linked in".to_owned());
     }

@@ -78,7 +78,8 @@ impl Reporter {
         let queue = &self.queue;
         let subjects = news::subjects(workloads, diagnostics, pods);
         // Whoever has found no room is as before to us.
-        self.news
-            .look(subjects, Instant::now(), |told| queue.try_send(told).is_ok());
+        self.news.look(subjects, Instant::now(), |told| {
+            queue.try_send(told).is_ok()
+        });
     }
 }

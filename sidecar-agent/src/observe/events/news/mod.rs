@@ -241,7 +241,9 @@ impl Known {
         Self {
             told,
             at: before.and_then(|before| before.at),
-            pause: before.map_or(Backoff::new(PAUSE.0, PAUSE.1), |before| before.pause.clone()),
+            pause: before.map_or(Backoff::new(PAUSE.0, PAUSE.1), |before| {
+                before.pause.clone()
+            }),
         }
     }
 

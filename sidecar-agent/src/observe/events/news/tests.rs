@@ -88,7 +88,11 @@ impl Node {
         self.look_with(workloads, &[])
     }
 
-    fn look_with(&mut self, workloads: &[WorkloadStatus], diagnostics: &[Diagnostic]) -> Vec<String> {
+    fn look_with(
+        &mut self,
+        workloads: &[WorkloadStatus],
+        diagnostics: &[Diagnostic],
+    ) -> Vec<String> {
         let told = self.told(workloads, diagnostics);
         let line = |pod: &PodRef, event: &Event| format!("{} {}", pod.name, event.reason.name());
         told.iter()
@@ -255,7 +259,10 @@ fn a_conflict_is_told_on_the_pods_whose_sidecar_it_is_about() {
     };
     // Also when the agent starts: it is not as it should be.
     let last = told.events.last().unwrap();
-    assert_eq!((told.pod.name.as_str(), last.reason), ("a", Reason::SidecarConflict));
+    assert_eq!(
+        (told.pod.name.as_str(), last.reason),
+        ("a", Reason::SidecarConflict)
+    );
     assert_eq!(last.note, "Sidecar shop/default (cluster:1) is not alone");
     node.wait(60);
     assert_eq!(node.look_with(&workloads, &[conflict]), [""; 0]);
