@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use super::cni;
 use crate::{
+    observe::events,
     runtime,
     source::{kube, pods::select::Policy},
 };
@@ -60,6 +61,12 @@ pub struct ClusterArgs {
         default_value = "/proc"
     )]
     host_proc: PathBuf,
+    /// Tell on pods of this node, as Kubernetes Events, whether they are captured, or why not.
+    #[arg(long, env = "SIDECAR_AGENT_POD_EVENTS", requires = "kube")]
+    pod_events: bool,
+    /// Write the same on captured pods: annotation `capture.sidecar-agent.io/status`.
+    #[arg(long, env = "SIDECAR_AGENT_POD_STATUS", requires = "kube")]
+    pod_status: bool,
     /// Install the CNI plugin, and keep it in the runtime's list whoever rewrites that, so that pods
     /// start once they are captured. It stays when the agent ends: `cni uninstall` takes it away.
     #[arg(long, env = "SIDECAR_AGENT_CNI", requires = "kube")]
@@ -115,7 +122,13 @@ impl ClusterArgs {
             let excluded = excluded_namespaces.iter().cloned();
             self.plugin.install(run_dir.to_owned(), excluded)
         };
+        let told = events::Options {
+            node: node_name.clone(),
+            events: self.pod_events,
+            annotation: self.pod_status,
+        };
         Ok(Some(runtime::Cluster {
+            told: (told.events || told.annotation).then_some(told),
             source: kube::Options {
                 kubeconfig: self.kubeconfig,
                 node_name,

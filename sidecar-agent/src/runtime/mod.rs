@@ -55,6 +55,9 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// How often it is looked whether applications listen where a Sidecar declares a listener.
 const LOOK_FOR_COLLISIONS: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether there is anything to tell of pods.
+const LOOK_FOR_NEWS: Duration = Duration::from_secs(5);
+
 /// Runs until SIGTERM or SIGINT, or until the next agent has taken over. What is captured stays so:
 /// see `uninstall`.
 ///
@@ -82,6 +85,7 @@ pub async fn run(options: Options) -> Result<()> {
     let mut names = dns.state();
     let mut ticks = every(REFRESH);
     let mut collisions = every(LOOK_FOR_COLLISIONS);
+    let mut news = every(LOOK_FOR_NEWS);
 
     let cni = options.cluster.as_ref().and_then(|of| of.cni.clone());
     let _kept = cni.map(keep::keep);
@@ -114,8 +118,10 @@ pub async fn run(options: Options) -> Result<()> {
         }
         // What follows changes nothing that is wanted; `break` leads to what is wanted next.
         loop {
-            if let Some(input) = &input {
-                progress.has_settled(&mut node, &telling, input);
+            if let Some(input) = &input
+                && progress.has_settled(&mut node, &telling, input)
+            {
+                reading.tell(&node);
             }
             telling.turn(&node, progress.generation > 0, reading.stale());
             reading.answer(&mut plugins, &node);
@@ -147,6 +153,8 @@ pub async fn run(options: Options) -> Result<()> {
                 // From here, so that a loop that hangs is noticed.
                 () = progress.service.due() => service::alive(),
                 _ = collisions.tick() => node.look_for_collisions(),
+                // Of what changes without a change of configuration.
+                _ = news.tick() => reading.tell(&node),
                 call = plugins.called() => if reading.is_asked(call, &mut plugins) {
                     input = reading.read();
                     break;

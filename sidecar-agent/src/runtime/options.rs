@@ -6,6 +6,7 @@ use crate::{
     cni::install::Install,
     dataplane::{self, Capacity},
     model::{Compat, FailurePolicy},
+    observe::events,
     source::{kube, pods::select::Policy},
 };
 
@@ -18,6 +19,8 @@ pub struct Cluster {
     pub pods: Policy,
     /// The host's /proc, where pods are found.
     pub host_proc: PathBuf,
+    /// What is told of its pods in the cluster; `None`: nothing.
+    pub told: Option<events::Options>,
     /// The CNI plugin to be installed, and kept; `None`: it is somebody else's business.
     pub cni: Option<Install>,
 }

@@ -107,6 +107,13 @@ impl Reading {
         Some(update)
     }
 
+    /// Tells in the cluster what has become of its pods.
+    pub fn tell(&mut self, node: &Node) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.tell(node);
+        }
+    }
+
     /// How it goes with the cluster; `None`: it is no source.
     pub fn cluster(&self) -> Option<ClusterStatus> {
         self.cluster.as_ref().map(Clustered::status)

@@ -115,6 +115,12 @@ volumeMounts:
 {{- range .Values.kubernetes.excludeNamespaces }}
 - --exclude-namespace={{ . }}
 {{- end }}
+{{- if .Values.events.enabled }}
+- --pod-events
+{{- end }}
+{{- if .Values.statusAnnotation }}
+- --pod-status
+{{- end }}
 {{- end }}
 {{- if .Values.staticConfig }}
 - --config=/etc/sidecar-agent/resources

@@ -43,7 +43,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{- /* Tells the agents of two pod templates apart, which answer at one address of the node. */ -}}
 {{- define "sidecar-agent.instance" -}}
-{{- printf "%s %s" (include "sidecar-agent.image" .) (toJson (omit .Values "staticConfig" "podMonitor" "prometheusRule" "dashboard" "crds" "rbac" "resourceQuota" "events")) | sha256sum | trunc 10 -}}
+{{- printf "%s %s" (include "sidecar-agent.image" .) (toJson (omit .Values "staticConfig" "podMonitor" "prometheusRule" "dashboard" "crds" "rbac" "resourceQuota")) | sha256sum | trunc 10 -}}
 {{- end -}}
 
 {{- /* Whether the next agent starts beside the old one. */ -}}

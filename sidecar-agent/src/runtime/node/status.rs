@@ -48,11 +48,7 @@ impl Node {
                 .into_owned(),
             kernel_features: kernel_features(),
             generation,
-            workloads: self
-                .workloads
-                .iter()
-                .map(|(name, workload)| self.workload_status(name, workload))
-                .collect(),
+            workloads: self.workloads(),
             unclaimed: self
                 .dataplane
                 .unclaimed()
@@ -72,6 +68,19 @@ impl Node {
             trace: TraceStatus::default(),
             cluster: None,
         }
+    }
+
+    /// The state of each workload.
+    pub fn workloads(&self) -> Vec<WorkloadStatus> {
+        let workloads = self.workloads.iter();
+        workloads
+            .map(|(name, workload)| self.workload_status(name, workload))
+            .collect()
+    }
+
+    /// What is wrong with the configuration.
+    pub fn findings(&self) -> &[Diagnostic] {
+        &self.diagnostics
     }
 
     /// Workloads for which nothing is in force, and why.

@@ -8,7 +8,11 @@ use crate::{
     cni::{server::Call, wire::PodRef},
     dataplane::cgroup,
     model::Snapshot,
-    observe::{health::Pending, status::ClusterStatus},
+    observe::{
+        events::{self, Reporter},
+        health::Pending,
+        status::ClusterStatus,
+    },
     runtime::{
         Options,
         node::Node,
@@ -38,6 +42,7 @@ fn is(told: &pods::Told, pod: &PodRef) -> bool {
 /// The cluster, and what has become of its pods.
 pub struct Clustered {
     cluster: Cluster,
+    reporter: Option<Reporter>,
     pods: Pods,
     found: pods::Update,
     /// Why pods could not be looked for.
@@ -56,8 +61,12 @@ impl Clustered {
         let nowhere = find::nowhere(&options.run_dir).display().to_string();
         let finder = Finder::new(wanted.host_proc.clone(), cgroup::root()?, nowhere)?;
         let cluster = Cluster::watch(wanted.source.clone()).await;
+        let cluster = cluster.context("watching the cluster")?;
+        let start = |told: &events::Options| Ok(Reporter::start(cluster.client()?, told.clone()));
+        let reporter: Result<_> = wanted.told.as_ref().map(start).transpose();
         Ok(Some(Self {
-            cluster: cluster.context("watching the cluster")?,
+            reporter: reporter.context("preparing events on pods")?,
+            cluster,
             pods: Pods::new(wanted.pods.clone(), finder),
             found: pods::Update::default(),
             problem: None,
@@ -158,6 +167,23 @@ impl Clustered {
                 self.problem = Some(problem);
             }
         }
+    }
+
+    /// Tells in the cluster what has become of its pods.
+    pub fn tell(&mut self, node: &Node) {
+        let Some(reporter) = &mut self.reporter else {
+            return;
+        };
+        let pod = |told: &pods::Told| {
+            let pod = events::PodRef {
+                namespace: told.namespace.clone(),
+                name: told.name.clone(),
+                uid: told.uid.clone(),
+            };
+            (format!("{}/{}", told.namespace, told.name), pod)
+        };
+        let pods = self.found.told.iter().map(pod).collect();
+        reporter.tell(&node.workloads(), node.findings(), &pods);
     }
 
     /// How it goes.

@@ -16,6 +16,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use k8s_openapi::api::core::v1::Pod;
+use kube::{Client, Config};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -50,6 +51,7 @@ pub struct Options {
 /// The cluster, being watched. Dropping it ends that.
 #[derive(Debug)]
 pub struct Cluster {
+    config: Config,
     shared: Arc<Shared>,
     changes: watch::Receiver<()>,
     _tasks: JoinSet<()>,
@@ -73,10 +75,19 @@ impl Cluster {
             tasks.spawn(follow::follow(of, config.clone(), options, shared));
         }
         Ok(Self {
+            config,
             shared,
             changes,
             _tasks: tasks,
         })
+    }
+
+    /// A client for other purposes.
+    ///
+    /// # Errors
+    /// If certificates or credentials cannot be used.
+    pub fn client(&self) -> Result<Client> {
+        client::client(&self.config, Arc::new(|| ()))
     }
 
     /// Waits until something changed since the last call. A burst of changes is one.
