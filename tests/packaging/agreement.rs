@@ -8,6 +8,7 @@ use sidecar_agent::{
     cli,
     observe::metrics::catalogue::{self, Metric},
     privileges::NEEDS,
+    source::kube::rbac,
 };
 use sidecar_tests::manifests::{RENDERINGS, workspace};
 
@@ -73,6 +74,48 @@ fn no_container_has_more_than_the_agent_needs() -> Result<()> {
                 ensure!(context[field] == wanted, "{mode}: {field}");
             }
         }
+    }
+    Ok(())
+}
+
+/// Rights to read are those of the source, with events and the annotation where they are wanted.
+#[test]
+fn nothing_more_may_be_done_than_the_agent_does() -> Result<()> {
+    require_helm!();
+    let mesh = ("istio-system".to_owned(), "istio".to_owned());
+    let read = rbac::rules(&mesh).into_iter().flat_map(|rule| {
+        let only = rule.only.map_or_else(String::new, |(_, name)| name);
+        rbac::VERBS.map(|verb| format!("{}/{} {only} {verb}", rule.group, rule.resource))
+    });
+    let read: BTreeSet<String> = read.collect();
+    let events = ["create", "patch"].map(|verb| format!("events.k8s.io/events  {verb}"));
+    for (set, more) in [
+        ("events.enabled=false", vec![]),
+        ("events.enabled=true", events.to_vec()),
+        (
+            "statusAnnotation=true",
+            [&events[..], &["/pods  patch".to_owned()]].concat(),
+        ),
+    ] {
+        let mut given = BTreeSet::new();
+        for role in rendered(&[set])? {
+            for rule in role["rules"].as_array().into_iter().flatten() {
+                let only = texts(&rule["resourceNames"]).join(" ");
+                for group in texts(&rule["apiGroups"]) {
+                    for resource in texts(&rule["resources"]) {
+                        let right = |verb| format!("{group}/{resource} {only} {verb}");
+                        given.extend(texts(&rule["verbs"]).into_iter().map(right));
+                    }
+                }
+            }
+        }
+        let mut wanted = read.clone();
+        wanted.extend(more);
+        ensure!(
+            given == wanted,
+            "{set}: {:?}",
+            given.symmetric_difference(&wanted)
+        );
     }
     Ok(())
 }
