@@ -90,7 +90,8 @@ fn slices_are_read_whoever_makes_them() -> anyhow::Result<()> {
     let mut world = World::captured_in(api)?;
     serve(&mut world)?;
     let by = "endpointslice.kubernetes.io/managed-by";
-    let kubernetes = format!("service.kubernetes.io/headless: '', {by}: endpointslice-controller.k8s.io");
+    let kubernetes =
+        format!("service.kubernetes.io/headless: '', {by}: endpointslice-controller.k8s.io");
     let another = format!("{by}: somebody");
     for (ready, unready, labels) in [
         (A, B, &kubernetes),

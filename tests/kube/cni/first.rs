@@ -66,7 +66,10 @@ fn who_is_not_to_be_captured_does_not_wait() -> anyhow::Result<()> {
     ensure!(before.elapsed() < PATIENCE, "{:?}", before.elapsed());
     ensure!(world.first_call(&pod, SECRET)?, "it is captured");
     let told = world.told(&pod)?;
-    ensure!(told["capture"] == "left" && told["reason"] == "not-asked", "{told}");
+    ensure!(
+        told["capture"] == "left" && told["reason"] == "not-asked",
+        "{told}"
+    );
     Ok(())
 }
 

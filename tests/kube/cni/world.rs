@@ -93,7 +93,8 @@ impl World {
         let status = self.agent.as_ref().context("no agent")?.status()?;
         let mut pods = status["cluster"]["pods"].as_array().into_iter().flatten();
         let told = pods.find(|told| told["uid"] == *pod.uid);
-        told.cloned().with_context(|| format!("nothing is told of it: {status}"))
+        told.cloned()
+            .with_context(|| format!("nothing is told of it: {status}"))
     }
 
     /// The agent's run directory, as the plugin is told.

@@ -99,7 +99,10 @@ impl ApiServer {
     /// # Errors
     /// When kubectl fails, or they do not come to be served.
     pub fn add_slices(&self) -> anyhow::Result<()> {
-        if self.kubectl(&["get", "--raw", "/apis/discovery.k8s.io/v1"]).is_ok() {
+        if self
+            .kubectl(&["get", "--raw", "/apis/discovery.k8s.io/v1"])
+            .is_ok()
+        {
             return Ok(());
         }
         let file = "resources/endpointslices.yaml";
