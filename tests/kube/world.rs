@@ -25,7 +25,10 @@ pub struct World {
 impl World {
     /// A cluster without kinds of Istio, and nothing in it but services. No agent runs.
     pub fn bare() -> anyhow::Result<Self> {
-        let api = ApiServer::start()?;
+        Self::of(ApiServer::start()?)
+    }
+
+    fn of(api: ApiServer) -> anyhow::Result<Self> {
         let mut lab = Lab::new()?;
         lab.announce("10.96.0.0/16")?;
         lab.serve(DETAILS, "details")?;
@@ -41,7 +44,12 @@ impl World {
 
     /// The workload is in the cluster, and captured: it reaches [`DETAILS`] and not [`SECRET`].
     pub fn captured() -> anyhow::Result<Self> {
-        let mut world = Self::bare()?;
+        Self::captured_in(ApiServer::start()?)
+    }
+
+    /// The same in a cluster to which something was added.
+    pub fn captured_in(api: ApiServer) -> anyhow::Result<Self> {
+        let mut world = Self::of(api)?;
         world.api.add_crds()?;
         world.add_workload()?;
         world.expose("prod-us1")?;

@@ -28,19 +28,12 @@ fn versions_are_those_of_the_workspace() -> Result<()> {
 /// Each container of what is checked in is started with arguments that the agent has.
 #[test]
 fn arguments_are_the_agents() -> Result<()> {
-    // Until `run` has the CNI plugin, the chart is ahead of it.
-    let command = cli::command();
-    let run = command.find_subcommand("run").context("no run")?;
-    let has_cni = run.get_arguments().any(|arg| arg.get_long() == Some("cni"));
     let mut tried = 0;
     for rendering in RENDERINGS {
         let text = std::fs::read_to_string(rendering.path())?;
         for container in containers(pod(&documents(&text)?)?) {
-            let mut args = texts(&container["args"]);
+            let args = texts(&container["args"]);
             ensure!(!args.is_empty(), "{}: no arguments", rendering.file);
-            if args[0] == "run" && !has_cni {
-                args.retain(|arg| !arg.starts_with("--cni"));
-            }
             cli::command()
                 .try_get_matches_from(std::iter::once("sidecar-agent").chain(args))
                 .with_context(|| rendering.file.to_owned())?;

@@ -101,17 +101,8 @@ impl ClusterArgs {
         if !self.kube {
             return Ok(None);
         }
-        let node_name = match self.node_name.filter(|name| !name.is_empty()) {
-            Some(name) => name,
-            None => {
-                let uname = rustix::system::uname();
-                let name = uname.nodename().to_str();
-                // As kubelet does.
-                name.map(str::to_lowercase)
-                    .ok()
-                    .context("the host's name is no UTF-8; give --node-name")?
-            }
-        };
+        let given = self.node_name.filter(|name| !name.is_empty());
+        let node_name = given.map_or_else(host_name, Ok)?;
         let NamespacedName(namespace, name) = self.mesh_config_map;
         let excluded = self
             .excluded_namespaces
@@ -144,4 +135,12 @@ impl ClusterArgs {
             },
         }))
     }
+}
+
+/// As kubelet names a node.
+fn host_name() -> Result<String> {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_str();
+    name.map(str::to_lowercase)
+        .context("the host's name is no UTF-8; give --node-name")
 }

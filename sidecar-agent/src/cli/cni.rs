@@ -54,6 +54,10 @@ enum Verb {
 
 /// Where the plugin is put, and what it is told.
 #[derive(Clone, Debug, clap::Args)]
+#[allow(
+    clippy::struct_field_names,
+    reason = "they are options of `run` as well, which have these names"
+)]
 pub struct Node {
     /// The container runtime's directory of network configurations.
     #[arg(

@@ -67,7 +67,7 @@ enum LogFormat {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Capture the traffic of this node's workloads until told to stop.
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Validate resources; needs no root and no kernel.
     Check(check::Args),
     /// Print what would be programmed; needs no root and no kernel.
@@ -119,7 +119,7 @@ pub fn main() -> ExitCode {
         LogFormat::Json => log.json().init(),
     }
     let result = match cli.verb {
-        Verb::Run(args) => run::run(args),
+        Verb::Run(args) => run::run(*args),
         Verb::Check(args) => check::run(&args),
         Verb::Plan(args) => plan::run(&args),
         Verb::Explain(args) => explain::run(&args),

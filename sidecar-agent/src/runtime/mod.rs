@@ -63,6 +63,10 @@ const LOOK_FOR_NEWS: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// If the agent cannot start. Once it runs, nothing that is wrong with an input ends it.
+#[allow(
+    clippy::too_many_lines,
+    reason = "one loop, told in one piece: what leads to what is wanted next, and what ends it"
+)]
 pub async fn run(options: Options) -> Result<()> {
     let mut signals = Signals::new()?;
     let mut reading = Reading::start(&options).await?;
@@ -110,12 +114,11 @@ pub async fn run(options: Options) -> Result<()> {
             while !node.is_settled() {
                 node.advance();
             }
+            serve(&mut plugins, &options)?;
             predecessor.confirm(tcp)?;
             tracing::info!("taken over from the agent before");
         }
-        if options.cluster.is_some() {
-            plugins.serve(&options.run_dir)?;
-        }
+        serve(&mut plugins, &options)?;
         // What follows changes nothing that is wanted; `break` leads to what is wanted next.
         loop {
             if let Some(input) = &input
@@ -168,18 +171,19 @@ pub async fn run(options: Options) -> Result<()> {
                     }
                     Call::TakeOver(reply, taken) => {
                         let left = node.give_up();
-                        plugins.pause();
                         admin.pause().await;
                         telling.pause().await;
                         if let Some(Taken { tcp }) = hand_over(&admin, &left, reply, taken).await {
                             admin.give_up();
-                            drop(progress);
+                            drop((progress, plugins));
                             return left.end_relieved(tcp, &options, &mut signals).await;
                         }
                         tracing::warn!("the next agent has not taken over; going on");
                         node = left.go_on(&options)?;
                         telling.serve(options.metrics).await?;
                         admin.resume()?;
+                        // The next agent may have put its socket in the place of ours.
+                        plugins = Plugins::new();
                         break;
                     }
                 },
@@ -191,11 +195,19 @@ pub async fn run(options: Options) -> Result<()> {
                     });
                 }
                 () = signals.any() => {
-                    drop((admin, progress));
+                    drop((admin, progress, plugins));
                     return node.end().end(true, options.drain, &mut signals).await;
                 }
             }
         }
+    }
+}
+
+/// Serves CNI plugins, where there are pods.
+fn serve(plugins: &mut Plugins, options: &Options) -> Result<()> {
+    match options.cluster {
+        Some(_) => plugins.serve(&options.run_dir),
+        None => Ok(()),
     }
 }
 

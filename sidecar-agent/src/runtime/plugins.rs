@@ -76,12 +76,6 @@ impl Plugins {
         Ok(())
     }
 
-    /// Leaves the socket to the next agent. Who waits asks that one.
-    pub fn pause(&mut self) {
-        self.server = None;
-        self.waiting.clear();
-    }
-
     /// The next call, or `None` when it is time to look again whether those that wait can be answered.
     pub async fn called(&mut self) -> Option<Call> {
         let Some(server) = &mut self.server else {
@@ -111,7 +105,7 @@ impl Plugins {
         match (request, netns) {
             (_, Some(Err(error))) => refuse(reply, format!("{error:#}")),
             (Request::Add { .. }, None) => {
-                refuse(reply, "no network namespace came along".to_owned())
+                refuse(reply, "no network namespace came along".to_owned());
             }
             (
                 Request::Add {

@@ -65,6 +65,11 @@ fn who_is_not_to_be_captured_does_not_wait() -> anyhow::Result<()> {
     world.chain(&json!({})).add(pod.sandbox(&args))?;
     ensure!(before.elapsed() < PATIENCE, "{:?}", before.elapsed());
     ensure!(world.first_call(&pod, SECRET)?, "it is captured");
+    let told = world.told(&pod)?;
+    ensure!(
+        told["capture"] == "left" && told["reason"] == "not-asked",
+        "{told}"
+    );
     Ok(())
 }
 

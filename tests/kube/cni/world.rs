@@ -22,7 +22,7 @@ const NAME: &str = "node-a";
 
 pub struct World {
     pub api: ApiServer,
-    _agent: Option<Agent>,
+    agent: Option<Agent>,
     pub node: Node,
     _servers: Vec<Server>,
 }
@@ -59,7 +59,7 @@ impl World {
         let servers = vec![serve(DETAILS, "details")?, serve(SECRET, "secret")?];
         Ok(Self {
             api,
-            _agent: None,
+            agent: None,
             node,
             _servers: servers,
         })
@@ -68,7 +68,7 @@ impl World {
     /// With the agent.
     pub fn with_agent() -> anyhow::Result<Self> {
         let mut world = Self::new()?;
-        world._agent = Some(world.run_agent()?);
+        world.agent = Some(world.run_agent()?);
         Ok(world)
     }
 
@@ -86,6 +86,15 @@ impl World {
         })?;
         symlink(agent.run_dir(), self.run_dir())?;
         Ok(agent)
+    }
+
+    /// What the agent's status says of a pod.
+    pub fn told(&self, pod: &Pod) -> anyhow::Result<Value> {
+        let status = self.agent.as_ref().context("no agent")?.status()?;
+        let mut pods = status["cluster"]["pods"].as_array().into_iter().flatten();
+        let told = pods.find(|told| told["uid"] == *pod.uid);
+        told.cloned()
+            .with_context(|| format!("nothing is told of it: {status}"))
     }
 
     /// The agent's run directory, as the plugin is told.

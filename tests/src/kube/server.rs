@@ -91,7 +91,25 @@ impl ApiServer {
     /// # Errors
     /// When kubectl fails, or they do not come to be served.
     pub fn add_crds(&self) -> anyhow::Result<()> {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds/istio.yaml");
+        self.add_kinds(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds/istio.yaml"))
+    }
+
+    /// Adds `EndpointSlice`s of version v1 where the server has none of its own.
+    ///
+    /// # Errors
+    /// When kubectl fails, or they do not come to be served.
+    pub fn add_slices(&self) -> anyhow::Result<()> {
+        if self
+            .kubectl(&["get", "--raw", "/apis/discovery.k8s.io/v1"])
+            .is_ok()
+        {
+            return Ok(());
+        }
+        let file = "resources/endpointslices.yaml";
+        self.add_kinds(&Path::new(env!("CARGO_MANIFEST_DIR")).join(file))
+    }
+
+    fn add_kinds(&self, file: &Path) -> anyhow::Result<()> {
         let file = file.display().to_string();
         self.kubectl(&["apply", "--filename", &file])?;
         self.kubectl(&[
@@ -195,6 +213,8 @@ impl ApiServer {
             format!("--service-account-signing-key-file={}", file("sa.key")),
         ]);
         command.args([
+            // Room for those of version v1, if the server is older: see `add_slices`.
+            "--runtime-config=discovery.k8s.io/v1beta1=false",
             "--authorization-mode=RBAC",
             "--service-account-issuer=https://sidecar-agent.test",
             "--service-cluster-ip-range=10.96.0.0/16",

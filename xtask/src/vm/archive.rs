@@ -149,12 +149,10 @@ fn configure(
         // The machine's own keys then.
         String::new()
     };
-    let sources: String = archives
-        .iter()
-        .map(|(uri, suites)| {
-            format!("Types: {types}\nURIs: {uri}\nSuites: {suites}\nComponents: main\n{keys}\n")
-        })
-        .collect();
+    let sources = archives.iter().map(|(uri, suites)| {
+        format!("Types: {types}\nURIs: {uri}\nSuites: {suites}\nComponents: main\n{keys}\n")
+    });
+    let sources: Vec<String> = sources.collect();
     let dir = dir.display();
     let list = format!("{dir}/debian.sources");
     let text = format!(
@@ -165,7 +163,7 @@ fn configure(
          Acquire::Languages \"none\";\n\
          APT::Sandbox::User \"root\";\n"
     );
-    fs::write(&list, sources).with_context(|| format!("cannot write {list}"))?;
+    fs::write(&list, sources.concat()).with_context(|| format!("cannot write {list}"))?;
     fs::write(config, text).with_context(|| format!("cannot write {}", config.display()))
 }
 

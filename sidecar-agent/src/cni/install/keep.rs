@@ -46,11 +46,10 @@ pub fn keep(install: Install) -> Keeper {
                 Err(_) => return,
             };
             if problem != last_problem {
-                match &problem {
-                    Some(problem) => {
-                        tracing::warn!("the CNI plugin is not installed: {problem}; trying again");
-                    }
-                    None => tracing::info!("the CNI plugin is installed"),
+                if let Some(problem) = &problem {
+                    tracing::warn!("the CNI plugin is not installed: {problem}; trying again");
+                } else {
+                    tracing::info!("the CNI plugin is installed");
                 }
                 last_problem = problem;
             }

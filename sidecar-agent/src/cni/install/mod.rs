@@ -99,19 +99,16 @@ impl Install {
             if !conf.list.remove().unwrap_or(false) {
                 continue;
             }
-            match saved_text(&conf) {
+            if let Some((path, saved)) = saved_text(&conf) {
                 // It was a single plugin's, and still is the same.
-                Some((path, saved)) => {
-                    fs::rename(&saved, &path)
-                        .with_context(|| format!("restoring {}", path.display()))?;
-                    remove(&conf.path)?;
-                    done.written.push(path);
-                    done.removed.push(conf.path);
-                }
-                None => {
-                    replace(&conf.path, conf.list.to_string().as_bytes(), &conf.path)?;
-                    done.written.push(conf.path);
-                }
+                fs::rename(&saved, &path)
+                    .with_context(|| format!("restoring {}", path.display()))?;
+                remove(&conf.path)?;
+                done.written.push(path);
+                done.removed.push(conf.path);
+            } else {
+                replace(&conf.path, conf.list.to_string().as_bytes(), &conf.path)?;
+                done.written.push(conf.path);
             }
         }
         let program = self.bin_dir.join(TYPE);

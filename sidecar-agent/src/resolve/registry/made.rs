@@ -53,8 +53,8 @@ impl Made {
         let changes = Changes {
             index: LazyCell::new(Box::new(|| WorkloadIndex::new(&snapshot.workloads))),
             by_service: LazyCell::new(Box::new(|| by_service(&snapshot.endpoints))),
-            endpoints: !same(self.endpoints.iter(), &snapshot.endpoints),
-            workloads: !same(self.workloads.iter(), &snapshot.workloads),
+            selected: !same(self.workloads.iter(), &snapshot.workloads)
+                || !same(self.endpoints.iter(), &snapshot.endpoints),
             cluster_domain: self.cluster_domain != *domain,
             dns: self.dns != snapshot.dns,
         };
@@ -74,10 +74,8 @@ impl Made {
             |object| changes.of_entry(object),
             |object, selected| environment.external(object, selected).collect(),
         );
-        if changes.workloads {
+        if changes.selected {
             self.workloads.clone_from(&snapshot.workloads);
-        }
-        if changes.endpoints {
             self.endpoints.clone_from(&snapshot.endpoints);
         }
         if changes.cluster_domain {
@@ -157,8 +155,8 @@ struct Changes<'a> {
     index: LazyCell<WorkloadIndex<'a>, Box<dyn FnOnce() -> WorkloadIndex<'a> + 'a>>,
     /// What is told of endpoints, by namespace and service, when the first service asks.
     by_service: LazyCell<ByService<'a>, Box<dyn FnOnce() -> ByService<'a> + 'a>>,
-    workloads: bool,
-    endpoints: bool,
+    /// Workloads, or what is told of endpoints.
+    selected: bool,
     cluster_domain: bool,
     dns: bool,
 }
@@ -230,7 +228,7 @@ impl Changes<'_> {
                 Arc::ptr_eq(&known.object, object) && !self.concern(&known.services)
             };
             match known {
-                Some(known) if !self.workloads && !self.endpoints && is_same(&known) => known,
+                Some(known) if !self.selected && is_same(&known) => known,
                 known => {
                     let selected = select(object);
                     match known {

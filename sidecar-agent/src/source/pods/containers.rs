@@ -28,12 +28,12 @@ pub(super) fn has_init(spec: &PodSpec, names: &[&str]) -> bool {
 /// proxy's.
 pub(super) fn application(pod: &Pod) -> Option<&str> {
     let containers = &pod.spec.as_ref()?.containers;
-    let named = pod.metadata.annotations.as_ref();
-    let named = named.and_then(|all| all.get(DEFAULT_CONTAINER_ANNOTATION));
+    let annotations = pod.metadata.annotations.as_ref();
+    let chosen = annotations.and_then(|all| all.get(DEFAULT_CONTAINER_ANNOTATION));
     let mut names = containers.iter().map(|container| container.name.as_str());
     let first = names.clone().find(|name| *name != PROXY);
     names
-        .find(|name| named.is_some_and(|named| named == name))
+        .find(|name| chosen.is_some_and(|chosen| chosen == name))
         .or(first)
 }
 
