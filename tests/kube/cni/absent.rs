@@ -19,7 +19,7 @@ use crate::pods::{require_node, uid};
 const POD: &str = "IgnoreUnknown=1;K8S_POD_NAMESPACE=prod-us1;K8S_POD_NAME=shop;K8S_POD_UID=u";
 
 /// Our plugin behind ptp, for an agent that is not there.
-fn absent(node: &Node, more: Value) -> Value {
+fn absent(node: &Node, more: &Value) -> Value {
     let mut plugin = json!({"type": "sidecar-agent", "runDir": node.dir().join("run")});
     for (key, value) in more.as_object().into_iter().flatten() {
         plugin[key] = value.clone();
@@ -64,18 +64,18 @@ const TRY_AGAIN: u64 = 11;
 fn without_an_agent_the_policy_decides() -> anyhow::Result<()> {
     require_node!();
     let node = Node::new()?;
-    let allowed = add(&node, absent(&node, json!({"agentAbsent": "allow"})), POD)?;
+    let allowed = add(&node, absent(&node, &json!({"agentAbsent": "allow"})), POD)?;
     let result = allowed.outcome?;
     ensure!(
         result["ips"][0]["address"] == "10.78.1.2/24",
         "not what ptp has made: {result}"
     );
 
-    let refused = add(&node, absent(&node, json!({"agentAbsent": "fail"})), POD)?;
+    let refused = add(&node, absent(&node, &json!({"agentAbsent": "fail"})), POD)?;
     assert_eq!(code(refused.outcome)?, TRY_AGAIN);
     ensure!(refused.took < Duration::from_secs(5), "{:?}", refused.took);
 
-    let waited = add(&node, absent(&node, json!({"timeoutSeconds": 1})), POD)?;
+    let waited = add(&node, absent(&node, &json!({"timeoutSeconds": 1})), POD)?;
     ensure!(waited.took >= Duration::from_secs(1), "{:?}", waited.took);
     let error = waited.outcome.unwrap_err().to_string();
     for part in ["prod-us1/shop", "no agent answers at", "agentAbsent"] {
@@ -84,8 +84,8 @@ fn without_an_agent_the_policy_decides() -> anyhow::Result<()> {
 
     // Pods that never wait.
     let excluded = json!({"excludeNamespaces": ["prod-us1"]});
-    add(&node, absent(&node, excluded), POD)?.outcome?;
-    add(&node, absent(&node, json!({})), "")?.outcome?;
+    add(&node, absent(&node, &excluded), POD)?.outcome?;
+    add(&node, absent(&node, &json!({})), "")?.outcome?;
     Ok(())
 }
 

@@ -1,12 +1,13 @@
 //! From the first connection on.
 
-use std::{thread, time::Instant};
+use std::{fs, os::unix::fs::MetadataExt as _, thread, time::Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 use sidecar_tests::{
-    Namespace,
+    Cgroup, DEADLINE, Namespace,
     node::{Refused, Sandbox},
+    poll::poll_result,
     require_kube,
 };
 
@@ -150,5 +151,47 @@ fn a_pod_waits_for_an_agent_that_comes() -> anyhow::Result<()> {
         !world.first_call(&pod, SECRET)?,
         "the first connection passed"
     );
+    Ok(())
+}
+
+/// The proxy's cgroup within the pod's is told to the kernel; nothing is detached for it.
+#[test]
+fn containers_that_restart_leave_the_pod_attached() -> anyhow::Result<()> {
+    require_kube!();
+    require_node!();
+    let world = World::with_agent()?;
+    let pod = world.schedule_with("proxied", &json!({}), &["app", "istio-proxy"])?;
+    let args = pod.args(true);
+    let result = world.chain(&json!({})).add(pod.sandbox(&args))?;
+    let own = address(&result)?;
+    let dump = || -> anyhow::Result<String> {
+        let output = world.agent()?.cli(&["dump", "-o", "json"])?;
+        Ok(String::from_utf8(output.stdout)?.replace(' ', ""))
+    };
+    let sleep = ["sleep", "infinity"];
+    let _pause = world.node.run(&pod.uid, &pod.netns, "pause", &sleep)?;
+    for generation in ["1", "2"] {
+        let run = |name: &str| {
+            let id = format!("{name}{generation}");
+            world.node.run(&pod.uid, &pod.netns, &id, &sleep)
+        };
+        let (app, proxy) = (run("app")?, run("proxy")?);
+        let running = [("app", &*app.id), ("istio-proxy", &*proxy.id)];
+        world.report_with(&pod, own, &running)?;
+        let cgroup = Cgroup::root()?
+            .join(world.node.pod_cgroup(&pod.uid))
+            .join(&proxy.id);
+        let told = format!("\"proxy_cgroup\":{}", fs::metadata(cgroup)?.ino());
+        poll_result(DEADLINE, "the kernel to be told of the proxy", || {
+            let dump = dump()?;
+            ensure!(dump.contains(&told), "no {told} in {dump}");
+            Ok(())
+        })?;
+    }
+    let logs = world.agent()?.logs();
+    let attached = logs
+        .iter()
+        .filter(|line| line.contains("attached") && line.contains("proxied"));
+    ensure!(attached.count() == 1, "{}", logs.join("\n"));
     Ok(())
 }

@@ -25,15 +25,10 @@ fn read(path: &Path) -> anyhow::Result<Value> {
 }
 
 fn has_ours(path: &Path) -> anyhow::Result<()> {
-    let list = read(path)?;
-    let last = list["plugins"]
-        .as_array()
-        .and_then(|all| all.last())
-        .cloned();
-    ensure!(
-        last.is_some_and(|last| last["type"] == "sidecar-agent"),
-        "{list}"
-    );
+    let read = read(path)?;
+    let last = read["plugins"].as_array().and_then(|all| all.last());
+    let kind = last.map(|last| &last["type"]);
+    ensure!(kind.is_some_and(|kind| kind == "sidecar-agent"), "{read}");
     Ok(())
 }
 

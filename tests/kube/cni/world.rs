@@ -88,9 +88,14 @@ impl World {
         Ok(agent)
     }
 
+    /// The agent that was started with it.
+    pub fn agent(&self) -> anyhow::Result<&Agent> {
+        self.agent.as_ref().context("no agent")
+    }
+
     /// What the agent's status says of a pod.
     pub fn told(&self, pod: &Pod) -> anyhow::Result<Value> {
-        let status = self.agent.as_ref().context("no agent")?.status()?;
+        let status = self.agent()?.status()?;
         let mut pods = status["cluster"]["pods"].as_array().into_iter().flatten();
         let told = pods.find(|told| told["uid"] == *pod.uid);
         told.cloned()
@@ -126,10 +131,24 @@ impl World {
         } else {
             json!({})
         };
+        self.schedule_with(name, &annotations, &["app"])
+    }
+
+    /// The same, with these annotations and containers.
+    pub fn schedule_with(
+        &self,
+        name: &str,
+        annotations: &Value,
+        containers: &[&str],
+    ) -> anyhow::Result<Pod> {
+        let containers = containers
+            .iter()
+            .map(|name| json!({"name": name, "image": "x"}));
+        let containers: Vec<Value> = containers.collect();
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "namespace": "prod-us1", "annotations": annotations},
-            "spec": {"nodeName": NAME, "containers": [{"name": "app", "image": "app"}]},
+            "spec": {"nodeName": NAME, "containers": containers},
         });
         self.api.apply(&pod.to_string())?;
         let uid = self.api.kubectl(&[
@@ -149,11 +168,31 @@ impl World {
 
     /// What kubelet reports: the pod's address.
     pub fn report(&self, pod: &Pod, address: &str) -> anyhow::Result<()> {
+        self.report_with(pod, address, &[])
+    }
+
+    /// The same, and which containers run: names and ids.
+    pub fn report_with(
+        &self,
+        pod: &Pod,
+        address: &str,
+        running: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let running = running.iter().map(|(name, id)| {
+            json!({
+                "name": name, "containerID": format!("containerd://{id}"), "ready": true,
+                "restartCount": 0, "image": "x", "imageID": "x",
+                "state": {"running": {"startedAt": "2024-01-01T00:00:00Z"}},
+            })
+        });
+        let running: Vec<Value> = running.collect();
+
         let path = format!("/api/v1/namespaces/prod-us1/pods/{}", pod.name);
         let mut object: Value = serde_json::from_str(&self.api.kubectl(&["get", "--raw", &path])?)?;
         object["status"]["phase"] = "Running".into();
         object["status"]["podIP"] = address.into();
         object["status"]["podIPs"] = json!([{"ip": address}]);
+        object["status"]["containerStatuses"] = running.into();
         let file = self.node.dir().join(format!("{}.json", pod.name));
         fs::write(&file, object.to_string())?;
         let (path, file) = (format!("{path}/status"), file.display().to_string());

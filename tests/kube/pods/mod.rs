@@ -192,13 +192,13 @@ fn what_the_cni_plugin_says_comes_first() -> anyhow::Result<()> {
         (&*node.pod_cgroup(&uid), &vec![address()])
     );
     // Containers come, then the API server's word of the address.
-    let _pause = node.run(&uid, &netns, "pause", &SLEEP)?;
+    let pause = node.run(&uid, &netns, "pause", &SLEEP)?;
     assert_eq!(found(&mut finder, &unknown)?, at);
     assert_eq!(found(&mut finder, &sought(&uid))?, at);
 
     // A new sandbox, while the API server still tells the old address.
     let next = namespace("10.78.0.3")?;
-    drop(_pause);
+    drop(pause);
     finder.note(
         &uid,
         Sandbox {

@@ -1,7 +1,5 @@
 //! The names that the systemd driver and the runtimes give.
 
-use std::net::IpAddr;
-
 use sidecar_agent::source::pods::find::Sought;
 use sidecar_tests::{Cgroup, DEADLINE, Place, poll::poll_result};
 
@@ -42,7 +40,7 @@ fn the_systemd_driver() -> anyhow::Result<()> {
         assert_eq!(at.cgroup, pod.below_root()?, "{runtime}");
         assert_eq!(at.proxy_cgroup, Some(proxy.below_root()?), "{runtime}");
         anyhow::ensure!(leads_to(&at.netns, &netns)?);
-        assert_eq!(at.addresses, [IpAddr::from(address())]);
+        assert_eq!(at.addresses, [address()]);
     }
     Ok(())
 }
