@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     net::{Ipv4Addr, Ipv6Addr},
 };
 
@@ -172,16 +172,27 @@ impl Setup {
             (true, None) => {
                 let before =
                     fs::read_to_string(MARK_ACCEPT).context("reading tcp_fwmark_accept")?;
-                fs::write(MARK_ACCEPT, "1").context("setting tcp_fwmark_accept")?;
+                set_mark_accept("1").context("setting tcp_fwmark_accept")?;
                 self.mark_accept = Some(before);
             }
             (true, before) => self.mark_accept = before,
             (false, Some(before)) => {
-                fs::write(MARK_ACCEPT, before.trim()).context("resetting tcp_fwmark_accept")?;
+                set_mark_accept(before.trim()).context("resetting tcp_fwmark_accept")?;
             }
             (false, None) => {}
         }
         Ok(())
+    }
+}
+
+/// In a container `/proc/sys` is read-only; the chart mounts the node's beside it. Either way it is
+/// that of the namespace we are in.
+fn set_mark_accept(value: &str) -> io::Result<()> {
+    match fs::write(MARK_ACCEPT, value) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            fs::write(format!("/host{MARK_ACCEPT}"), value)
+        }
+        other => other,
     }
 }
 
