@@ -48,7 +48,7 @@ pub fn only<'a>(documents: &'a [Value], kind: &str) -> Result<&'a Value> {
     }
 }
 
-/// The pod of the DaemonSet.
+/// The pod of the `DaemonSet`.
 pub fn pod(documents: &[Value]) -> Result<&Value> {
     Ok(&only(documents, "DaemonSet")?["spec"]["template"]["spec"])
 }
@@ -57,7 +57,7 @@ pub fn pod(documents: &[Value]) -> Result<&Value> {
 pub fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
     ["initContainers", "containers"]
         .into_iter()
-        .flat_map(|kind| pod[kind].as_array())
+        .filter_map(|kind| pod[kind].as_array())
         .flatten()
 }
 

@@ -17,6 +17,10 @@ use crate::{
 
 /// Options of `run`.
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 pub struct ClusterArgs {
     /// Read the Kubernetes API as well: resources of Istio, services, endpoints, and the pods of
     /// this node. As a pod of the cluster by its service account, else by --kubeconfig.

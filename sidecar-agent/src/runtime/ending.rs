@@ -121,6 +121,9 @@ pub struct Signals {
 
 impl Signals {
     /// From now on they do not end the process by themselves.
+    ///
+    /// # Errors
+    /// If the kernel does not let us wait for them.
     pub fn new() -> Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("waiting for SIGTERM")?,

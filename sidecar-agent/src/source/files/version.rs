@@ -22,6 +22,7 @@ pub struct Version {
 
 impl Version {
     /// The present one.
+    #[must_use]
     pub fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
@@ -33,6 +34,7 @@ impl Version {
 
     /// Whether the file has been at rest: a change after `now` has another time. (As git knows of
     /// the files in its index.)
+    #[must_use]
     pub fn is_at_rest(&self, now: SystemTime) -> bool {
         let Ok(since_epoch) = now.duration_since(SystemTime::UNIX_EPOCH) else {
             return false;

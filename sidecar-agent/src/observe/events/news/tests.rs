@@ -135,12 +135,12 @@ fn what_has_just_begun_is_not_told_and_no_pod_neither() {
     let mut node = Node::running();
     let begun = [workload("shop/a", State::Pending, None)];
     assert_eq!(node.look(&begun), [""; 0]);
-    let none = subjects(
+    let of_no_pod = subjects(
         &[workload("shop/a", State::Captured, None)],
         &[],
         &BTreeMap::new(),
     );
-    assert!(none.is_empty(), "{none:?}");
+    assert!(of_no_pod.is_empty(), "{of_no_pod:?}");
     // Of a pod that was told of it is no news, and what comes then is compared with before.
     let captured = [workload("shop/a", State::Captured, None)];
     assert_eq!(node.look(&captured), ["a Captured"]);
@@ -247,8 +247,8 @@ fn a_conflict_is_told_on_the_pods_whose_sidecar_it_is_about() {
         file: "cluster".into(),
         line: 1,
     };
-    let conflict = Diagnostic::new(&SEVERAL_SELECTORS, "is not alone").about(sidecar.clone());
-    let other = Diagnostic::new(&crate::model::catalogue::NO_ENDPOINT, "x").about(sidecar);
+    let conflict = Diagnostic::new(SEVERAL_SELECTORS, "is not alone").about(sidecar.clone());
+    let other = Diagnostic::new(crate::model::catalogue::NO_ENDPOINT, "x").about(sidecar);
     let mut node = Node::starting();
     let mut elsewhere = workload("shop/b", State::Captured, None);
     elsewhere.sidecar = None;
@@ -273,7 +273,7 @@ fn notes_are_as_long_as_an_api_server_takes() {
     let problem = "ä".repeat(2000);
     let mut node = Node::running();
     let told = node.told(&[workload("shop/a", State::Pending, Some(&problem))], &[]);
-    let note = &told[0].events[0].note;
-    assert!(note.len() <= NOTE && note.ends_with('…'), "{}", note.len());
+    let text = &told[0].events[0].note;
+    assert!(text.len() <= NOTE && text.ends_with('…'), "{}", text.len());
     assert!(told[0].status.len() <= NOTE, "{}", told[0].status.len());
 }

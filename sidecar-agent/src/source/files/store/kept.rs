@@ -59,7 +59,9 @@ pub fn decode<'a>(files: impl Iterator<Item = &'a mut Kept>, compat: Compat) {
     {
         pool.install(|| new.par_iter_mut().for_each(|kept| kept.decode(compat)));
     } else {
-        new.iter_mut().for_each(|kept| kept.decode(compat));
+        for kept in new {
+            kept.decode(compat);
+        }
     }
 }
 
