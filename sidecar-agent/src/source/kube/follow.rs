@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,10 +13,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{
     Api, Client, Config, ResourceExt as _,
     core::{ApiResource, DynamicObject, PartialObjectMeta},
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event, watcher},
 };
 use tokio::time::sleep;
 
@@ -96,7 +94,11 @@ pub(super) async fn follow(
 async fn pause(backoff: &mut Backoff) {
     let now = Instant::now();
     backoff.fail(now);
-    sleep(backoff.left(now)).await;
+    let pause = backoff.left(now);
+    // The agents of all nodes lose their server at the same time.
+    let random = RandomState::new().build_hasher().finish() % 1024;
+    let random = u32::try_from(random).unwrap_or_default();
+    sleep(pause / 2 + pause / 2048 * random).await;
 }
 
 fn name(resource: &ApiResource) -> String {
@@ -184,7 +186,8 @@ impl Follower {
         K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
     {
         let key = |object: &K| (object.namespace().unwrap_or_default(), object.name_any());
-        let mut events = pin!(watcher(api, config).default_backoff());
+        let mut events = pin!(watcher(api, config));
+        let mut backoff = RETRY;
         while let Some(event) = events.next().await {
             let change = match event {
                 Ok(Event::Init) => Change::Begin,
@@ -203,12 +206,25 @@ impl Follower {
                     if leads_nowhere(&error) {
                         return;
                     }
+                    // That history is forgotten is no failure: it is listed at once.
+                    if !is_gone(&error) {
+                        pause(&mut backoff).await;
+                    }
                     continue;
                 }
             };
+            // A list that only begins may fail again.
+            if !matches!(change, Change::Begin) {
+                backoff.reset();
+            }
             self.shared.apply(self.of, change);
         }
     }
+}
+
+/// Whether the server has forgotten what the watch was to go on from.
+fn is_gone(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchError(status) if status.code == 410)
 }
 
 /// Whether the watch would only be told the same again: there is no such kind here (any more), or
