@@ -144,26 +144,26 @@ impl Node {
         podman.start(name, pod, container, &from, &[more])
     }
 
-    /// What the probe of a pod is answered.
-    fn probe(&self, pod: &Value, kind: &str) -> Result<u16> {
-        let get = &pod["containers"][0][kind]["httpGet"];
-        let path = get["path"].as_str().context("no path")?;
-        let address = format!(
-            "{}:{}",
-            get["host"].as_str().unwrap_or_default(),
-            get["port"]
-        );
-        Ok(scrape::get_at(&address, path)?.code)
-    }
-
-    fn wait_ready(&self, pod: &Value, container: &Container<'_>) -> Result<()> {
+    fn wait_ready(pod: &Value, container: &Container<'_>) -> Result<()> {
         poll_result(DEADLINE, "the container to be ready", || {
-            let code = self.probe(pod, "readinessProbe")?;
+            let code = probe(pod, "readinessProbe")?;
             ensure!(code == 200, "{code}");
             Ok(())
         })
         .with_context(|| container.logs())
     }
+}
+
+/// What the probe of a pod is answered.
+fn probe(pod: &Value, kind: &str) -> Result<u16> {
+    let get = &pod["containers"][0][kind]["httpGet"];
+    let path = get["path"].as_str().context("no path")?;
+    let address = format!(
+        "{}:{}",
+        get["host"].as_str().unwrap_or_default(),
+        get["port"]
+    );
+    Ok(scrape::get_at(&address, path)?.code)
 }
 
 /// Exposes `details`, and by unix sockets `local`, and what sends back what it gets; the rest is
@@ -245,7 +245,7 @@ fn containers_as_the_chart_has_them_capture_and_hand_over() -> Result<()> {
 
     let old_pod = node.pod(&[])?;
     let old = node.start(&podman, "old", &old_pod)?;
-    node.wait_ready(&old_pod, &old)?;
+    Node::wait_ready(&old_pod, &old)?;
     captured(&node.lab).with_context(|| old.logs())?;
     let doctor: Value = {
         let mut exec = podman.command("exec");
@@ -259,17 +259,17 @@ fn containers_as_the_chart_has_them_capture_and_hand_over() -> Result<()> {
     let mut held = Client::tcp(echo).place(node.lab.inside()).hold()?;
     let new_pod = node.pod(&["agent.log=debug"])?;
     ensure!(
-        node.probe(&new_pod, "readinessProbe")? == 503,
+        probe(&new_pod, "readinessProbe")? == 503,
         "the old one says yes"
     );
     let new = node.start(&podman, "new", &new_pod)?;
-    node.wait_ready(&new_pod, &new)?;
+    Node::wait_ready(&new_pod, &new)?;
     ensure!(
-        node.probe(&old_pod, "readinessProbe")? == 503,
+        probe(&old_pod, "readinessProbe")? == 503,
         "the new one says yes"
     );
     ensure!(
-        node.probe(&old_pod, "livenessProbe")? == 200,
+        probe(&old_pod, "livenessProbe")? == 200,
         "it would be started again"
     );
     captured(&node.lab).with_context(|| new.logs())?;
