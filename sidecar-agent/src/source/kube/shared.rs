@@ -157,10 +157,10 @@ impl Shared {
         self.update(of, |watch| {
             watch.resource = None;
             let is_complete = each!(&watch.objects, table => table.is_complete());
+            watch.recovered(of);
             if is_complete && !clear {
                 return false;
             }
-            watch.recovered(of);
             each!(&mut watch.objects, table => table.clear())
         });
     }
