@@ -1,6 +1,8 @@
 //! The CNI plugin, as a runtime runs it behind a real one.
 
 mod absent;
+mod churn;
 mod first;
 mod installed;
+mod told;
 mod world;

@@ -72,14 +72,38 @@ impl World {
         Ok(world)
     }
 
+    /// With an agent that tells of pods, and may.
+    pub fn telling() -> anyhow::Result<Self> {
+        let mut world = Self::new()?;
+        for (name, verbs, resource) in [
+            ("events", "create,patch", "events.events.k8s.io"),
+            ("status", "patch", "pods"),
+        ] {
+            let (verbs, resource) = (format!("--verb={verbs}"), format!("--resource={resource}"));
+            let create = ["create", "clusterrole", name, &verbs, &resource];
+            world.api.kubectl(&create)?;
+            let role = format!("--clusterrole={name}");
+            let user = "--user=sidecar-agent";
+            world
+                .api
+                .kubectl(&["create", "clusterrolebinding", name, &role, user])?;
+        }
+        world.agent = Some(world.run_agent_with(&["--pod-events", "--pod-status"])?);
+        Ok(world)
+    }
+
     /// An agent with the run directory that the plugin is told, which has read the cluster.
     pub fn run_agent(&self) -> anyhow::Result<Agent> {
+        self.run_agent_with(&[])
+    }
+
+    fn run_agent_with(&self, args: &[&str]) -> anyhow::Result<Agent> {
         let agent = Agent::with_kubeconfig(&self.api.kubeconfig())
             .env("NODE_NAME", NAME)
             .env("SIDECAR_AGENT_CNI_RUN_DIR", self.run_dir())
             .env("SIDECAR_AGENT_CNI_CONF_DIR", self.conf_dir())
             .env("SIDECAR_AGENT_CNI_BIN_DIR", self.bin_dir())
-            .args(["--cni"])
+            .args(["--cni"].iter().chain(args))
             .start()?;
         agent.wait_until("the cluster to be read", |status| {
             status["generation"].as_u64() > Some(0)
@@ -158,12 +182,52 @@ impl World {
             "--namespace=prod-us1",
             "--output=jsonpath={.metadata.uid}",
         ])?;
-        self.node.make_pod_cgroup(&uid)?;
+        self.accept(name, &uid)
+    }
+
+    /// What kubelet does first for a pod that was scheduled here.
+    fn accept(&self, name: &str, uid: &str) -> anyhow::Result<Pod> {
+        self.node.make_pod_cgroup(uid)?;
         Ok(Pod {
             name: name.to_owned(),
-            uid,
+            uid: uid.to_owned(),
             netns: Namespace::new("pod")?,
         })
+    }
+
+    /// Has the cluster schedule several pods here that are to be captured.
+    pub fn schedule_many(&self, names: &[String]) -> anyhow::Result<Vec<Pod>> {
+        let pod = |name: &String| {
+            json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {
+                    "name": name, "namespace": "prod-us1",
+                    "annotations": {"capture.sidecar-agent.io/capture": "on"},
+                },
+                "spec": {"nodeName": NAME, "containers": [{"name": "app", "image": "x"}]},
+            })
+        };
+        let pods: Vec<Value> = names.iter().map(pod).collect();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": pods});
+        self.api.create(&list.to_string())?;
+        let get = ["get", "pods", "--namespace=prod-us1", "--output=json"];
+        let found: Value = serde_json::from_str(&self.api.kubectl(&get)?)?;
+        let found = found["items"].as_array().context("no pods")?;
+        let accept = |name: &String| {
+            let mut pods = found.iter().map(|pod| &pod["metadata"]);
+            let pod = pods.find(|of| of["name"] == **name);
+            let uid = pod.and_then(|of| of["uid"].as_str()).context("no UID")?;
+            self.accept(name, uid)
+        };
+        names.iter().map(accept).collect()
+    }
+
+    /// Has the cluster forget pods.
+    pub fn delete(&self, names: &[String]) -> anyhow::Result<()> {
+        let delete = "delete pod --namespace=prod-us1 --grace-period=0 --force --wait=false";
+        let names = names.iter().map(String::as_str);
+        let args: Vec<&str> = delete.split(' ').chain(names).collect();
+        self.api.kubectl(&args).map(drop)
     }
 
     /// What kubelet reports: the pod's address.

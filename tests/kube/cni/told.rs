@@ -1,0 +1,63 @@
+//! What the cluster is told of its pods, and how these turn capture off and on.
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+use sidecar_agent::observe::events::STATUS_ANNOTATION;
+use sidecar_tests::{kube::patiently, require_kube};
+
+use super::world::{Pod, SECRET, World, address, wait_reaches};
+use crate::pods::require_node;
+
+#[test]
+fn an_annotation_turns_capture_off_and_on_and_the_pod_tells_so() -> anyhow::Result<()> {
+    require_kube!();
+    require_node!();
+    let world = World::telling()?;
+    // Captured as it has a proxy, to which its calls go: nobody listens there.
+    let pod = world.schedule_with("shop", &json!({}), &["app", "istio-proxy"])?;
+    let args = pod.args(true);
+    let result = world.chain(&json!({})).add(pod.sandbox(&args))?;
+    let own = address(&result)?;
+    let sleep = ["sleep", "infinity"];
+    let _pause = world.node.run(&pod.uid, &pod.netns, "pause", &sleep)?;
+    world.report(&pod, own)?;
+    wait_reaches(&world, &pod, SECRET, false)?;
+    wait_told(&world, &pod, "Captured", "captured")?;
+    annotate(&world, &pod, "off")?;
+    wait_reaches(&world, &pod, SECRET, true)?;
+    wait_told(&world, &pod, "CaptureOff", "off")?;
+    annotate(&world, &pod, "on")?;
+    wait_reaches(&world, &pod, SECRET, false)
+}
+
+fn annotate(world: &World, pod: &Pod, capture: &str) -> anyhow::Result<()> {
+    let annotation = format!("capture.sidecar-agent.io/capture={capture}");
+    let annotate = ["annotate", "--overwrite", "--namespace=prod-us1", "pod"];
+    let of = [pod.name.as_str(), &annotation];
+    world.api.kubectl(&[&annotate[..], &of].concat()).map(drop)
+}
+
+/// Waits until there is an event of this reason, and the annotation begins so.
+fn wait_told(world: &World, pod: &Pod, reason: &str, status: &str) -> anyhow::Result<()> {
+    let get = |args: &[&str]| -> anyhow::Result<Value> {
+        let get = ["get", "--namespace=prod-us1", "--output=json"];
+        Ok(serde_json::from_str(
+            &world.api.kubectl(&[&get[..], args].concat())?,
+        )?)
+    };
+    let selector = format!(
+        "--field-selector=involvedObject.uid={},reason={reason}",
+        pod.uid
+    );
+    patiently("the pod to be told", || {
+        let events = get(&["events", &selector])?;
+        events["items"].get(0).context("no such event")?;
+        let object = get(&["pod", &pod.name])?;
+        let found = object["metadata"]["annotations"][STATUS_ANNOTATION].as_str();
+        ensure!(
+            found.is_some_and(|found| found.starts_with(status)),
+            "the annotation is {found:?}"
+        );
+        Ok(())
+    })
+}
