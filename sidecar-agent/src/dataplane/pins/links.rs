@@ -1,6 +1,7 @@
 //! The links of one workload.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, DirBuilder},
     io,
     os::{
@@ -8,6 +9,7 @@ use std::{
         unix::fs::DirBuilderExt,
     },
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, bail};
@@ -23,6 +25,12 @@ const OUR_MAPS: [(&str, MapType); 3] = [
     ("IDENTITIES", MapType::CgroupStorage),
     ("ASKED_FOR", MapType::SkStorage),
 ];
+
+/// Ids of programs that are an agent's. The kernel gives an id again only once it has given all.
+static OURS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// So many are remembered at most.
+const MOST_KNOWN: usize = 4096;
 
 /// A link that has to be there.
 pub struct LinkSpec<'a> {
@@ -185,6 +193,11 @@ fn open(path: &Path) -> Option<(OwnedFd, LinkInfo)> {
 /// else's, uses one of [`OUR_MAPS`]. A name in our directory proves nothing: others may have pinned
 /// their link there.
 pub fn is_ours(program: u32) -> bool {
+    // Hundreds of workloads run the same few programs.
+    let known = || OURS.lock().unwrap_or_else(PoisonError::into_inner);
+    if known().contains(&program) {
+        return true;
+    }
     let is_our_map = |id: &u32| {
         MapInfo::from_id(*id).is_ok_and(|map| {
             let mut ours = OUR_MAPS.iter();
@@ -194,7 +207,15 @@ pub fn is_ours(program: u32) -> bool {
         })
     };
     let info = sys::program_by_id(program).and_then(|program| sys::program_info(program.as_fd()));
-    info.is_ok_and(|info| info.maps.iter().any(is_our_map))
+    let is_ours = info.is_ok_and(|info| info.maps.iter().any(is_our_map));
+    if is_ours {
+        let mut known = known();
+        if known.len() >= MOST_KNOWN {
+            known.clear();
+        }
+        known.insert(program);
+    }
+    is_ours
 }
 
 fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool> {
