@@ -93,6 +93,8 @@ fn find(paths: &[PathBuf]) -> Found {
 struct Found {
     files: BTreeSet<PathBuf>,
     failed: Vec<File>,
+    /// Directories and symbolic links: what else is to be found depends on them.
+    ways: BTreeSet<PathBuf>,
     /// Device and inode of directories that were looked into: symbolic links can make loops.
     seen: BTreeSet<(u64, u64)>,
 }
@@ -120,7 +122,13 @@ impl Found {
             if is_passed_over(&entry.file_name().to_string_lossy()) {
                 continue;
             }
-            if path.is_dir() {
+            // Mostly the directory says what it is, which saves a look at each.
+            let found = entry.file_type().ok().filter(|of| !of.is_symlink());
+            let is_dir = found.map_or_else(|| path.is_dir(), |of| of.is_dir());
+            if is_dir || found.is_none() {
+                self.ways.insert(path.clone());
+            }
+            if is_dir {
                 self.walk(&path);
             } else if is_resource_file(&path) {
                 self.files.insert(path);

@@ -23,16 +23,16 @@ impl Inotify {
             matters.extend(fs::canonicalize(&path));
             matters.insert(path);
         }
+        let ways = super::super::find(paths).ways;
         // Files that are links are written where they lead to.
-        let links = super::super::find(paths)
-            .files
-            .into_iter()
-            .filter(|path| path.is_symlink());
+        let links = ways
+            .iter()
+            .filter(|path| path.is_symlink() && !path.is_dir());
         matters.extend(links.filter_map(|path| fs::canonicalize(path).ok()));
         let targets = matters.clone();
         let events = events.clone();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            if let Some(rearm) = is_change(event, &matters) {
+            if let Some(rearm) = is_change(event, &matters, &ways) {
                 // The receiver goes away only with the whole watch.
                 let _ = events.send(rearm);
             }
@@ -71,9 +71,13 @@ fn optional(result: notify::Result<()>) -> notify::Result<()> {
     }
 }
 
-/// Whether an event is a change of something that matters, and if so, whether directories may
-/// have come or gone, so that they have to be watched anew.
-fn is_change(event: notify::Result<Event>, matters: &BTreeSet<PathBuf>) -> Option<bool> {
+/// Whether an event is a change of something that matters, and if so, whether directories or links
+/// may have come or gone, so that they have to be watched anew. `ways`: those that there were.
+fn is_change(
+    event: notify::Result<Event>,
+    matters: &BTreeSet<PathBuf>,
+    ways: &BTreeSet<PathBuf>,
+) -> Option<bool> {
     // An error, such as an overflow of the queue: anything may have happened.
     let Ok(event) = event else { return Some(true) };
     if event.need_rescan() {
@@ -92,6 +96,13 @@ fn is_change(event: notify::Result<Event>, matters: &BTreeSet<PathBuf>) -> Optio
         EventKind::Access(AccessKind::Close(AccessMode::Write))
         | EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_)) => Some(false),
         EventKind::Access(_) => None,
-        _ => Some(true),
+        _ => {
+            let leads_on = |path: &PathBuf| {
+                ways.contains(path)
+                    || matters.iter().any(|target| target.starts_with(path))
+                    || fs::symlink_metadata(path).is_ok_and(|found| !found.is_file())
+            };
+            Some(event.paths.is_empty() || event.paths.iter().any(leads_on))
+        }
     }
 }
