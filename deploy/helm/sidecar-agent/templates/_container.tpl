@@ -73,7 +73,7 @@ volumeMounts:
     mountPath: /run/sidecar-agent
   - name: state
     mountPath: /var/lib/sidecar-agent
-  {{- if .Values.cni.enabled }}
+  {{- if and .Values.cni.enabled .Values.kubernetes.enabled }}
   - name: cni-bin
     mountPath: /host/cni/bin
   - name: cni-conf
@@ -125,7 +125,7 @@ volumeMounts:
 {{- if .Values.staticConfig }}
 - --config=/etc/sidecar-agent/resources
 {{- end }}
-{{- if .Values.cni.enabled }}
+{{- if and .Values.cni.enabled .Values.kubernetes.enabled }}
 - --cni
 - --cni-bin-dir=/host/cni/bin
 - --cni-conf-dir=/host/cni/conf
