@@ -1,6 +1,6 @@
 //! A node with an agent that follows a cluster, and pods on it.
 
-use std::{fs, os::unix::fs::symlink, path::PathBuf, time::Duration};
+use std::{fs, os::unix::fs::symlink, path::PathBuf, sync::Mutex, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
@@ -24,7 +24,8 @@ pub struct World {
     pub api: ApiServer,
     agent: Option<Agent>,
     pub node: Node,
-    _servers: Vec<Server>,
+    /// Not to be shared among threads, unlike the rest.
+    _servers: Mutex<Vec<Server>>,
 }
 
 /// A pod as kubelet and the runtime see it.
@@ -61,7 +62,7 @@ impl World {
             api,
             agent: None,
             node,
-            _servers: servers,
+            _servers: Mutex::new(servers),
         })
     }
 
