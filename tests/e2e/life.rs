@@ -136,6 +136,11 @@ fn cgroups_that_change_hands_stay_captured() -> anyhow::Result<()> {
     let both = format!("{first}---\n{second}");
     lab.write("workload.yaml", &both)?;
     lab.start_agent()?;
+    lab.agent()?.wait_until("both to be captured", |status| {
+        let workloads = status["workloads"].as_array().into_iter().flatten();
+        let captured = workloads.filter(|of| of["state"] == "captured");
+        captured.count() == 2
+    })?;
     let captured = |lab: &Lab| -> anyhow::Result<()> {
         let places = [
             lab.inside(),

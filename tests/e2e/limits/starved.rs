@@ -140,7 +140,7 @@ fn a_watch_without_descriptors_polls_until_there_are_some() -> anyhow::Result<()
     };
     // None at all, so that it cannot watch anew.
     limit_descriptors(&lab, 8)?;
-    lab.write_only("one.yaml", "")?;
+    fs::create_dir(lab.config_dir().join("new"))?;
     poll_result(DEADLINE, "inotify to be given up", || {
         ensure!(!has_inotify(&lab)?);
         Ok(())
