@@ -1,7 +1,6 @@
 //! The cluster as a source.
 
 use std::{
-    collections::BTreeSet,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -45,15 +44,8 @@ pub struct ClusterArgs {
         default_value = "istio-system/istio"
     )]
     mesh_config_map: NamespacedName,
-    /// Namespace whose pods are left alone, whatever they say; may be repeated.
-    #[arg(
-        long = "exclude-namespace",
-        env = "SIDECAR_AGENT_EXCLUDE_NAMESPACES",
-        value_delimiter = ',',
-        value_name = "NAMESPACE",
-        default_value = "kube-system"
-    )]
-    excluded_namespaces: Vec<String>,
+    #[command(flatten)]
+    excluded: cni::Excluded,
     /// The agent's own pod, which is left alone.
     #[arg(long, env = "SIDECAR_AGENT_POD", value_name = "NAMESPACE/NAME")]
     own_pod: Option<NamespacedName>,
@@ -108,13 +100,9 @@ impl ClusterArgs {
         let given = self.node_name.filter(|name| !name.is_empty());
         let node_name = given.map_or_else(host_name, Ok)?;
         let NamespacedName(namespace, name) = self.mesh_config_map;
-        let excluded = self
-            .excluded_namespaces
-            .into_iter()
-            .filter(|name| !name.is_empty());
-        let excluded_namespaces: BTreeSet<String> = excluded.collect();
+        let excluded_namespaces = self.excluded.namespaces();
         let install = || {
-            let excluded = excluded_namespaces.iter().cloned();
+            let excluded = excluded_namespaces.clone();
             self.plugin.install(run_dir.to_owned(), excluded)
         };
         let told = events::Options {

@@ -1,6 +1,6 @@
 //! `cni`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 
@@ -31,15 +31,8 @@ enum Verb {
         node: Node,
         #[command(flatten)]
         agent: RunDir,
-        /// Namespace whose pods never wait for the agent, such as its own; may be repeated.
-        #[arg(
-            long = "exclude-namespace",
-            env = "SIDECAR_AGENT_EXCLUDE_NAMESPACES",
-            value_delimiter = ',',
-            value_name = "NAMESPACE",
-            default_value = "kube-system"
-        )]
-        excluded_namespaces: Vec<String>,
+        #[command(flatten)]
+        excluded: Excluded,
         #[command(flatten)]
         format: Format,
     },
@@ -50,6 +43,29 @@ enum Verb {
         #[command(flatten)]
         format: Format,
     },
+}
+
+/// Whose pods are none of the agent's business.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Excluded {
+    /// Namespace whose pods are left alone, whatever they say, and never wait for the agent; may be
+    /// repeated.
+    #[arg(
+        long = "exclude-namespace",
+        env = "SIDECAR_AGENT_EXCLUDE_NAMESPACES",
+        value_delimiter = ',',
+        value_name = "NAMESPACE",
+        default_value = "kube-system"
+    )]
+    excluded_namespaces: Vec<String>,
+}
+
+impl Excluded {
+    /// They; an empty name, as of an empty list, is none.
+    pub(super) fn namespaces(self) -> BTreeSet<String> {
+        let names = self.excluded_namespaces.into_iter();
+        names.filter(|name| !name.is_empty()).collect()
+    }
 }
 
 /// Where the plugin is put, and what it is told.
@@ -100,11 +116,7 @@ pub struct Node {
 
 impl Node {
     /// As it is to be installed; pods of the `excluded` namespaces never wait for the agent.
-    pub(super) fn install(
-        &self,
-        run_dir: PathBuf,
-        excluded: impl IntoIterator<Item = String>,
-    ) -> Install {
+    pub(super) fn install(&self, run_dir: PathBuf, excluded: BTreeSet<String>) -> Install {
         Install {
             conf_dir: self.cni_conf_dir.clone(),
             bin_dir: self.cni_bin_dir.clone(),
@@ -112,10 +124,7 @@ impl Node {
                 run_dir: self.cni_run_dir.clone().unwrap_or(run_dir),
                 agent_absent: self.cni_agent_absent,
                 timeout_seconds: self.cni_timeout,
-                exclude_namespaces: excluded
-                    .into_iter()
-                    .filter(|name| !name.is_empty())
-                    .collect(),
+                exclude_namespaces: excluded,
             },
         }
     }
@@ -128,15 +137,16 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Some(Verb::Install {
             node,
             agent,
-            excluded_namespaces,
+            excluded,
             format,
         }) => {
-            let install = node.install(agent.run_dir, excluded_namespaces);
+            let install = node.install(agent.run_dir, excluded.namespaces());
             (install.install()?, format)
         }
-        Some(Verb::Uninstall { node, format }) => {
-            (node.install(PathBuf::new(), []).uninstall()?, format)
-        }
+        Some(Verb::Uninstall { node, format }) => (
+            node.install(PathBuf::new(), BTreeSet::new()).uninstall()?,
+            format,
+        ),
     };
     print(format, &done, || human(&done))?;
     Ok(ExitCode::SUCCESS)
