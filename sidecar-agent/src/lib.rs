@@ -16,5 +16,6 @@ pub mod observe;
 pub mod privileges;
 pub mod relay;
 pub mod resolve;
+mod root_socket;
 pub mod runtime;
 pub mod source;

@@ -14,7 +14,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::geteuid;
 use tokio::{
     io::{AsyncWriteExt as _, Interest},
     net::{UnixListener, UnixStream},
@@ -24,11 +23,10 @@ use tokio::{
 };
 
 use super::wire::{self, Reply, Request, socket_path};
+use crate::root_socket::{accept, may_ask};
 
 /// How long a plugin may take to say what it wants, and to read the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long to wait after a failed accept.
-const RETRY: Duration = Duration::from_millis(100);
 
 /// A request on its way to the agent's main loop.
 #[derive(Debug)]
@@ -75,9 +73,10 @@ impl Server {
         fs::rename(&new, &path).with_context(context)?;
         let listener = UnixListener::from_std(listener).with_context(context)?;
         let (sender, calls) = mpsc::channel(16);
+        let talk = move |stream| talk(stream, sender.clone());
         Ok(Self {
             calls,
-            task: tokio::spawn(accept(listener, sender)),
+            task: tokio::spawn(accept("CNI", listener, talk)),
             path,
             inode,
         })
@@ -94,32 +93,12 @@ impl Drop for Server {
     }
 }
 
-async fn accept(listener: UnixListener, calls: mpsc::Sender<Call>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let calls = calls.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = talk(stream, calls).await {
-                        tracing::debug!("CNI request: {error:#}");
-                    }
-                });
-            }
-            Err(error) => {
-                // Out of descriptors, mostly: the next try may find some.
-                tracing::warn!("CNI socket: {error}");
-                tokio::time::sleep(RETRY).await;
-            }
-        }
-    }
-}
-
 async fn talk(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> Result<()> {
     let uid = stream
         .peer_cred()
         .context("asking who has connected")?
         .uid();
-    if uid != 0 && uid != geteuid().as_raw() {
+    if !may_ask(uid) {
         bail!("user {uid} may not ask");
     }
     let (line, netns) = timeout(PATIENCE, read(&stream)).await??;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::{fs::Mode, process::geteuid};
+use rustix::fs::Mode;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
     net::{
@@ -27,12 +27,11 @@ use crate::{
     compile::UnixAddr,
     observe::trace::{self, Filter, Hub},
     relay::listen::{self, Listening},
+    root_socket::{self, may_ask},
 };
 
 /// Longest request.
 const REQUEST_BYTES: u64 = 64 * 1024;
-/// How long to wait after a failed accept.
-const RETRY: Duration = Duration::from_millis(100);
 /// How long the next agent may take to take over.
 const TAKE_OVER_PATIENCE: Duration = Duration::from_mins(1);
 
@@ -125,25 +124,8 @@ fn accept(listening: &Listening, calls: mpsc::Sender<Call>, traces: Hub) -> Resu
     let std_listener = std::os::unix::net::UnixListener::from(clone);
     std_listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(std_listener)?;
-    Ok(tokio::spawn(async move {
-        loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of descriptors, mostly: the next try may find some.
-                    tracing::warn!("admin socket: {error}");
-                    tokio::time::sleep(RETRY).await;
-                    continue;
-                }
-            };
-            let (calls, traces) = (calls.clone(), traces.clone());
-            tokio::spawn(async move {
-                if let Err(error) = talk(stream, calls, &traces).await {
-                    tracing::debug!("admin request: {error:#}");
-                }
-            });
-        }
-    }))
+    let talk = move |stream| talk(stream, calls.clone(), traces.clone());
+    Ok(tokio::spawn(root_socket::accept("admin", listener, talk)))
 }
 
 /// Whoever may write to the directory can put a socket of their own there, and answer for us.
@@ -162,16 +144,11 @@ fn refuse_if_others_write(run_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Root, and the user that the agent runs as.
-fn may_ask(uid: u32) -> bool {
-    uid == 0 || uid == geteuid().as_raw()
-}
-
 /// Serves one connection. Nobody is waited for but whoever traces, or takes over.
 async fn talk(
     mut stream: tokio::net::UnixStream,
     calls: mpsc::Sender<Call>,
-    traces: &Hub,
+    traces: Hub,
 ) -> Result<()> {
     let peer = stream.peer_cred().context("asking who has connected")?;
     let (mut reader, mut writer) = stream.split();
@@ -185,7 +162,7 @@ async fn talk(
         return say(&mut writer, &Answer::Error(text)).await;
     }
     if let Some(filter) = Filter::of_request(&line) {
-        return trace::serve(traces, filter, reader, writer).await;
+        return trace::serve(&traces, filter, reader, writer).await;
     }
     let (reply, answer) = oneshot::channel();
     let (confirm, confirmed) = oneshot::channel();
