@@ -22,24 +22,13 @@ const OF_SERVICE: &[&str] = &[
 const OF_ISTIO: &str = "networking.istio.io/";
 
 /// A resource as text, as it would be in a file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
     /// What stands for the file's name: `Sidecar prod/shop (cluster)`.
     pub name: Arc<str>,
-    /// Differs whenever the text does: uid and resource version.
-    pub version: Arc<str>,
     /// The text.
     pub text: Arc<str>,
 }
-
-/// The version does not count: it differs, too, when what is not read has changed.
-impl PartialEq for Document {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.name, &self.text) == (&other.name, &other.text)
-    }
-}
-
-impl Eq for Document {}
 
 impl Document {
     /// What is read of an object; `None`: nothing, or it has no text.
@@ -47,12 +36,6 @@ impl Document {
         let metadata = &object.metadata;
         let name = metadata.name.as_deref().unwrap_or_default();
         let namespace = metadata.namespace.as_deref().unwrap_or_default();
-        let part = |text: &Option<String>| text.clone().unwrap_or_default();
-        let version = format!(
-            "{}/{}",
-            part(&metadata.uid),
-            part(&metadata.resource_version)
-        );
         let kind = match &object.types {
             Some(types) if of != Watched::MeshConfig => types.kind.clone(),
             _ => of.kind().to_owned(),
@@ -64,7 +47,6 @@ impl Document {
         };
         Some(Self {
             name: name.into(),
-            version: version.into(),
             text: text.into(),
         })
     }
@@ -162,7 +144,6 @@ mod tests {
         )
         .unwrap();
         assert_eq!(&*document.name, "Service prod/shop (cluster)");
-        assert_eq!(&*document.version, "u/7");
         for gone in [
             "managedFields",
             LAST_APPLIED,
