@@ -11,7 +11,7 @@ use std::{
 use crate::{
     compile::plan::Target,
     model::{
-        Object, ObjectMeta, Snapshot, endpoints::Endpoints, service, service_entry::ServiceEntry,
+        Object, Snapshot, endpoints::Endpoints, service, service_entry::ServiceEntry,
         snapshot::same, workload::WorkloadEntry,
     },
 };
@@ -217,12 +217,12 @@ impl Changes<'_> {
             let known = before
                 .next_if(|known| Arc::ptr_eq(&known.object, object))
                 .or_else(|| {
-                    let wanted = order(&object.meta);
+                    let wanted = object.order();
                     while before
-                        .next_if(|known| order(&known.object.meta) < wanted)
+                        .next_if(|known| known.object.order() < wanted)
                         .is_some()
                     {}
-                    before.next_if(|known| order(&known.object.meta) == wanted)
+                    before.next_if(|known| known.object.order() == wanted)
                 });
             let is_same = |known: &Entry<T>| {
                 Arc::ptr_eq(&known.object, object) && !self.concern(&known.services)
@@ -262,8 +262,4 @@ fn keep_equal<T>(known: Option<Entry<T>>, services: Vec<Service>) -> Vec<Arc<Ser
         _ => Arc::new(service),
     });
     each.collect()
-}
-
-fn order(meta: &ObjectMeta) -> (i64, &str, &str) {
-    (meta.created, &meta.name, &meta.namespace)
 }

@@ -164,10 +164,7 @@ impl Pods {
             });
         }
         self.entries = entries;
-        update.workloads.sort_by_cached_key(|of| {
-            let meta = &of.meta;
-            (meta.created, meta.name.clone(), meta.namespace.clone())
-        });
+        update.workloads.sort_by(|a, b| a.order().cmp(&b.order()));
         Ok(update)
     }
 }

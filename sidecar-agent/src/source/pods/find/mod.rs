@@ -183,9 +183,6 @@ impl Finder {
         }
         let cgroup = cgroup.ok_or(Missing::Cgroup)?;
         let cgroup_id = fs::metadata(cgroup).map_err(|_| Missing::Cgroup)?.ino();
-        let relative = cgroup
-            .strip_prefix(&self.cgroup_root)
-            .map_err(|_| Missing::Cgroup)?;
         if !processes.is_empty() && !processes.iter().any(|process| process.in_cgroup2) {
             return Err(Missing::NotInCgroup2);
         }
@@ -208,7 +205,7 @@ impl Finder {
         let (netns, addresses) = self.network(pod, sandbox, processes)?;
         Ok(Known {
             at: At {
-                cgroup: relative.display().to_string(),
+                cgroup: below_root(cgroup),
                 netns: netns.name(),
                 root: root.unwrap_or_else(|| self.nowhere.clone()),
                 proxy_cgroup: proxy_cgroup.as_deref().map(below_root),
