@@ -34,11 +34,7 @@ impl World {
         lab.serve(DETAILS, "details")?;
         lab.serve(SECRET, "secret")?;
         let probe = Probe::start(lab.inside())?;
-        api.apply(&service("prod-us1", "details", "10.96.1.1".parse()?, 9080))?;
-        api.apply(
-            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n\
-             data: {mesh: 'outboundTrafficPolicy: {mode: REGISTRY_ONLY}'}\n",
-        )?;
+        declare_mesh(&api)?;
         Ok(Self { lab, probe, api })
     }
 
@@ -91,6 +87,16 @@ impl World {
         let cluster = status.get_mut("cluster").map(Value::take);
         cluster.context("its status says nothing of the cluster")
     }
+}
+
+/// Declares the service at [`DETAILS`], and that nothing else is to be reached.
+pub fn declare_mesh(api: &ApiServer) -> anyhow::Result<()> {
+    api.apply(&service("prod-us1", "details", "10.96.1.1".parse()?, 9080))?;
+    api.apply(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n\
+         data: {mesh: 'outboundTrafficPolicy: {mode: REGISTRY_ONLY}'}\n",
+    )?;
+    Ok(())
 }
 
 /// The Sidecar of the namespace.

@@ -7,15 +7,13 @@ use serde_json::{Value, json};
 use sidecar_tests::{
     Agent, Namespace, Server,
     kube::ApiServer,
-    lab::service,
     node::{Chain, Container, Node, Sandbox},
     place::Place,
     poll::{DEADLINE, poll_result},
 };
 
-/// A service that the pods' Sidecar exposes, and one that it does not.
-pub const DETAILS: &str = "10.96.1.1:9080";
-pub const SECRET: &str = "10.96.1.4:9080";
+use crate::world::declare_mesh;
+pub use crate::world::{DETAILS, SECRET};
 
 /// The name of the node.
 const NAME: &str = "node-a";
@@ -40,11 +38,7 @@ impl World {
     pub fn new() -> anyhow::Result<Self> {
         let api = ApiServer::start()?;
         api.add_crds()?;
-        api.apply(&service("prod-us1", "details", "10.96.1.1".parse()?, 9080))?;
-        api.apply(
-            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n\
-             data: {mesh: 'outboundTrafficPolicy: {mode: REGISTRY_ONLY}'}\n",
-        )?;
+        declare_mesh(&api)?;
         let node = Node::new()?;
         for dir in ["net.d", "bin"] {
             fs::create_dir(node.dir().join(dir))?;
@@ -151,11 +145,7 @@ impl World {
 
     /// Has the cluster schedule a pod here; `asks`: it is to be captured.
     pub fn schedule(&self, name: &str, asks: bool) -> anyhow::Result<Pod> {
-        let annotations = if asks {
-            json!({"capture.sidecar-agent.io/capture": "on"})
-        } else {
-            json!({})
-        };
+        let annotations = if asks { asks_for_capture() } else { json!({}) };
         self.schedule_with(name, &annotations, &["app"])
     }
 
@@ -166,15 +156,7 @@ impl World {
         annotations: &Value,
         containers: &[&str],
     ) -> anyhow::Result<Pod> {
-        let containers = containers
-            .iter()
-            .map(|name| json!({"name": name, "image": "x"}));
-        let containers: Vec<Value> = containers.collect();
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": "prod-us1", "annotations": annotations},
-            "spec": {"nodeName": NAME, "containers": containers},
-        });
+        let pod = object(name, annotations, containers);
         self.api.apply(&pod.to_string())?;
         let uid = self.api.kubectl(&[
             "get",
@@ -198,17 +180,9 @@ impl World {
 
     /// Has the cluster schedule several pods here that are to be captured.
     pub fn schedule_many(&self, names: &[String]) -> anyhow::Result<Vec<Pod>> {
-        let pod = |name: &String| {
-            json!({
-                "apiVersion": "v1", "kind": "Pod",
-                "metadata": {
-                    "name": name, "namespace": "prod-us1",
-                    "annotations": {"capture.sidecar-agent.io/capture": "on"},
-                },
-                "spec": {"nodeName": NAME, "containers": [{"name": "app", "image": "x"}]},
-            })
-        };
-        let pods: Vec<Value> = names.iter().map(pod).collect();
+        let asks = asks_for_capture();
+        let pods = names.iter().map(|name| object(name, &asks, &["app"]));
+        let pods: Vec<Value> = pods.collect();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": pods});
         self.api.create(&list.to_string())?;
         let get = ["get", "pods", "--namespace=prod-us1", "--output=json"];
@@ -304,6 +278,23 @@ impl Pod {
             args,
         }
     }
+}
+
+/// The annotation of a pod that is to be captured.
+fn asks_for_capture() -> Value {
+    json!({"capture.sidecar-agent.io/capture": "on"})
+}
+
+/// A pod of this node, as the cluster has it.
+fn object(name: &str, annotations: &Value, containers: &[&str]) -> Value {
+    let containers = containers
+        .iter()
+        .map(|name| json!({"name": name, "image": "x"}));
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "prod-us1", "annotations": annotations},
+        "spec": {"nodeName": NAME, "containers": containers.collect::<Vec<_>>()},
+    })
 }
 
 /// The address in a result.

@@ -3,16 +3,7 @@
 
 use sidecar_agent::conformance::iptables::cases::OptionSet;
 
-use super::{
-    ours::Ours,
-    pod::Pod,
-    rules::{self, Family},
-    side::Side,
-};
-use crate::{
-    Place,
-    command::{output, output_with_input},
-};
+use super::{iptables, ours::Ours, pod::Pod, side::Side};
 
 /// The real programs and the real rules, in one pod.
 pub struct Both(Ours);
@@ -24,10 +15,6 @@ impl Both {
     /// When the pod cannot be made, or the programs cannot be loaded or attached.
     pub fn new() -> anyhow::Result<Self> {
         Ours::new().map(Self)
-    }
-
-    fn command(&self, program: &str) -> std::process::Command {
-        Place::here().netns(&self.0.pod().netns).command(program)
     }
 }
 
@@ -41,13 +28,7 @@ impl Side for Both {
     }
 
     fn apply(&mut self, options: &OptionSet) -> anyhow::Result<()> {
-        for (program, family) in [
-            ("iptables-restore", Family::V4),
-            ("ip6tables-restore", Family::V6),
-        ] {
-            let rules = rules::restore(options, family)?;
-            output_with_input(&mut self.command(program), &rules)?;
-        }
+        iptables::restore(self.0.pod(), options)?;
         self.0.apply(options)
     }
 
@@ -60,7 +41,6 @@ impl Side for Both {
     }
 
     fn forget_flows(&self) -> anyhow::Result<()> {
-        output(self.command("conntrack").arg("--flush"))?;
-        Ok(())
+        iptables::forget_flows(self.0.pod())
     }
 }

@@ -39,10 +39,27 @@ impl Iptables {
         }
         Ok(Self { pod })
     }
+}
 
-    fn command(&self, program: &str) -> std::process::Command {
-        Place::here().netns(&self.pod.netns).command(program)
+fn command(pod: &Pod, program: &str) -> std::process::Command {
+    Place::here().netns(&pod.netns).command(program)
+}
+
+/// Has these rules be in force in a pod, and no others.
+pub(super) fn restore(pod: &Pod, options: &OptionSet) -> anyhow::Result<()> {
+    for (program, family) in [
+        ("iptables-restore", Family::V4),
+        ("ip6tables-restore", Family::V6),
+    ] {
+        let rules = rules::restore(options, family)?;
+        output_with_input(&mut command(pod, program), &rules)?;
     }
+    Ok(())
+}
+
+/// Conntrack does to a datagram what it did to an earlier one between the same ports.
+pub(super) fn forget_flows(pod: &Pod) -> anyhow::Result<()> {
+    output(command(pod, "conntrack").arg("--flush")).map(drop)
 }
 
 impl Side for Iptables {
@@ -55,23 +72,14 @@ impl Side for Iptables {
     }
 
     fn apply(&mut self, options: &OptionSet) -> anyhow::Result<()> {
-        for (program, family) in [
-            ("iptables-restore", Family::V4),
-            ("ip6tables-restore", Family::V6),
-        ] {
-            let rules = rules::restore(options, family)?;
-            output_with_input(&mut self.command(program), &rules)?;
-        }
-        Ok(())
+        restore(&self.pod, options)
     }
 
     fn wants_transparent_listeners(&self) -> bool {
         true
     }
 
-    /// Conntrack does to a datagram what it did to an earlier one between the same ports.
     fn forget_flows(&self) -> anyhow::Result<()> {
-        output(self.command("conntrack").arg("--flush"))?;
-        Ok(())
+        forget_flows(&self.pod)
     }
 }
