@@ -12,10 +12,9 @@ mod conformance;
 mod cross;
 mod demo;
 mod fuzz;
-mod gen_docs;
+mod generate;
 mod image;
 mod lint;
-mod manifests;
 mod setup;
 mod soak;
 mod suites;
@@ -60,11 +59,11 @@ enum Command {
     /// Check that everything compiles for other machines, installing what that needs first
     Cross(cross::Args),
     /// Write what of docs/ follows from the code
-    GenDocs(gen_docs::Args),
+    GenDocs(generate::Args),
     /// Build a static agent and a container image of it
     Image,
     /// Render the Helm chart into deploy/manifests, and what tests compare it with
-    Manifests(manifests::Args),
+    Manifests(generate::Args),
 }
 
 fn main() -> ExitCode {
@@ -89,9 +88,9 @@ fn main() -> ExitCode {
         Command::Vm(args) => vm::run(&args).map(verdict),
         Command::KubeAssets => setup::kube_assets().map(|()| ExitCode::SUCCESS),
         Command::Cross(args) => cross::run(&args).map(verdict),
-        Command::GenDocs(args) => gen_docs::run(&args).map(verdict),
+        Command::GenDocs(args) => generate::docs(&args).map(verdict),
         Command::Image => image::run().map(|()| ExitCode::SUCCESS),
-        Command::Manifests(args) => manifests::run(&args).map(verdict),
+        Command::Manifests(args) => generate::manifests(&args).map(verdict),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
