@@ -126,14 +126,16 @@ fn a_watch_without_descriptors_polls_until_there_are_some() -> anyhow::Result<()
         let mut found = status["diagnostics"].as_array().into_iter().flatten();
         found.find(|of| of["code"] == "SCA0011").cloned()
     };
+    // Whoever asks has to wait while the last descriptors are in use: to try whether it can watch
+    // again takes some for a moment.
     let generation = || {
         let status = lab.agent()?.status()?;
         status["generation"].as_u64().context("no generation")
     };
     let sees = |name: &str| {
-        let before = generation()?;
+        let before = poll_result(PATIENCE, "an answer", generation)?;
         lab.write_only(name, "")?;
-        poll_result(DEADLINE, "a change to be seen", || {
+        poll_result(PATIENCE, "a change to be seen", || {
             ensure!(generation()? > before);
             Ok(())
         })
@@ -150,7 +152,8 @@ fn a_watch_without_descriptors_polls_until_there_are_some() -> anyhow::Result<()
     let pid = lab.agent()?.pid().context("no agent")?;
     let open = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
     limit_descriptors(&lab, open + 2)?;
-    let found = poll_result(DEADLINE, "it to say so", || {
+    // What could not be read is read again later and later.
+    let found = poll_result(PATIENCE, "it to say so", || {
         let status = lab.agent()?.status()?;
         degraded(&status).with_context(|| status.to_string())
     })?;
