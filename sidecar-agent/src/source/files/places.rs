@@ -7,6 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use foldhash::fast::RandomState;
+
 use crate::model::{
     ResourceRef,
     decode::{self, Id},
@@ -67,7 +69,7 @@ impl Places {
 
 /// Places that were looked up: most findings are those of the state before, in the same texts.
 #[derive(Debug, Default)]
-pub struct Located(HashMap<(ResourceRef, String), Found>);
+pub struct Located(HashMap<(ResourceRef, String), Found, RandomState>);
 
 /// A place, and the text it is in.
 #[derive(Debug)]

@@ -48,7 +48,7 @@ pub struct Kept {
 
 /// Decodes the texts that are not yet, on several threads where that pays.
 pub fn decode<'a>(files: impl Iterator<Item = &'a mut Kept>, compat: Compat) {
-    let mut new: Vec<&mut Kept> = files.filter(|of| of.decoded.is_none()).collect();
+    let mut new: Vec<&mut Kept> = files.filter(|of| of.is_new()).collect();
     let texts = new.iter().filter_map(|of| of.source());
     let bytes: usize = texts.map(|source| source.text.len()).sum();
     let threads = thread::available_parallelism().map_or(1, usize::from);
@@ -69,6 +69,16 @@ impl Kept {
     /// What it says.
     pub fn decoded(&self) -> &Decoded {
         self.decoded.as_ref().unwrap_or(&NOTHING)
+    }
+
+    /// Whether its text is not decoded yet.
+    pub fn is_new(&self) -> bool {
+        self.decoded.is_none()
+    }
+
+    /// The names of the resources that it decodes to.
+    pub fn ids(&self) -> &[Arc<Id>] {
+        &self.ids
     }
 
     fn decode(&mut self, compat: Compat) {

@@ -6,7 +6,7 @@ mod lists;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -30,6 +30,8 @@ pub struct Store {
     files: BTreeMap<PathBuf, Kept>,
     in_force: Resources,
     lists: Lists,
+    /// What is in force is just what the files say, each resource in one of them.
+    plain: bool,
 }
 
 /// Resources by their names.
@@ -53,6 +55,18 @@ pub struct Update {
     pub places: Arc<Places>,
     /// Something could not be read.
     pub unread: bool,
+}
+
+/// A file, and what there is to know of it.
+struct Taken {
+    path: PathBuf,
+    kept: Kept,
+    /// What it contributed before.
+    had: Vec<Arc<Id>>,
+    /// What is wrong with it as a whole.
+    problem: Option<Diagnostic>,
+    /// It says something else than before.
+    new: bool,
 }
 
 /// A resource of which no good version is in its file now.
@@ -84,8 +98,6 @@ impl Store {
         files.extend(hidden);
         let unread = files.iter().any(|(_, text)| text.is_err());
         let mut before = std::mem::take(&mut self.files);
-        let previous = std::mem::take(&mut self.in_force);
-        self.in_force.reserve(previous.len());
         let mut diagnostics = Vec::new();
         let mut missed = Vec::new();
 
@@ -93,14 +105,36 @@ impl Store {
             let mut kept = before.remove(&path).unwrap_or_default();
             let had = std::mem::take(&mut kept.contributes);
             let problem = kept.take(&path, text, !had.is_empty());
-            (path, kept, had, problem)
+            Taken {
+                path,
+                new: problem.is_some() || kept.is_new(),
+                kept,
+                had,
+                problem,
+            }
         };
-        let mut taken: Vec<_> = files.into_iter().map(take).collect();
-        kept::decode(taken.iter_mut().map(|(_, kept, ..)| kept), self.compat);
+        let mut taken: Vec<Taken> = files.into_iter().map(take).collect();
+        kept::decode(taken.iter_mut().map(|of| &mut of.kept), self.compat);
+        let previous = self.set_aside(&mut taken, before.into_values());
 
-        for (path, mut kept, had, problem) in taken {
+        self.plain = true;
+        for of in taken {
+            let Taken {
+                path,
+                mut kept,
+                had,
+                problem,
+                new,
+            } = of;
             diagnostics.extend(kept.decoded().diagnostics.iter().cloned());
-            diagnostics.extend(kept.contribute(&mut self.in_force, &previous));
+            if !new {
+                kept.contributes = had;
+                self.files.insert(path, kept);
+                continue;
+            }
+            let twice = kept.contribute(&mut self.in_force, &previous);
+            self.plain &= twice.is_empty();
+            diagnostics.extend(twice);
             missed.extend(kept.decoded().broken.iter().map(|(id, reference)| Missed {
                 file: path.clone(),
                 id: Arc::new(id.clone()),
@@ -117,6 +151,7 @@ impl Store {
             diagnostics.extend(problem);
             self.files.insert(path, kept);
         }
+        self.plain &= missed.is_empty();
 
         let mut places = Places::new(self.files.values().filter_map(Kept::source));
         // Only now, because a good version in another file comes before a retained one.
@@ -140,6 +175,33 @@ impl Store {
             places: Arc::new(places),
             unread,
         }
+    }
+
+    /// Takes out of force what has to be decided anew, and returns it: what changed files, and those
+    /// that are gone, have contributed. Where resources are in several files, or not as their file
+    /// has them, all of it, and every file is new.
+    fn set_aside(&mut self, taken: &mut [Taken], gone: impl Iterator<Item = Kept>) -> Resources {
+        let changed = || taken.iter().filter(|of| of.new);
+        if self.plain {
+            let mut aside = Resources::default();
+            let gone = gone.flat_map(|of| of.contributes);
+            let had = changed().flat_map(|of| &of.had).cloned();
+            for id in gone.chain(had) {
+                aside.extend(self.in_force.remove_entry(&id));
+            }
+            let mut named = HashSet::with_hasher(RandomState::default());
+            let mut ids = changed().flat_map(|of| of.kept.ids());
+            if ids.all(|id| named.insert(id) && !self.in_force.contains_key(id)) {
+                return aside;
+            }
+            self.in_force.extend(aside);
+        }
+        for of in taken {
+            of.new = true;
+        }
+        let previous = std::mem::take(&mut self.in_force);
+        self.in_force.reserve(previous.len());
+        previous
     }
 
     /// Which version of a file is known, if its text need not be read again.

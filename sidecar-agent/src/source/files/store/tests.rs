@@ -1,7 +1,9 @@
 //! What stays in force.
 
+use proptest::{collection::vec, prelude::*};
+
 use super::*;
-use crate::model::Object;
+use crate::{model::Object, source::files::Text};
 
 const GOOD: &str = "
 apiVersion: networking.istio.io/v1
@@ -195,4 +197,52 @@ fn the_oldest_comes_first() {
     ]);
     let names: Vec<_> = hosts(&update).into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["c", "a", "b"], "{:?}", update.diagnostics);
+}
+
+/// What may become of a file: `None`: it is removed.
+fn any_file() -> impl Strategy<Value = Option<Result<String, ()>>> {
+    let name = prop::sample::select(vec!["a", "b", "c", "[["]);
+    let host = prop::sample::select(vec!["x/*", "y/*", "nonsense"]);
+    let documents = vec((name, host), 0..3);
+    let text = documents.prop_map(|of| {
+        let of: Vec<_> = of.iter().map(|(name, host)| sidecar(name, host)).collect();
+        of.join("---")
+    });
+    prop_oneof![
+        6 => text.prop_map(|text| Some(Ok(text))),
+        1 => Just(Some(Err(()))),
+        1 => Just(None),
+    ]
+}
+
+proptest! {
+    /// Files that did not change are passed over, with the same outcome as if they were not.
+    #[test]
+    fn what_changed_is_all_that_has_to_be_decided(
+        changes in vec(vec((0..4_usize, any_file()), 1..3), 1..8),
+    ) {
+        let [mut store, mut from_all] = [Store::default(), Store::default()];
+        let mut present: BTreeMap<usize, Result<String, ()>> = BTreeMap::new();
+        for change in changes {
+            for (number, becomes) in change {
+                match becomes {
+                    Some(text) => present.insert(number, text),
+                    None => present.remove(&number),
+                };
+            }
+            let files = || {
+                let files = present.iter().map(|(number, text)| -> File {
+                    let text = text.clone().map(Text::from);
+                    (format!("f{number}").into(), text.map_err(|()| io::Error::other("no")))
+                });
+                files.collect::<Vec<_>>()
+            };
+            from_all.plain = false;
+            let [found, wanted] = [store.update(files()), from_all.update(files())];
+            prop_assert_eq!(&found.snapshot, &wanted.snapshot);
+            prop_assert_eq!(codes(&found), codes(&wanted));
+            prop_assert_eq!(found.unread, wanted.unread);
+            prop_assert_eq!(store.in_force.len(), from_all.in_force.len());
+        }
+    }
 }
