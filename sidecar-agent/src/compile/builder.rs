@@ -78,9 +78,12 @@ impl OutboundBuilder {
 
     /// Completes the half with what holds where no exact rule does.
     pub fn finish(self, prefixes: BTreeMap<(u16, IpNet), Rule>, default: Rule) -> Compiled {
+        let mut listeners = self.listeners;
+        // They stay as they are, and there may be thousands of them.
+        listeners.shrink_to_fit();
         // Of equal keys the last one stays.
         let exact = self.exact.into_iter().rev().collect();
-        let outbound = Outbound::new(default, exact, prefixes, self.backends, self.listeners);
+        let outbound = Outbound::new(default, exact, prefixes, self.backends, listeners);
         Compiled {
             outbound: Arc::new(outbound),
             findings: self.findings,

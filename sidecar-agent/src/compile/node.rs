@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use foldhash::fast::RandomState;
+
 use crate::{
     model::{
         Object, ResourceRef, Snapshot, mesh::MeshConfig, snapshot, virtual_service::VirtualService,
@@ -84,7 +86,7 @@ pub struct Compiler {
     registry: registry::Source,
     mesh: MeshConfig,
     virtual_services: Vec<Arc<Object<VirtualService>>>,
-    outbound: HashMap<Inputs, Known>,
+    outbound: HashMap<Inputs, Known, RandomState>,
     host_matches: HostMatches,
 }
 

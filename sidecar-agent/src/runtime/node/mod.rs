@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use foldhash::fast::RandomState;
 use sidecar_common::keys::WorkloadId;
 
 use self::place::Place;
@@ -108,6 +109,12 @@ impl Workload {
             in_use: Vec::new(),
             damage: None,
         }
+    }
+
+    /// Whether the plan in force is the one that is wanted.
+    fn follows_what_is_wanted(&self) -> bool {
+        let live = self.live.as_ref();
+        live.and_then(|live| live.digest) == Some(self.wanted.digest)
     }
 
     /// Whether the kernel captures its new connections.
@@ -240,7 +247,7 @@ impl Node {
         // A plan that is the same may come from resources that are not, or that were moved.
         for workload in self.workloads.values() {
             if let Some(live) = &workload.live
-                && live.digest == Some(workload.wanted.digest)
+                && workload.follows_what_is_wanted()
             {
                 let plan = self.dataplane.word(live.id).plan();
                 self.directory.announce(live.id, plan, &workload.wanted);
@@ -251,7 +258,7 @@ impl Node {
 
     /// Logs what is wrong and was not before, the worst first; not all of it where there is much.
     fn log_new(&self, diagnostics: &[Diagnostic]) {
-        let known: HashSet<_> = self.diagnostics.iter().map(identity).collect();
+        let known: HashSet<_, RandomState> = self.diagnostics.iter().map(identity).collect();
         let new = diagnostics
             .iter()
             .filter(|of| !known.contains(&identity(of)));

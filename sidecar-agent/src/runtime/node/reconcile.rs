@@ -31,7 +31,12 @@ impl Node {
                 self.detach(name, live);
             }
         }
-        self.todo = names.into();
+        // Somebody waits for those whose plan is another.
+        let (changed, same): (Vec<String>, Vec<String>) = names.into_iter().partition(|name| {
+            let workload = self.workloads.get(name);
+            workload.is_some_and(|of| !of.follows_what_is_wanted())
+        });
+        self.todo = changed.into_iter().chain(same).collect();
     }
 
     /// Whether every workload has had its turn.
