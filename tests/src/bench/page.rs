@@ -29,7 +29,7 @@ const LIMITS: &[(&str, &str)] = &[
     ),
     (
         "apply_ms",
-        "10 ms are waited for a burst of changes to end. Then the directory is walked, the resources \
+        "5 ms are waited for a burst of changes to end. Then the directory is walked, the resources \
          are merged, the plans of all workloads compared by their digests, and every workload is \
          asked whether it is still where it was.",
     ),

@@ -57,6 +57,8 @@ pub struct Node {
     todo: VecDeque<String>,
     /// What is looked at once they had it.
     refresh: Option<Refresh>,
+    /// Workloads that are looked at after that, see [`Node::look_for_collisions`].
+    uninspected: VecDeque<String>,
     /// The workload whose links were looked at last.
     looked_at: String,
     /// Why pins of maps that others have removed could not be made again.
@@ -160,6 +162,7 @@ impl Node {
             places: Arc::default(),
             todo: VecDeque::new(),
             refresh: None,
+            uninspected: VecDeque::new(),
             looked_at: String::new(),
             pins_problem: None,
             healed: Healed::default(),
@@ -330,7 +333,7 @@ impl Node {
 
     /// Has what changes without a change of configuration be looked after.
     pub fn refresh(&mut self) {
-        if !self.has_work() {
+        if self.is_settled() && self.refresh.is_none() {
             self.refresh = Some(self.dataplane.begin_refresh());
             self.reconcile();
         }

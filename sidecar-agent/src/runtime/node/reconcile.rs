@@ -46,7 +46,7 @@ impl Node {
 
     /// Whether there is anything to [`advance`](Self::advance).
     pub fn has_work(&self) -> bool {
-        !self.is_settled() || self.refresh.is_some()
+        !self.is_settled() || self.refresh.is_some() || !self.uninspected.is_empty()
     }
 
     /// Brings the next workloads to what is wanted of them, then looks after others: one at least, and
@@ -65,11 +65,13 @@ impl Node {
                 self.bring(&name, &mut workload);
                 self.workloads.insert(name, workload);
             }
-        } else if let Some(refresh) = &mut self.refresh
-            && !self.dataplane.refresh_next(refresh)
-        {
-            self.refresh = None;
-            self.heal();
+        } else if let Some(refresh) = &mut self.refresh {
+            if !self.dataplane.refresh_next(refresh) {
+                self.refresh = None;
+                self.heal();
+            }
+        } else if let Some(name) = self.uninspected.pop_front() {
+            self.inspect(&name);
         }
     }
 

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A burst of changes is over when nothing changed for so long.
-const QUIET: Duration = Duration::from_millis(10);
+const QUIET: Duration = Duration::from_millis(5);
 /// A burst is reported after so long even if it goes on.
 const LONGEST: Duration = Duration::from_millis(50);
 /// How often directories are compared where inotify is not to be had.
