@@ -180,6 +180,11 @@ impl Clustered {
                 name: told.name.clone(),
                 uid: told.uid.clone(),
             };
+            let pod = events::Pod {
+                pod,
+                shown: told.shown.clone(),
+                left: told.decision.capture == Capture::Left,
+            };
             (format!("{}/{}", told.namespace, told.name), pod)
         };
         let pods = self.found.told.iter().map(pod).collect();
