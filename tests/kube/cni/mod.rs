@@ -4,5 +4,6 @@ mod absent;
 mod churn;
 mod first;
 mod installed;
+mod namespaced;
 mod told;
 mod world;
