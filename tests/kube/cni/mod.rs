@@ -5,5 +5,6 @@ mod churn;
 mod first;
 mod installed;
 mod namespaced;
+mod reboot;
 mod told;
 mod world;
