@@ -7,4 +7,5 @@ mod installed;
 mod namespaced;
 mod reboot;
 mod told;
+mod update;
 mod world;
