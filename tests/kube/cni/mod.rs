@@ -4,6 +4,7 @@ mod absent;
 mod churn;
 mod first;
 mod installed;
+mod labels;
 mod namespaced;
 mod reboot;
 mod told;
