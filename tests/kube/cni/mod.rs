@@ -1,6 +1,7 @@
 //! The CNI plugin, as a runtime runs it behind a real one.
 
 mod absent;
+mod account;
 mod churn;
 mod first;
 mod installed;
