@@ -6,6 +6,7 @@ mod churn;
 mod first;
 mod installed;
 mod labels;
+mod latency;
 mod namespaced;
 mod reboot;
 mod told;
