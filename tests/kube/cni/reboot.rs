@@ -115,16 +115,17 @@ fn programs(agent: &Agent) -> anyhow::Result<BTreeSet<u32>> {
     Ok(of_agent.map(|link| link.program_id()).collect())
 }
 
-/// How each pod stands, and how many entries each map has.
+/// How each pod stands, and how much of them is in the kernel.
 fn state(world: &World) -> anyhow::Result<Value> {
     let status = world.agent()?.status()?;
-    let of = |list: &Value, keys: [&str; 2]| -> anyhow::Result<Vec<Value>> {
-        let list = list.as_array().context("no list")?.iter();
-        Ok(list.map(|of| json!(keys.map(|key| &of[key]))).collect())
-    };
+    let workloads = status["workloads"].as_array().context("no workloads")?;
+    let workloads: Vec<Value> = workloads
+        .iter()
+        .map(|of| json!([of["workload"], of["state"]]))
+        .collect();
     Ok(json!({
-        "workloads": of(&status["workloads"], ["workload", "state"])?,
+        "workloads": workloads,
         "unclaimed": status["unclaimed"],
-        "maps": of(&status["maps"], ["name", "entries"])?,
+        "kernel": world.in_kernel()?,
     }))
 }

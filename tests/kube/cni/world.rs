@@ -1,6 +1,7 @@
 //! A node with an agent that follows a cluster, and pods on it.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::symlink,
     path::PathBuf,
@@ -10,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
+use sidecar_agent::dataplane::uninstall::inventory;
 use sidecar_tests::{
     Agent, AgentBuilder, Cgroup, Mode, Namespace, Probe, Server,
     kube::ApiServer,
@@ -152,6 +154,22 @@ impl World {
         let told = pods.find(|told| told["uid"] == *pod.uid);
         told.cloned()
             .with_context(|| format!("nothing is told of it: {status}"))
+    }
+
+    /// How much of the agent's there is in the kernel, whatever the agent believes: entries of each map,
+    /// and links.
+    pub fn in_kernel(&self) -> anyhow::Result<Value> {
+        let agent = self.agent()?;
+        let dump = agent.cli(&["dump", "-o", "json"])?;
+        let dump: Value = serde_json::from_slice(&dump.stdout).context("`dump` printed no JSON")?;
+        let maps = dump.as_object().context("`dump` printed no maps")?;
+        // What was counted stays; links are those of other agents, too.
+        let is_comparable = |map: &str| !matches!(map, "counters" | "links");
+        let maps = maps.iter().filter(|(map, _)| is_comparable(map));
+        let rows = |(map, rows): (&String, &Value)| Some((map.clone(), rows.as_array()?.len()));
+        let rows: BTreeMap<String, usize> = maps.filter_map(rows).collect();
+        let links = inventory(&agent.bpffs().join("sidecar-agent"))?.links.len();
+        Ok(json!({"maps": rows, "links": links}))
     }
 
     /// The agent's run directory, as the plugin is told.
