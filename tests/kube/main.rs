@@ -6,6 +6,7 @@ mod cni;
 mod following;
 mod headless;
 mod large;
+mod metrics;
 mod outage;
 mod pods;
 mod world;

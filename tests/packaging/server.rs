@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use sidecar_agent::observe::{
-    events::{CONTROLLER, Options, PodRef, Reporter, STATUS_ANNOTATION},
+    events::{CONTROLLER, Options, Pod, PodRef, Reporter, STATUS_ANNOTATION},
     status::WorkloadStatus,
 };
 use sidecar_tests::{
@@ -135,10 +135,14 @@ fn pods_tell_what_has_become_of_them() -> Result<()> {
 
     let pods = BTreeMap::from([(
         "prod-us1/web".to_owned(),
-        PodRef {
-            namespace: "prod-us1".into(),
-            name: "web".into(),
-            uid: uid.clone(),
+        Pod {
+            pod: PodRef {
+                namespace: "prod-us1".into(),
+                name: "web".into(),
+                uid: uid.clone(),
+            },
+            shown: None,
+            left: false,
         },
     )]);
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -61,6 +61,13 @@ struct Process {
     _cleanup: Cleanup,
 }
 
+/// An agent that stands still. It goes on when this is dropped.
+#[must_use = "dropping it has the agent go on"]
+#[derive(Debug)]
+pub struct Paused {
+    _cleanup: Cleanup,
+}
+
 /// An agent from which the next one has taken over. Ended when dropped.
 #[derive(Debug)]
 pub struct Predecessor(Process);
@@ -110,6 +117,13 @@ impl Agent {
         Self::builder()
             .env("SIDECAR_AGENT_KUBE", "true")
             .env("SIDECAR_AGENT_KUBECONFIG", file)
+    }
+
+    /// An agent that reads its configuration from the cluster whose pod it is: where that is, is told by
+    /// its surroundings.
+    #[must_use]
+    pub fn in_cluster() -> AgentBuilder {
+        Self::builder().env("SIDECAR_AGENT_KUBE", "true")
     }
 
     fn builder() -> AgentBuilder {
@@ -221,6 +235,37 @@ impl Agent {
         child.kill().context("cannot kill the agent")?;
         child.wait().context("cannot wait for the agent")?;
         Ok(())
+    }
+
+    /// Leaves of it what a restart of its machine does: it is killed, nothing is pinned, its sockets are
+    /// gone. What outlives it is there.
+    ///
+    /// # Errors
+    /// When it is not running, or something of it is in use.
+    pub fn lose_machine(&mut self) -> anyhow::Result<()> {
+        self.kill()?;
+        self.bpffs.replace()?;
+        let run_dir = self.run_dir();
+        fs::remove_dir_all(&run_dir)
+            .and_then(|()| fs::create_dir(&run_dir))
+            .with_context(|| format!("cannot empty {}", run_dir.display()))
+    }
+
+    /// Has it stand still (SIGSTOP) until what is returned is dropped: nothing that it has not done yet
+    /// is done.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn pause(&self) -> anyhow::Result<Paused> {
+        let pid = self.pid().context("the agent is not running")?;
+        let pid = Pid::from_raw(i32::try_from(pid)?).context("no process id")?;
+        kill_process(pid, Signal::STOP).context("cannot stop the agent")?;
+        Ok(Paused {
+            _cleanup: cleanup::on_drop(move || {
+                // It may have been killed.
+                let _ = kill_process(pid, Signal::CONT);
+            }),
+        })
     }
 
     /// Gives the next starts of `run` these arguments, and no others.

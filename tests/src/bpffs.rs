@@ -50,12 +50,22 @@ impl Bpffs {
                 }
             }
         });
-        mount("bpf", at, "bpf", MountFlags::empty(), None)
-            .with_context(|| format!("cannot mount a BPF file system on {}", at.display()))?;
+        mount_at(at)?;
         Ok(Self {
             path: at.to_owned(),
             _cleanup: cleanup,
         })
+    }
+
+    /// Puts an empty one in its place, as a restart of the machine does.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub fn replace(&self) -> anyhow::Result<()> {
+        let at = &self.path;
+        unmount(at, UnmountFlags::empty())
+            .with_context(|| format!("cannot unmount {}", at.display()))?;
+        mount_at(at)
     }
 
     /// Where it is mounted.
@@ -63,6 +73,11 @@ impl Bpffs {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+fn mount_at(at: &Path) -> anyhow::Result<()> {
+    mount("bpf", at, "bpf", MountFlags::empty(), None)
+        .with_context(|| format!("cannot mount a BPF file system on {}", at.display()))
 }
 
 fn remove(at: &Path) -> io::Result<()> {

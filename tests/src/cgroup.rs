@@ -43,6 +43,14 @@ impl Cgroup {
         Self::make(root.join(names::unique(label)), Arc::default())
     }
 
+    /// Makes a cgroup at a path below the root, in one that is there.
+    ///
+    /// # Errors
+    /// When there is one of that name, or for want of root.
+    pub fn at(path: &str) -> anyhow::Result<Self> {
+        Self::make(Self::root()?.join(path), Arc::default())
+    }
+
     /// Makes a cgroup below this one.
     ///
     /// # Errors

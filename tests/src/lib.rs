@@ -35,7 +35,7 @@ pub mod soak;
 pub mod tempdir;
 pub mod tracer;
 
-pub use agent::{Agent, AgentBuilder, Predecessor};
+pub use agent::{Agent, AgentBuilder, Paused, Predecessor};
 pub use apps::{Client, Kind, Mode, Probe, Server};
 pub use bpffs::Bpffs;
 pub use cgroup::Cgroup;

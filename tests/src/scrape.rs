@@ -1,8 +1,12 @@
 //! What an agent serves over HTTP.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use prometheus_parse::Value;
 
 use crate::{Agent, DEADLINE};
@@ -48,6 +52,33 @@ pub fn get_at(address: &str, path: &str) -> anyhow::Result<Answer> {
             .to_owned(),
         body: answer.body_mut().read_to_string()?,
     })
+}
+
+/// A metric as the document has it: type and labels.
+pub type Documented = (String, BTreeSet<String>);
+
+/// The table of `docs/metrics.md`, by name.
+///
+/// # Errors
+/// When there is none.
+pub fn documented() -> anyhow::Result<BTreeMap<String, Documented>> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let mut found = BTreeMap::new();
+    for row in text.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [_, name, kind, _unit, labels, ..] = &cells[..] else {
+            bail!("not a row: {row}")
+        };
+        let labels = labels.split(", ").map(|of| of.trim_matches('`').to_owned());
+        let labels = labels.filter(|label| !label.is_empty()).collect();
+        found.insert(
+            name.trim_matches('`').to_owned(),
+            ((*kind).to_owned(), labels),
+        );
+    }
+    ensure!(!found.is_empty(), "the document has no table");
+    Ok(found)
 }
 
 /// A page of metrics.

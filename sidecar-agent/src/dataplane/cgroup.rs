@@ -1,5 +1,8 @@
 //! Finding and opening cgroups. Hosts mount cgroup2 at `/sys/fs/cgroup`, or (hybrid) elsewhere:
 //! it is looked for, never assumed.
+//!
+//! In a cgroup namespace, as in most containers, the kernel tells paths as seen from where that begins:
+//! our own as `/`, others' as `/../..`. So they are never joined to the root of a mount, except as a guess.
 
 use std::{
     fs::File,
@@ -39,7 +42,7 @@ impl Cgroup {
             bail!("cgroup `{path}`: not a path below the cgroup2 root");
         }
         let path = root.join(relative);
-        if own_cgroup(root)?.starts_with(&path) {
+        if contains_us(root, &path)? {
             bail!(
                 "cgroup {} contains the agent itself; run the agent in a cgroup of its own",
                 path.display()
@@ -71,20 +74,58 @@ impl AsFd for Cgroup {
     }
 }
 
-/// Where cgroup2 is mounted.
+/// Where cgroup2 is mounted: of several mounts, the one that shows most. A container has one of its own,
+/// which shows what is in the container, beside the host's.
 ///
 /// # Errors
 /// If it is not mounted at all.
 pub fn root() -> Result<PathBuf> {
-    Process::myself()
+    mounts()?.into_iter().next().map(|(_, at)| at).context(
+        "cgroup2 is not mounted; mount it with `mount -t cgroup2 none /sys/fs/cgroup/unified`",
+    )
+}
+
+/// Where cgroup2 is mounted, and how far below the root of our cgroup namespace what is mounted begins
+/// (less than 0: above it); first what shows most.
+///
+/// # Errors
+/// If the mounts cannot be read.
+pub fn mounts() -> Result<Vec<(i32, PathBuf)>> {
+    let mounts = Process::myself()
         .and_then(|process| process.mountinfo())
-        .context("reading /proc/self/mountinfo")?
+        .context("reading /proc/self/mountinfo")?;
+    let mounts = mounts
         .into_iter()
-        .find(|mount| mount.fs_type == "cgroup2")
-        .map(|mount| mount.mount_point)
-        .context(
-            "cgroup2 is not mounted; mount it with `mount -t cgroup2 none /sys/fs/cgroup/unified`",
-        )
+        .filter(|mount| mount.fs_type == "cgroup2");
+    let mut found: Vec<_> = mounts
+        .map(|mount| (depth(&mount.root), mount.mount_point))
+        .collect();
+    // Stable: those that show the same stay in their order.
+    found.sort_by_key(|(depth, _)| *depth);
+    Ok(found)
+}
+
+fn depth(mounted: &str) -> i32 {
+    let parts = Path::new(mounted).components();
+    parts
+        .map(|part| match part {
+            Component::ParentDir => -1,
+            Component::Normal(_) => 1,
+            _ => 0,
+        })
+        .sum()
+}
+
+/// Whether all that is seen of cgroups is this process' own container: in it, and nothing above it.
+#[must_use]
+pub fn shows_only_us() -> bool {
+    let Ok(Some((depth, root))) = mounts().map(|all| all.into_iter().next()) else {
+        return false;
+    };
+    // The root of all cgroups has no such file.
+    let is_whole = !root.join("cgroup.events").exists();
+    let is_home = || told_own().is_ok_and(|own| own.trim_matches('/').is_empty());
+    !is_whole && depth >= 0 && is_home()
 }
 
 /// Every process in the cgroup at `path` and its descendants.
@@ -119,13 +160,62 @@ pub fn tree(path: &Path) -> Vec<PathBuf> {
 }
 
 /// The calling process's own cgroup, as a path.
+///
+/// # Errors
+/// If it is not below this root, or /proc cannot be read.
 pub(super) fn own_cgroup(root: &Path) -> Result<PathBuf> {
-    let own = Process::myself()
-        .and_then(|process| process.cgroups())
-        .context("reading /proc/self/cgroup")?
+    let guess = root.join(told_own()?.trim_start_matches('/'));
+    if has_us(&guess) {
+        return Ok(guess);
+    }
+    tree(root)
         .into_iter()
-        .find(|group| group.controllers.iter().all(String::is_empty))
-        .map(|group| group.pathname)
-        .unwrap_or_default();
-    Ok(root.join(own.trim_start_matches('/')))
+        .find(|dir| has_us(dir))
+        .with_context(|| {
+            let root = root.display();
+            format!(
+                "this process is in no cgroup below {root}: mount the host's /sys/fs/cgroup there"
+            )
+        })
+}
+
+/// Whether this process is in the cgroup at `path`, or in one below it.
+fn contains_us(root: &Path, path: &Path) -> Result<bool> {
+    let told = root.join(told_own()?.trim_start_matches('/'));
+    Ok(told.starts_with(path) || tree(path).iter().any(|dir| has_us(dir)))
+}
+
+fn has_us(dir: &Path) -> bool {
+    let own = std::process::id().to_string();
+    let procs = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    procs.lines().any(|line| line == own)
+}
+
+/// The path of our own cgroup, as seen from our cgroup namespace.
+fn told_own() -> Result<String> {
+    let groups = Process::myself()
+        .and_then(|process| process.cgroups())
+        .context("reading /proc/self/cgroup")?;
+    let own = groups
+        .into_iter()
+        .find(|group| group.controllers.iter().all(String::is_empty));
+    Ok(own.map(|group| group.pathname).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::depth;
+
+    #[test]
+    fn what_shows_most_is_told_from_what_shows_less() {
+        // As in mountinfo: the whole, seen from the first namespace; a part; what is above our own.
+        for (mounted, expected) in [
+            ("/", 0),
+            ("/kubepods/pod1", 2),
+            ("/../../..", -3),
+            ("/../a", 0),
+        ] {
+            assert_eq!(depth(mounted), expected, "{mounted}");
+        }
+    }
 }

@@ -92,9 +92,9 @@ catalogue! {
     TASKS_ELSEWHERE "SCD0202" Warning "no process is in a cgroup of version 2",
         "Workloads that are only in cgroups of version 1 are not captured: for cgroup2 they are in the root, which is not attached to",
         "boot with `systemd.unified_cgroup_hierarchy=1`, or have the runtime put the workloads' processes into cgroup2 as well (containerd and runc with the systemd cgroup driver)";
-    NESTED "SCD0203" Warning "this process is in a cgroup namespace of its own",
+    NESTED "SCD0203" Warning "this process is in a cgroup namespace of its own, and sees nothing outside",
         "Cgroups outside of it are neither seen nor captured; paths of workloads count from its root; programs attached above it are not seen by `doctor`",
-        "run the agent in the host's cgroup namespace (in Kubernetes: mount the host's cgroup2, and start it with `nsenter --cgroup=/proc/1/ns/cgroup` or hostPID); nothing has to be done where all workloads are inside, as in a node of kind";
+        "mount the host's /sys/fs/cgroup (in Kubernetes the chart does), or run the agent in the host's cgroup namespace (`nsenter --cgroup=/proc/1/ns/cgroup`); nothing has to be done where all workloads are inside, as in a node of kind";
     WORKLOAD_CGROUP "SCD0204" Warning "a workload's cgroup cannot be used",
         "This workload is not captured until it can",
         "start the workload, or correct its annotation `capture.sidecar-agent.io/cgroup`";

@@ -5,6 +5,7 @@ use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 use procfs::process::Process;
 
 use super::{Check, catalogue};
+use crate::dataplane::cgroup;
 
 /// Inode number of the first cgroup namespace (`PROC_CGROUP_INIT_INO`).
 const FIRST_NAMESPACE: u64 = 0xefff_fffb;
@@ -12,13 +13,13 @@ const FIRST_NAMESPACE: u64 = 0xefff_fffb;
 /// What is mounted, and where we are.
 #[derive(Clone, Debug, Default)]
 struct Seen {
-    /// Mount points of cgroup2.
+    /// Mount points of cgroup2, the one that is used first.
     v2: Vec<String>,
     /// Whether hierarchies of version 1 are mounted.
     v1: bool,
     /// Whether a cgroup below the root of cgroup2 has processes; `None`: it cannot be read.
     populated: Option<bool>,
-    /// Whether this process is in a cgroup namespace of its own.
+    /// Whether this process is in a cgroup namespace of its own, and sees nothing outside of it.
     nested: bool,
 }
 
@@ -32,17 +33,19 @@ fn look() -> Seen {
         .and_then(|process| process.mountinfo())
         .map(|mounts| mounts.0)
         .unwrap_or_default();
-    let v2: Vec<String> = mounts
-        .iter()
-        .filter(|mount| mount.fs_type == "cgroup2")
-        .map(|mount| mount.mount_point.display().to_string())
+    let found = cgroup::mounts().unwrap_or_default();
+    let sees_outside = found.first().is_some_and(|(depth, _)| *depth < 0);
+    let v2: Vec<String> = found
+        .into_iter()
+        .map(|(_, at)| at.display().to_string())
         .collect();
     Seen {
         v1: mounts.iter().any(|mount| mount.fs_type == "cgroup"),
         populated: v2.first().and_then(|root| is_populated(Path::new(root))),
         v2,
-        nested: fs::metadata("/proc/self/ns/cgroup")
-            .is_ok_and(|namespace| namespace.ino() != FIRST_NAMESPACE),
+        nested: !sees_outside
+            && fs::metadata("/proc/self/ns/cgroup")
+                .is_ok_and(|namespace| namespace.ino() != FIRST_NAMESPACE),
     }
 }
 
@@ -73,7 +76,10 @@ fn judge(seen: &Seen) -> Vec<Check> {
     };
     let also = match &seen.v2[1..] {
         [] => String::new(),
-        others => format!(", also at {}; the first counts", others.join(", ")),
+        others => format!(
+            ", also at {}; the first shows most, and counts",
+            others.join(", ")
+        ),
     };
     let mut checks = vec![Check::ok(what, layout + &also)];
     let processes = "processes in cgroup2";

@@ -2,9 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     net::SocketAddr,
-    path::Path,
 };
 
 use anyhow::{Context as _, ensure};
@@ -13,36 +11,12 @@ use sidecar_tests::{
     lab::{Lab, WORKLOAD},
     poll::poll_result,
     require_root,
-    scrape::Page,
+    scrape::{Page, documented},
 };
 
 use crate::fixture::{registry_only, relayed_service};
 
 const DECISIONS: &str = "sidecar_agent_decisions_total";
-
-/// A metric as the document has it: type and labels.
-type Documented = (String, BTreeSet<String>);
-
-/// The table of `docs/metrics.md`, by name.
-fn documented() -> anyhow::Result<BTreeMap<String, Documented>> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
-    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-    let mut found = BTreeMap::new();
-    for row in text.lines().filter(|line| line.starts_with("| `")) {
-        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
-        let [_, name, kind, _unit, labels, ..] = &cells[..] else {
-            anyhow::bail!("not a row: {row}")
-        };
-        let labels = labels.split(", ").map(|of| of.trim_matches('`').to_owned());
-        let labels = labels.filter(|label| !label.is_empty()).collect();
-        found.insert(
-            name.trim_matches('`').to_owned(),
-            ((*kind).to_owned(), labels),
-        );
-    }
-    ensure!(!found.is_empty(), "the document has no table");
-    Ok(found)
-}
 
 fn visit(lab: &Lab, address: &str) -> anyhow::Result<bool> {
     let address: SocketAddr = address.parse()?;

@@ -53,16 +53,12 @@ fn live(world: &World, pod: &Pod) -> anyhow::Result<()> {
     chain.ask("DEL", &result, pod.sandbox(&args))
 }
 
-/// Workloads, pods, and how many entries each map has.
+/// Workloads and pods, and how much of them is in the kernel.
 fn entries(world: &World) -> anyhow::Result<Value> {
     let status = world.agent()?.status()?;
-    let maps = status["maps"].as_array().into_iter().flatten();
-    let maps: Vec<Value> = maps
-        .map(|map| json!([map["name"], map["entries"]]))
-        .collect();
     Ok(json!({
         "workloads": status["workloads"],
         "pods": status["cluster"]["pods"],
-        "maps": maps,
+        "kernel": world.in_kernel()?,
     }))
 }

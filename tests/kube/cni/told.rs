@@ -30,6 +30,59 @@ fn an_annotation_turns_capture_off_and_on_and_the_pod_tells_so() -> anyhow::Resu
     wait_reaches(&world, &pod, SECRET, false)
 }
 
+/// It was captured, as its annotation says; then nobody asks for it any more, first while an agent runs,
+/// then while none does.
+#[test]
+fn a_pod_that_is_not_captured_any_more_does_not_go_on_telling_that_it_is() -> anyhow::Result<()> {
+    require_kube!();
+    require_node!();
+    let mut world = World::telling()?;
+    let pod = world.schedule("shop", false)?;
+    let _pause = world.start_pod(&pod, &world.chain(&json!({})))?;
+    let label = |world: &World, label: &str| {
+        let label = format!("capture.sidecar-agent.io/capture{label}");
+        let of = [
+            "label",
+            "--overwrite",
+            "--namespace=prod-us1",
+            "pod",
+            "shop",
+        ];
+        world.api.kubectl(&[&of[..], &[&label]].concat()).map(drop)
+    };
+    for is_away in [false, true] {
+        label(&world, "=on")?;
+        wait_annotated(&world, &pod, Some("captured"))?;
+        if is_away {
+            world.agent_mut()?.stop()?;
+        }
+        label(&world, "-")?;
+        if is_away {
+            world.agent_mut()?.start()?;
+        }
+        wait_annotated(&world, &pod, None)?;
+        wait_reaches(&world, &pod, SECRET, true)?;
+    }
+    Ok(())
+}
+
+/// Waits until the annotation is this, or there is none.
+fn wait_annotated(world: &World, pod: &Pod, expected: Option<&str>) -> anyhow::Result<()> {
+    let get = [
+        "get",
+        "pod",
+        &pod.name,
+        "--namespace=prod-us1",
+        "--output=json",
+    ];
+    patiently("the annotation", || {
+        let object: Value = serde_json::from_str(&world.api.kubectl(&get)?)?;
+        let found = object["metadata"]["annotations"][STATUS_ANNOTATION].as_str();
+        ensure!(found == expected, "it is {found:?} instead of {expected:?}");
+        Ok(())
+    })
+}
+
 fn annotate(world: &World, pod: &Pod, capture: &str) -> anyhow::Result<()> {
     let annotation = format!("capture.sidecar-agent.io/capture={capture}");
     let annotate = ["annotate", "--overwrite", "--namespace=prod-us1", "pod"];

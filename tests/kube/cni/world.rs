@@ -1,11 +1,19 @@
 //! A node with an agent that follows a cluster, and pods on it.
 
-use std::{fs, os::unix::fs::symlink, path::PathBuf, sync::Mutex, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::symlink,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
+use sidecar_agent::dataplane::uninstall::inventory;
 use sidecar_tests::{
-    Agent, Namespace, Server,
+    Agent, AgentBuilder, Cgroup, Mode, Namespace, Probe, Server,
     kube::ApiServer,
     node::{Chain, Container, Node, Sandbox},
     place::Place,
@@ -20,10 +28,11 @@ const NAME: &str = "node-a";
 
 pub struct World {
     pub api: ApiServer,
-    agent: Option<Agent>,
+    /// The one that was started with it.
+    pub agent: Option<Agent>,
     pub node: Node,
     /// Not to be shared among threads, unlike the rest.
-    _servers: Mutex<Vec<Server>>,
+    servers: Mutex<Vec<Server>>,
 }
 
 /// A pod as kubelet and the runtime see it.
@@ -31,6 +40,8 @@ pub struct Pod {
     pub name: String,
     pub uid: String,
     pub netns: Namespace,
+    /// Its sandbox, by the runtime's id.
+    pub id: String,
 }
 
 impl World {
@@ -44,20 +55,26 @@ impl World {
             fs::create_dir(node.dir().join(dir))?;
         }
         node.netns().add_local("10.96.0.0/16".parse()?)?;
-        let serve = |address: &str, name: &str| {
-            let place = Place::here().netns(node.netns());
-            Server::tcp(address.parse()?)
-                .place(place)
-                .name(name)
-                .start()
-        };
-        let servers = vec![serve(DETAILS, "details")?, serve(SECRET, "secret")?];
-        Ok(Self {
+        let mut world = Self {
             api,
             agent: None,
             node,
-            _servers: Mutex::new(servers),
-        })
+            servers: Mutex::default(),
+        };
+        world.serve(DETAILS, Mode::Banner)?;
+        world.serve(SECRET, Mode::Banner)?;
+        Ok(world)
+    }
+
+    /// Starts a server outside of the pods, in the range of services.
+    pub fn serve(&mut self, address: &str, mode: Mode) -> anyhow::Result<()> {
+        let server = Server::tcp(address.parse()?)
+            .place(Place::here().netns(self.node.netns()))
+            .mode(mode)
+            .start()?;
+        let servers = self.servers.get_mut();
+        servers.unwrap_or_else(PoisonError::into_inner).push(server);
+        Ok(())
     }
 
     /// With the agent.
@@ -93,12 +110,18 @@ impl World {
     }
 
     fn run_agent_with(&self, args: &[&str]) -> anyhow::Result<Agent> {
-        let agent = Agent::with_kubeconfig(&self.api.kubeconfig())
+        let agent = Agent::with_kubeconfig(&self.api.kubeconfig());
+        self.run(agent.args(args))
+    }
+
+    /// One that is started in some way.
+    fn run(&self, agent: AgentBuilder) -> anyhow::Result<Agent> {
+        let agent = agent
             .env("NODE_NAME", NAME)
             .env("SIDECAR_AGENT_CNI_RUN_DIR", self.run_dir())
             .env("SIDECAR_AGENT_CNI_CONF_DIR", self.conf_dir())
             .env("SIDECAR_AGENT_CNI_BIN_DIR", self.bin_dir())
-            .args(["--cni"].iter().chain(args))
+            .args(["--cni"])
             .start()?;
         agent.wait_until("the cluster to be read", |status| {
             status["generation"].as_u64() > Some(0)
@@ -107,9 +130,21 @@ impl World {
         Ok(agent)
     }
 
+    /// With an agent that is started in some way.
+    pub fn with(agent: impl FnOnce(&Self) -> anyhow::Result<AgentBuilder>) -> anyhow::Result<Self> {
+        let mut world = Self::new()?;
+        world.agent = Some(world.run(agent(&world)?)?);
+        Ok(world)
+    }
+
     /// The agent that was started with it.
     pub fn agent(&self) -> anyhow::Result<&Agent> {
         self.agent.as_ref().context("no agent")
+    }
+
+    /// The same, to be stopped and started.
+    pub fn agent_mut(&mut self) -> anyhow::Result<&mut Agent> {
+        self.agent.as_mut().context("no agent")
     }
 
     /// What the agent's status says of a pod.
@@ -119,6 +154,22 @@ impl World {
         let told = pods.find(|told| told["uid"] == *pod.uid);
         told.cloned()
             .with_context(|| format!("nothing is told of it: {status}"))
+    }
+
+    /// How much of the agent's there is in the kernel, whatever the agent believes: entries of each map,
+    /// and links.
+    pub fn in_kernel(&self) -> anyhow::Result<Value> {
+        let agent = self.agent()?;
+        let dump = agent.cli(&["dump", "-o", "json"])?;
+        let dump: Value = serde_json::from_slice(&dump.stdout).context("`dump` printed no JSON")?;
+        let maps = dump.as_object().context("`dump` printed no maps")?;
+        // What was counted stays; links are those of other agents, too.
+        let is_comparable = |map: &str| !matches!(map, "counters" | "links");
+        let maps = maps.iter().filter(|(map, _)| is_comparable(map));
+        let rows = |(map, rows): (&String, &Value)| Some((map.clone(), rows.as_array()?.len()));
+        let rows: BTreeMap<String, usize> = maps.filter_map(rows).collect();
+        let links = inventory(&agent.bpffs().join("sidecar-agent"))?.links.len();
+        Ok(json!({"maps": rows, "links": links}))
     }
 
     /// The agent's run directory, as the plugin is told.
@@ -169,12 +220,13 @@ impl World {
     }
 
     /// What kubelet does first for a pod that was scheduled here.
-    fn accept(&self, name: &str, uid: &str) -> anyhow::Result<Pod> {
+    pub fn accept(&self, name: &str, uid: &str) -> anyhow::Result<Pod> {
         self.node.make_pod_cgroup(uid)?;
         Ok(Pod {
             name: name.to_owned(),
             uid: uid.to_owned(),
             netns: Namespace::new("pod")?,
+            id: crate::pods::uid(),
         })
     }
 
@@ -240,6 +292,26 @@ impl World {
         Ok(())
     }
 
+    /// Starts a client in a pod.
+    pub fn inside(&self, pod: &Pod) -> anyhow::Result<Inside> {
+        let cgroup = self.node.container_cgroup(&pod.uid, &crate::pods::uid())?;
+        let place = Place::here().netns(&pod.netns).cgroup(&cgroup);
+        let probe = Probe::start(place)?;
+        Ok(Inside { probe, cgroup })
+    }
+
+    /// From the sandbox to its first container, as kubelet and the runtime do it; kubelet reports the
+    /// address. The container ends when it is dropped.
+    pub fn start_pod(&self, pod: &Pod, chain: &Chain<'_>) -> anyhow::Result<Container> {
+        let args = pod.args(true);
+        let result = chain.add(pod.sandbox(&args))?;
+        let sleep = ["sleep", "infinity"];
+        let id = crate::pods::uid();
+        let pause = self.node.run(&pod.uid, &pod.netns, &id, &sleep)?;
+        self.report(pod, address(&result)?)?;
+        Ok(pause)
+    }
+
     /// Runs a container of a pod whose very first act is to call an address; whether it was answered.
     pub fn first_call(&self, pod: &Pod, address: &str) -> anyhow::Result<bool> {
         let (ip, port) = address.split_once(':').context("no port")?;
@@ -254,6 +326,24 @@ impl World {
             Ok(fs::read_to_string(container.root().join("tmp/outcome"))?)
         })?;
         Ok(outcome.trim() == "yes")
+    }
+}
+
+/// A client in a pod that stays, unlike a container's.
+pub struct Inside {
+    pub probe: Probe,
+    cgroup: Cgroup,
+}
+
+impl Inside {
+    /// Whether a new connection is answered.
+    pub fn reaches(&self, address: &str) -> anyhow::Result<bool> {
+        Ok(self.probe.visit(address.parse()?)?.is_ok())
+    }
+
+    /// Where it is, for other programs of the pod.
+    pub fn place<'a>(&'a self, pod: &'a Pod) -> Place<'a> {
+        Place::here().netns(&pod.netns).cgroup(&self.cgroup)
     }
 }
 
@@ -274,7 +364,7 @@ impl Pod {
     pub fn sandbox<'a>(&'a self, args: &'a str) -> Sandbox<'a> {
         Sandbox {
             netns: self.netns.path(),
-            id: &self.uid,
+            id: &self.id,
             args,
         }
     }

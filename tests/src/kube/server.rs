@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{self, Command},
     sync::atomic::{AtomicU8, Ordering},
@@ -28,6 +28,16 @@ const ETCD_PEER_PORT: u16 = 2380;
 
 /// The `ConfigMap` of the mesh configuration.
 pub const MESH: (&str, &str) = ("istio-system", "istio");
+
+/// Who asks for what is noted, except for administrators and the server itself.
+const AUDITED: &str = "\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: None, userGroups: ['system:masters', 'system:unauthenticated']}
+- {level: Metadata}
+";
 
 /// An API server with RBAC, on a loopback address that no other has. Nothing else of Kubernetes is
 /// there: nobody makes pods run, or endpoints.
@@ -60,6 +70,7 @@ impl ApiServer {
         )?;
         let tokens = "admin,admin,1,\"system:masters\"\nagent,sidecar-agent,2\n";
         fs::write(dir.path().join("tokens"), tokens).context("cannot write tokens")?;
+        fs::write(dir.path().join("audit-policy"), AUDITED).context("cannot write a policy")?;
         let etcd = etcd(&assets, address, dir.path())?;
         let mut server = Self {
             assets,
@@ -120,6 +131,56 @@ impl ApiServer {
             &file,
         ])?;
         Ok(())
+    }
+
+    /// Where it is, as the agent finds it.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        (self.address, PORT).into()
+    }
+
+    /// The file with its certificate, which it has signed itself.
+    #[must_use]
+    pub fn certificate(&self) -> PathBuf {
+        self.dir.path().join("certs/apiserver.crt")
+    }
+
+    /// What a user has asked for so far, as it is noted: a request with its answer each.
+    ///
+    /// # Errors
+    /// When there are no such notes.
+    pub fn asked_by(&self, user: &str) -> anyhow::Result<Vec<Value>> {
+        let text = fs::read_to_string(self.dir.path().join("audit.log"));
+        let text = text.context("cannot read what was asked")?;
+        // The last line may be on its way.
+        let notes = text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok());
+        let by_user = |of: &Value| of["user"]["username"] == user;
+        Ok(notes.filter(by_user).collect())
+    }
+
+    /// A token of a service account, which is good for as long as a pod is there.
+    ///
+    /// # Errors
+    /// When there is no such account or pod.
+    pub fn token(&self, namespace: &str, account: &str, pod: &str) -> anyhow::Result<String> {
+        let uid = "--output=jsonpath={.metadata.uid}";
+        let uid = self.kubectl(&["get", "pod", pod, "--namespace", namespace, uid])?;
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": {
+                "audiences": ["https://sidecar-agent.test"],
+                "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid},
+            },
+        });
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+        let mut create = self.command();
+        create.args(["create", "--raw", &path, "--filename", "-"]);
+        let answer = output_with_input(&mut create, &request.to_string())?;
+        let answer: Value = serde_json::from_str(&answer).context("no JSON")?;
+        let token = answer["status"]["token"].as_str();
+        token.map(str::to_owned).context("no token was made")
     }
 
     /// The agent's way to it.
@@ -209,6 +270,8 @@ impl ApiServer {
             format!("--secure-port={port}"),
             format!("--cert-dir={}", file("certs")),
             format!("--token-auth-file={}", file("tokens")),
+            format!("--audit-policy-file={}", file("audit-policy")),
+            format!("--audit-log-path={}", file("audit.log")),
             format!("--service-account-key-file={}", file("sa.key")),
             format!("--service-account-signing-key-file={}", file("sa.key")),
         ]);

@@ -68,6 +68,16 @@ impl Groups {
         Ok(())
     }
 
+    /// Removes a directory in each, in which no process is any more.
+    pub fn remove(&self, path: &str) -> anyhow::Result<()> {
+        let v2 = Cgroup::root()?;
+        for root in self.v1.iter().chain([&v2]) {
+            let dir = root.join(path);
+            poll_result(DEADLINE, "a cgroup to be removed", || remove(&dir))?;
+        }
+        Ok(())
+    }
+
     /// Moves a process there in a hierarchy of version 1 that lets every process in.
     pub fn move_in_v1(&self, pid: u32, path: &str) -> anyhow::Result<()> {
         let named = ["pids", "freezer", "systemd"];

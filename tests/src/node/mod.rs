@@ -14,7 +14,7 @@ pub use self::{
     chain::{Chain, Refused, Sandbox},
     container::Container,
 };
-use crate::{Namespace, tempdir::TempDir};
+use crate::{Cgroup, Namespace, tempdir::TempDir};
 
 /// Where CNI plugins are.
 const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
@@ -83,6 +83,22 @@ impl Node {
     /// For want of root.
     pub fn make_pod_cgroup(&self, uid: &str) -> anyhow::Result<()> {
         self.groups.make(&self.pod_cgroup(uid))
+    }
+
+    /// Removes a pod's cgroup, whose containers have ended.
+    ///
+    /// # Errors
+    /// When one has not.
+    pub fn remove_pod_cgroup(&self, uid: &str) -> anyhow::Result<()> {
+        self.groups.remove(&self.pod_cgroup(uid))
+    }
+
+    /// The cgroup of another container of a pod, for processes that are started without a runtime.
+    ///
+    /// # Errors
+    /// When the pod has none of its own, or such a container already.
+    pub fn container_cgroup(&self, uid: &str, id: &str) -> anyhow::Result<Cgroup> {
+        Cgroup::at(&format!("{}/{id}", self.pod_cgroup(uid)))
     }
 
     /// Moves a process into a cgroup below [`pod_cgroup`](Self::pod_cgroup), in hierarchies of version

@@ -35,6 +35,17 @@ pub struct PodRef {
     pub uid: String,
 }
 
+/// A pod of this node that may be told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// The pod.
+    pub pod: PodRef,
+    /// What [`STATUS_ANNOTATION`] says there now.
+    pub shown: Option<String>,
+    /// Nothing of it is to be captured: then it has no state.
+    pub left: bool,
+}
+
 /// How it is told.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -57,23 +68,22 @@ impl Reporter {
     #[must_use]
     pub fn start(client: Client, options: Options) -> Self {
         let (queue, told) = mpsc::channel(QUEUE);
+        let news = News::new(options.annotation);
         tokio::spawn(sender::send(client, options, told));
-        Self {
-            news: News::default(),
-            queue,
-        }
+        Self { news, queue }
     }
 
-    /// Tells what has changed since the last call. `pods` has the pod of each workload that is one, by
-    /// the workload's name. Call it when the node has settled, and at least every few seconds, as what
+    /// Tells what has changed since the last call. `pods` has all pods of this node, by `namespace/name`,
+    /// as the workloads among them are named. Call it when the node has settled, and at least every few seconds, as what
     /// was postponed is told by a later call.
     ///
-    /// The first call is where changes begin: what is as it should be then is not told.
+    /// The first call is where changes begin: of what is as it should be then there are no events. The
+    /// annotation is made to tell it all the same, whatever an agent before has left there.
     pub fn tell(
         &mut self,
         workloads: &[WorkloadStatus],
         diagnostics: &[Diagnostic],
-        pods: &BTreeMap<String, PodRef>,
+        pods: &BTreeMap<String, Pod>,
     ) {
         let queue = &self.queue;
         let subjects = news::subjects(workloads, diagnostics, pods);

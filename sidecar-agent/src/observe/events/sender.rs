@@ -51,7 +51,7 @@ pub async fn send(client: Client, options: Options, mut told: mpsc::Receiver<Tol
             }
         }
         if options.annotation {
-            let annotate = || annotate(&client, &pod, &status);
+            let annotate = || annotate(&client, &pod, status.as_deref());
             persist(&pod, STATUS_ANNOTATION, annotate).await;
         }
     }
@@ -159,8 +159,9 @@ fn reference(pod: &PodRef) -> ObjectReference {
     }
 }
 
-/// The UID in the patch makes sure that it is no other pod of that name.
-async fn annotate(client: &Client, pod: &PodRef, status: &str) -> kube::Result<()> {
+/// The UID in the patch makes sure that it is no other pod of that name. `None` takes the annotation away,
+/// as a merge patch does with what is null.
+async fn annotate(client: &Client, pod: &PodRef, status: Option<&str>) -> kube::Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
     let patch = json!({"metadata": {
         "uid": pod.uid,

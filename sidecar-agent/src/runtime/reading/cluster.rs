@@ -59,6 +59,12 @@ impl Clustered {
             return Ok(None);
         };
         let nowhere = find::nowhere(&options.run_dir).display().to_string();
+        if cgroup::shows_only_us() {
+            tracing::warn!(
+                "no pod can be found: of cgroups only this container's own are to be seen here; mount the \
+                 host's /sys/fs/cgroup into it, as the chart does"
+            );
+        }
         let finder = Finder::new(wanted.host_proc.clone(), cgroup::root()?, nowhere)?;
         let cluster = Cluster::watch(wanted.source.clone()).await;
         let cluster = cluster.context("watching the cluster")?;
@@ -179,6 +185,11 @@ impl Clustered {
                 namespace: told.namespace.clone(),
                 name: told.name.clone(),
                 uid: told.uid.clone(),
+            };
+            let pod = events::Pod {
+                pod,
+                shown: told.shown.clone(),
+                left: told.decision.capture == Capture::Left,
             };
             (format!("{}/{}", told.namespace, told.name), pod)
         };

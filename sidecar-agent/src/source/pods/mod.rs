@@ -20,7 +20,10 @@ use self::{
     select::{Capture, Decision, Policy, decide},
 };
 use super::pod_cgroup::canonical;
-use crate::model::{Object, workload::WorkloadEntry};
+use crate::{
+    model::{Object, workload::WorkloadEntry},
+    observe::events::STATUS_ANNOTATION,
+};
 
 /// Of static pods: the UID by which kubelet, its runtime and the CNI plugin know the pod.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
@@ -61,6 +64,9 @@ pub struct Told {
     /// What kubelet knows it by: a static pod by another UID.
     #[serde(skip)]
     pub known_by: Vec<String>,
+    /// What [`STATUS_ANNOTATION`] says of it.
+    #[serde(skip)]
+    pub shown: Option<String>,
 }
 
 impl Told {
@@ -154,6 +160,7 @@ impl Pods {
                 None => None,
             };
             let text = |text: &Option<String>| text.clone().unwrap_or_default();
+            let annotations = pod.metadata.annotations.as_ref();
             update.told.push(Told {
                 namespace: text(&pod.metadata.namespace),
                 name: text(&pod.metadata.name),
@@ -161,6 +168,7 @@ impl Pods {
                 decision,
                 missing,
                 known_by: uids(pod),
+                shown: annotations.and_then(|all| all.get(STATUS_ANNOTATION).cloned()),
             });
         }
         self.entries = entries;

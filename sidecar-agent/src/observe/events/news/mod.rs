@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::PodRef;
+use super::{Pod, PodRef};
 use crate::{
     backoff::Backoff,
     model::{
@@ -48,6 +48,9 @@ pub enum Reason {
     CaptureDamaged,
     /// Several Sidecars want it.
     SidecarConflict,
+    /// It is not to be captured at all. There is no such event: who has turned that off knows, and pods
+    /// that run to their end are none. But the annotation must not go on telling what was.
+    NotCaptured,
 }
 
 impl Reason {
@@ -62,13 +65,14 @@ impl Reason {
             Self::CaptureLost => "CaptureLost",
             Self::CaptureDamaged => "CaptureDamaged",
             Self::SidecarConflict => "SidecarConflict",
+            Self::NotCaptured => "NotCaptured",
         }
     }
 
     /// Whether it is as it should be.
     #[must_use]
     pub const fn is_well(self) -> bool {
-        matches!(self, Self::Captured | Self::CaptureOff)
+        matches!(self, Self::Captured | Self::CaptureOff | Self::NotCaptured)
     }
 }
 
@@ -86,10 +90,10 @@ pub struct Event {
 pub struct Told {
     /// The pod.
     pub pod: PodRef,
-    /// One event, or two where there is a conflict besides.
+    /// One event, or two where there is a conflict besides; none where only the annotation is wrong.
     pub events: Vec<Event>,
-    /// What the annotation says.
-    pub status: String,
+    /// What the annotation says; `None`: there is to be none.
+    pub status: Option<String>,
 }
 
 /// What there is to tell of a pod.
@@ -101,14 +105,23 @@ pub struct Subject {
     pub capture: Option<Event>,
     /// The conflict of its Sidecar with others.
     pub conflict: Option<String>,
+    /// What the annotation says now.
+    pub shown: Option<String>,
 }
 
-/// The pods among the workloads.
+impl Subject {
+    /// Whether there is the same to tell.
+    fn is_as(&self, other: &Self) -> bool {
+        (&self.capture, &self.conflict) == (&other.capture, &other.conflict)
+    }
+}
+
+/// The pods among the workloads, and those that are to be none.
 #[must_use]
 pub fn subjects(
     workloads: &[WorkloadStatus],
     diagnostics: &[Diagnostic],
-    pods: &BTreeMap<String, PodRef>,
+    pods: &BTreeMap<String, Pod>,
 ) -> Vec<Subject> {
     // By the Sidecar in force, as it is named in the state.
     let conflicts: BTreeMap<String, &str> = diagnostics
@@ -118,8 +131,10 @@ pub fn subjects(
         .collect();
     let subject = |workload: &WorkloadStatus| {
         let sidecar = workload.sidecar.as_ref();
+        let Pod { pod, shown, .. } = pods.get(&workload.workload)?.clone();
         Some(Subject {
-            pod: pods.get(&workload.workload)?.clone(),
+            pod,
+            shown,
             capture: capture(workload),
             conflict: sidecar.and_then(|name| {
                 let conflict = conflicts.get(name)?;
@@ -127,7 +142,20 @@ pub fn subjects(
             }),
         })
     };
-    workloads.iter().filter_map(subject).collect()
+    let workloads_too: BTreeSet<&str> = workloads.iter().map(|of| &*of.workload).collect();
+    let left = pods
+        .iter()
+        .filter(|(name, pod)| pod.left && !workloads_too.contains(name.as_str()))
+        .map(|(_, pod)| Subject {
+            pod: pod.pod.clone(),
+            shown: pod.shown.clone(),
+            capture: Some(Event {
+                reason: Reason::NotCaptured,
+                note: String::new(),
+            }),
+            conflict: None,
+        });
+    workloads.iter().filter_map(subject).chain(left).collect()
 }
 
 /// What has become of a workload's capture; `None`: it has not been tried yet.
@@ -168,6 +196,8 @@ fn capture(workload: &WorkloadStatus) -> Option<Event> {
 /// What was told of each pod.
 #[derive(Debug, Default)]
 pub struct News {
+    /// The annotation is written.
+    annotates: bool,
     /// By UID: the same name may be another pod.
     pods: BTreeMap<String, Known>,
     /// The first look is over.
@@ -186,6 +216,15 @@ struct Known {
 }
 
 impl News {
+    /// Nothing was told yet; `annotates`: the annotation is written.
+    #[must_use]
+    pub fn new(annotates: bool) -> Self {
+        Self {
+            annotates,
+            ..Self::default()
+        }
+    }
+
     /// Looks at the pods, all of them, and tells news to `tell`, which says whether it has taken them.
     /// What it has not is told later, and so is what comes too soon after other news: as it is then.
     pub fn look(
@@ -203,19 +242,31 @@ impl News {
             };
             let uid = subject.pod.uid.clone();
             let known = self.pods.get(&uid);
-            let is_news = |known: &Known| known.told != subject && known.pause.left(now).is_zero();
+            let is_news =
+                |known: &Known| !known.told.is_as(&subject) && known.pause.left(now).is_zero();
             if !known.is_none_or(is_news) {
                 continue;
             }
+            // Of most pods that are none of ours nothing was ever told.
+            if capture.reason == Reason::NotCaptured && known.is_none() && subject.shown.is_none() {
+                continue;
+            }
             let mut next = Known::from(subject.clone(), known);
+            let mut told = news(&subject, capture, known.map(|known| &known.told));
             let is_well = capture.reason.is_well() && subject.conflict.is_none();
-            if !(begins && is_well) {
-                let told = news(&subject, capture, known.map(|known| &known.told));
+            let is_quiet = begins && is_well;
+            if is_quiet {
+                told.events.clear();
+            }
+            let is_shown = !self.annotates || told.status == subject.shown;
+            if !is_quiet || !is_shown {
                 if !self.has_room(now) || !tell(told) {
                     continue;
                 }
                 self.count();
-                next.was_told(now);
+                if !is_quiet {
+                    next.was_told(now);
+                }
             }
             self.pods.insert(uid, next);
         }
@@ -261,7 +312,7 @@ impl Known {
 fn news(subject: &Subject, capture: &Event, before: Option<&Subject>) -> Told {
     let before_capture = before.and_then(|before| before.capture.as_ref());
     let mut events = Vec::new();
-    if before_capture != Some(capture) {
+    if before_capture != Some(capture) && capture.reason != Reason::NotCaptured {
         events.push(lost(capture, before_capture).unwrap_or_else(|| capture.clone()));
     }
     if let Some(conflict) = &subject.conflict
@@ -294,17 +345,19 @@ fn lost(now: &Event, before: Option<&Event>) -> Option<Event> {
     })
 }
 
-fn status(capture: &Event) -> String {
+/// What the annotation says; `None`: there is none.
+fn status(capture: &Event) -> Option<String> {
     let word = match capture.reason {
-        Reason::Captured => return "captured".into(),
-        Reason::CaptureOff => return "off".into(),
+        Reason::NotCaptured => return None,
+        Reason::Captured => return Some("captured".into()),
+        Reason::CaptureOff => return Some("off".into()),
         Reason::CaptureRefused | Reason::CaptureLost => "pending",
         Reason::CaptureStale => "stale",
         Reason::CaptureDamaged | Reason::SidecarConflict => "captured",
     };
     let mut text = format!("{word}: {}", capture.note);
     truncate(&mut text);
-    text
+    Some(text)
 }
 
 /// To what an API server takes.

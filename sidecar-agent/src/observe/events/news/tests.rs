@@ -31,17 +31,23 @@ fn workload(name: &str, state: State, problem: Option<&str>) -> WorkloadStatus {
     }
 }
 
-fn pods(workloads: &[WorkloadStatus]) -> BTreeMap<String, PodRef> {
-    let pod = |of: &WorkloadStatus| {
-        let (namespace, name) = of.workload.split_once('/').unwrap();
-        let pod = PodRef {
-            namespace: namespace.into(),
-            name: name.into(),
-            uid: format!("uid-{name}"),
-        };
-        (of.workload.clone(), pod)
-    };
+fn pods(workloads: &[WorkloadStatus]) -> BTreeMap<String, Pod> {
+    let pod = |of: &WorkloadStatus| (of.workload.clone(), pod(&of.workload, None, false));
     workloads.iter().map(pod).collect()
+}
+
+fn pod(name: &str, shown: Option<&str>, left: bool) -> Pod {
+    let (namespace, name) = name.split_once('/').unwrap();
+    let pod = PodRef {
+        namespace: namespace.into(),
+        name: name.into(),
+        uid: format!("uid-{name}"),
+    };
+    Pod {
+        pod,
+        shown: shown.map(str::to_owned),
+        left,
+    }
 }
 
 /// A node that is looked at.
@@ -69,8 +75,11 @@ impl Node {
     }
 
     fn told(&mut self, workloads: &[WorkloadStatus], diagnostics: &[Diagnostic]) -> Vec<Told> {
+        self.told_of(subjects(workloads, diagnostics, &pods(workloads)))
+    }
+
+    fn told_of(&mut self, subjects: Vec<Subject>) -> Vec<Told> {
         let mut told = Vec::new();
-        let subjects = subjects(workloads, diagnostics, &pods(workloads));
         let mut room = self.room;
         self.news.look(subjects, self.now, |news| {
             let takes = room > 0;
@@ -179,7 +188,7 @@ fn what_was_captured_is_lost_and_a_new_pod_is_not() {
     let told = node.told(&refused, &[]);
     let reasons: Vec<_> = told.iter().map(|told| told.events[0].reason).collect();
     assert_eq!(reasons, [Reason::CaptureLost, Reason::CaptureRefused]);
-    assert_eq!(told[0].status, "pending: detached");
+    assert_eq!(told[0].status.as_deref(), Some("pending: detached"));
     // One that comes back with the same name is another.
     assert_eq!(node.look(&[]), [""; 0]);
     assert_eq!(node.look(&refused[..1]), ["a CaptureRefused"]);
@@ -275,5 +284,83 @@ fn notes_are_as_long_as_an_api_server_takes() {
     let told = node.told(&[workload("shop/a", State::Pending, Some(&problem))], &[]);
     let text = &told[0].events[0].note;
     assert!(text.len() <= NOTE && text.ends_with('…'), "{}", text.len());
-    assert!(told[0].status.len() <= NOTE, "{}", told[0].status.len());
+    let status = told[0].status.as_deref().unwrap();
+    assert!(status.len() <= NOTE, "{}", status.len());
+}
+
+/// Events and annotations (`-`: taken away) that are told of one pod.
+fn annotated(node: &mut Node, state: Option<State>, shown: Option<&str>) -> Vec<String> {
+    let workloads: Vec<_> = state
+        .map(|state| {
+            workload(
+                "shop/a",
+                state,
+                Some("x").filter(|_| state == State::Pending),
+            )
+        })
+        .into_iter()
+        .collect();
+    let pods = [("shop/a".to_owned(), pod("shop/a", shown, state.is_none()))].into();
+    let told = node.told_of(subjects(&workloads, &[], &pods));
+    let of = |told: &Told| {
+        let events = told
+            .events
+            .iter()
+            .map(|event| event.reason.name().to_owned());
+        let status = told.status.clone().unwrap_or_else(|| "-".into());
+        events.chain([status]).collect::<Vec<_>>()
+    };
+    told.iter().flat_map(of).collect()
+}
+
+#[test]
+fn what_is_not_captured_any_more_does_not_say_that_it_is() {
+    let mut node = Node::running();
+    node.news.annotates = true;
+    let captured = Some(State::Captured);
+    assert_eq!(annotated(&mut node, None, None), [""; 0], "never was");
+    assert_eq!(
+        annotated(&mut node, captured, None),
+        ["Captured", "captured"]
+    );
+    assert_eq!(
+        annotated(&mut node, None, Some("captured")),
+        [""; 0],
+        "too soon"
+    );
+    node.wait(60);
+    assert_eq!(annotated(&mut node, None, Some("captured")), ["-"]);
+    // Until the API server tells so.
+    node.wait(60);
+    assert_eq!(annotated(&mut node, None, Some("captured")), [""; 0]);
+    assert_eq!(annotated(&mut node, None, None), [""; 0]);
+    assert_eq!(
+        annotated(&mut node, captured, None),
+        ["Captured", "captured"]
+    );
+}
+
+/// An agent before may have left another one.
+#[test]
+fn the_annotation_is_true_when_the_agent_starts() {
+    for (state, shown, expected) in [
+        (Some(State::Captured), Some("captured"), None),
+        (Some(State::Captured), Some("pending: x"), Some("captured")),
+        (Some(State::Captured), None, Some("captured")),
+        (Some(State::Off), Some("captured"), Some("off")),
+        (None, Some("captured"), Some("-")),
+        (None, None, None),
+    ] {
+        let mut node = Node::starting();
+        node.news.annotates = true;
+        let told = annotated(&mut node, state, shown);
+        let expected: Vec<_> = expected.into_iter().collect();
+        assert_eq!(told, expected, "{state:?} {shown:?}");
+        // What changes then is told at once.
+        let told = annotated(&mut node, Some(State::Pending), shown);
+        assert_eq!(told.last().map(String::as_str), Some("pending: x"));
+        // Where it is not written, it is nobody's business.
+        let mut silent = Node::starting();
+        assert_eq!(annotated(&mut silent, state, shown), [""; 0]);
+    }
 }
