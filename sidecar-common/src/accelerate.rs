@@ -156,17 +156,17 @@ impl Met {
 }
 
 impl Hop {
-    /// Notes that an end sends `size` bytes. Returns whether that is more than an end has to say at
+    /// Notes that an end sends so many bytes. Returns whether that is more than an end has to say at
     /// a time.
     #[inline(always)]
-    pub fn take_turn(&mut self, side: Side, size: u32) -> bool {
+    pub fn take_turn(&mut self, side: Side, bytes: u32) -> bool {
         let turn = side as u32;
         if self.turn != turn {
             self.turn = turn;
             self.run = 0;
             self.messages = 0;
         }
-        self.run = self.run.saturating_add(size);
+        self.run = self.run.saturating_add(bytes);
         self.messages = self.messages.saturating_add(1);
         self.run > MOST_RUN || self.messages > MOST_MESSAGES
     }
@@ -292,12 +292,30 @@ mod tests {
         };
         assert!(half_closed.keeps_order());
         for bad in [
-            Met { write_seq: 8, ..GOOD },
-            Met { copied_seq: 6, ..GOOD },
-            Met { state: FIN_WAIT1, ..GOOD },
-            Met { peer_state: 7, ..GOOD },
-            Met { is_special: true, ..GOOD },
-            Met { low_water: 2, ..GOOD },
+            Met {
+                write_seq: 8,
+                ..GOOD
+            },
+            Met {
+                copied_seq: 6,
+                ..GOOD
+            },
+            Met {
+                state: FIN_WAIT1,
+                ..GOOD
+            },
+            Met {
+                peer_state: 7,
+                ..GOOD
+            },
+            Met {
+                is_special: true,
+                ..GOOD
+            },
+            Met {
+                low_water: 2,
+                ..GOOD
+            },
         ] {
             assert!(!bad.keeps_order(), "{bad:?}");
         }

@@ -10,12 +10,8 @@ use std::{
 use anyhow::{Context as _, ensure};
 use sidecar_agent::dataplane::socket_offsets;
 use sidecar_tests::{
-    DEADLINE, Place, command,
-    envoy::Bootstrap,
-    lab::Lab,
-    poll::poll_result,
-    require_envoy, require_root, skip,
-    tempdir::TempDir,
+    DEADLINE, Place, command, envoy::Bootstrap, lab::Lab, poll::poll_result, require_envoy,
+    require_root, skip, tempdir::TempDir,
 };
 
 use crate::fixture::{SERVICES, SIDECAR, as_proxy, envoy, lab_with};
@@ -88,7 +84,9 @@ fn envoy_is_accelerated() -> anyhow::Result<()> {
     }
     let lab = accelerated_lab()?;
     let _server = upstream(&lab)?;
-    let _envoy = envoy(&lab).bootstrap(Bootstrap::default().http(PORT)).start()?;
+    let _envoy = envoy(&lab)
+        .bootstrap(Bootstrap::default().http(PORT))
+        .start()?;
     requests(&lab)
 }
 

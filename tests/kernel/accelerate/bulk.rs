@@ -44,6 +44,8 @@ fn a_gibibyte_both_ways_arrives_and_leaves() -> anyhow::Result<()> {
     let counts = counts(&fixture)?;
     assert_eq!((counts["joined"], counts["demoted"]), (1, 1), "{counts:?}");
     assert_eq!(counts["left"], 2, "{counts:?}");
+    // Of some ten thousand: nobody looks at messages any more.
+    assert!(counts["passed"] < 1000, "{counts:?}");
     Ok(())
 }
 
@@ -83,7 +85,8 @@ fn a_slow_reader_is_waited_for() -> anyhow::Result<()> {
 small = [(socket.SOL_SOCKET, option, 65536) for option in (socket.SO_SNDBUF, socket.SO_RCVBUF)]
 app, proxy = pair(options=small, listening=small)
 turn(app, proxy)
-sent = fill(app, 60000)
+# The proxy speaks, and does not read: this is no transfer.
+sent = fill(app, 60000, 2, lambda: (send(proxy, b'x'), receive(app, 1)))
 print(sent)
 at = 0
 while at < sent:
@@ -97,7 +100,10 @@ for _ in range(20): turn(app, proxy)
     let sent: u64 = run(&fixture, script)?.trim().parse()?;
     let counts = counts(&fixture)?;
     assert!(counts["redirected"] > 4, "{counts:?}");
-    assert!(sent > plain, "nothing was handed over: {sent} and {plain} bytes");
+    assert!(
+        sent > plain,
+        "nothing was handed over: {sent} and {plain} bytes"
+    );
     assert!(sent <= plain + (256 << 10), "{sent} bytes, {plain} without");
     Ok(())
 }

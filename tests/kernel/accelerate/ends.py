@@ -84,15 +84,17 @@ def turn(app, proxy, there=b"question", back=b"answer"):
     send(proxy, back)
     assert receive(app, len(back)) == back
 
-# As much as there is room for, of which every byte tells its place.
-def fill(sock, piece):
-    count = sent = 0
+# As much as there is room for, of which every byte tells its place. After so many pieces something
+# else is done in between.
+def fill(sock, piece, pieces, between):
+    sent = 0
     while True:
-        try:
-            sent += sock.send(pattern(sent, piece))
-            count = 0
-        except BlockingIOError:
-            return sent
+        for _ in range(pieces):
+            try:
+                sent += sock.send(pattern(sent, piece))
+            except BlockingIOError:
+                return sent
+        between()
 
 def pattern(start, size):
     word = b"".join(struct.pack(">I", at // 4) for at in range(start // 4 * 4, start + size + 4, 4))

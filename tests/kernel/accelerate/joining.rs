@@ -68,7 +68,11 @@ assert receive(proxy, 8) == b'question'
 ";
     run(&fixture, script)?;
     let counts = counts(&fixture)?;
-    assert_eq!((counts["joined"], counts["redirected"]), (1, 0), "{counts:?}");
+    assert_eq!(
+        (counts["joined"], counts["redirected"]),
+        (1, 0),
+        "{counts:?}"
+    );
     Ok(())
 }
 

@@ -46,7 +46,10 @@ pub fn measure(bench: &mut Bench<'_>, world: &World) -> anyhow::Result<()> {
         let (kind, suffix) = (cell.kind(), cell.suffix());
         bench.ratio(format!("{kind}.accelerated_over_proxy.{suffix}"), ratio);
         let ratio = Median::of_ratios(&all[1].cpu, &all[0].cpu);
-        bench.ratio(format!("cpu_per_{kind}.accelerated_over_proxy.{suffix}"), ratio);
+        bench.ratio(
+            format!("cpu_per_{kind}.accelerated_over_proxy.{suffix}"),
+            ratio,
+        );
     }
     requests(bench, world)?;
     ensure!(
@@ -150,8 +153,8 @@ impl Proxy {
         let mut command = world.proxy_place(site).command(&words[0]);
         // The proxy's user may not be allowed to reach where the program is.
         let program = envoy::program()?;
-        let program = File::open(&program)
-            .with_context(|| format!("cannot open {}", program.display()))?;
+        let program =
+            File::open(&program).with_context(|| format!("cannot open {}", program.display()))?;
         let child = command
             .args(&words[1..])
             .arg("/proc/self/fd/0")

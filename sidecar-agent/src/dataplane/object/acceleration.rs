@@ -14,12 +14,7 @@ use aya::{
 use sidecar_common::accelerate::Accelerated;
 
 use super::{constant, load_program, loader, open_map};
-use crate::dataplane::{
-    kernel,
-    maps::Capacity,
-    pins::HeldPins,
-    sys,
-};
+use crate::dataplane::{kernel, maps::Capacity, pins::HeldPins, sys};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SIDECAR_EBPF_ACCELERATE"));
 

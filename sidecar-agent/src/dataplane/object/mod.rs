@@ -150,7 +150,11 @@ impl Objects {
 
     /// The same, if it is wanted and can be.
     pub fn acceleration_if(&self, wanted: bool) -> Option<&Acceleration> {
-        if wanted { self.acceleration().ok() } else { None }
+        if wanted {
+            self.acceleration().ok()
+        } else {
+            None
+        }
     }
 
     /// The same, if it was loaded.
