@@ -6,6 +6,7 @@ use core::mem::offset_of;
 
 use crate::{
     Addr, Endpoint, Event,
+    accelerate::{End, Ends, Hop, Offsets},
     kernel::Kernel,
     keys::{
         BackendKey, OwnerKey, PrefixKey, RouteKey, RuleKey, Slot, Tuple, WorkloadEndpoint,
@@ -59,6 +60,13 @@ layout! {
     Event: 8 {
         time 8, workload 4, plan 4, listener 4, direction 1, transport 1, path 1, reason 1,
         source 20, destination 20, target 20, pad 4
+    }
+    Ends: 8 { netns 8, here 4, there 4, here_port 2, there_port 2, pad 4 }
+    End: 8 { socket 8, cookie 8, unread 4, flags 4 }
+    Hop: 8 { app 24, proxy 24, turn 4, run 4, messages 4, strikes 4, demoted 4, pad 4 }
+    Offsets: 4 {
+        cookie 4, state 4, flags 4, err 4, low_water 4, user_data 4, socket 4, file 4, file_flags 4,
+        ulp 4, write_seq 4, copied_seq 4, queue 4, references 4
     }
     Kernel: 4 { features 4, sock_netns 4, netns_inode 4 }
 }

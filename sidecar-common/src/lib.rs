@@ -15,6 +15,7 @@
 #[cfg(feature = "user")]
 extern crate std;
 
+pub mod accelerate;
 pub mod addr;
 pub mod decide;
 pub mod event;

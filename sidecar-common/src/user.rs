@@ -8,6 +8,7 @@ use core::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::{
+    accelerate::{Ends, Hop, Offsets},
     addr::{Addr, Endpoint},
     decide::{Direction, Transport},
     event::Event,
@@ -47,7 +48,10 @@ pod!(
     Kernel,
     Meta,
     Original,
-    Event
+    Event,
+    Ends,
+    Hop,
+    Offsets
 );
 
 impl From<IpAddr> for Addr {

@@ -139,6 +139,8 @@ impl PlanHeader {
     /// There is no plan: everything is refused, but calls of the workload to itself and the proxy's
     /// own. See [`PlanHeader::refusing`].
     pub const REFUSES: u32 = 16_384;
+    /// Connections to the proxy are accelerated (`crate::accelerate`), where they can be.
+    pub const ACCELERATE: u32 = 32_768;
 
     /// The header that refuses everything for want of this plan. It needs no entry in any other map.
     #[must_use]

@@ -2,13 +2,14 @@
 //! refused by some stable kernels), volatile so that the compiler neither merges nor splits them.
 
 /// Reads one field of a context structure.
+#[macro_export]
 macro_rules! read {
     ($pointer:expr, $($field:tt)+) => {{
         // SAFETY: a field of the kernel's context, valid while the program runs.
         unsafe { core::ptr::read_volatile(&raw const (*$pointer).$($field)+) }
     }};
 }
-pub(crate) use read;
+pub use read;
 
 /// Writes one 32-bit field, or element of a field, of a context structure, given by its type. As
 /// one instruction: of two writes to the same field the compiler makes one to an address that it

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
+use sidecar_agent::dataplane::socket_offsets;
 use sidecar_tests::{
     Bpffs, Cgroup, Namespace, Place, Server,
     command::output_with_input,
@@ -151,6 +152,11 @@ fn every_feature_is_tried_and_nothing_is_left() -> anyhow::Result<()> {
             said.report
         );
     }
+    ensure!(
+        is_well("acceleration") == socket_offsets().is_ok(),
+        "{:#}",
+        said.report
+    );
     for feature in [
         "BPF maps",
         "links to a cgroup",

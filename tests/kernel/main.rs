@@ -5,6 +5,7 @@
 //! `10.0.0.0/8` and `fd00::/8` is a local one: a server on a wildcard answers at all of them, and
 //! tells which one was called.
 
+mod accelerate;
 mod coexistence;
 mod collection;
 mod connect4;

@@ -17,8 +17,8 @@ pub struct Args {
     /// Fewer and shorter slices: to see where things stand
     #[arg(long)]
     quick: bool,
-    /// Measure this part only (repeatable): connect, direct, hooks, relay, idle, toggle, node or
-    /// bystander
+    /// Measure this part only (repeatable): connect, acceleration, direct, hooks, relay, idle,
+    /// toggle, node or bystander
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<String>,
     /// Measure instead how long a large node takes to compile: all of it, or what of it matches this

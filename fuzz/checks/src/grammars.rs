@@ -307,6 +307,7 @@ fn written(traffic: &Traffic) -> Vec<(&'static Setting, String)> {
         (&of::DNS_SERVERS, servers),
         (&of::DUAL_STACK, traffic.dual_stack.to_string()),
         (&of::DROP_INVALID, traffic.drop_invalid.to_string()),
+        (&of::ACCELERATE, traffic.accelerate.to_string()),
         (&of::TUNNEL_PORT, traffic.tunnel_port.to_string()),
     ]
 }

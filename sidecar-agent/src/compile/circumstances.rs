@@ -103,11 +103,14 @@ impl Circumstances {
     }
 
     fn proxied(&mut self, traffic: &Traffic, addresses: &[IpAddr], mesh: &MeshConfig) {
+        // A transparent proxy's connections have no ends that are known beforehand.
+        let accelerate = traffic.accelerate && traffic.mode == InterceptionMode::Redirect;
         let flags = [
             (true, PlanHeader::PROXIED),
             (traffic.captures_v6(addresses), PlanHeader::IPV6),
             (!traffic.exempts_self(), PlanHeader::LOOPBACK_INCLUDED),
             (traffic.mode == InterceptionMode::Tproxy, PlanHeader::TPROXY),
+            (accelerate, PlanHeader::ACCELERATE),
         ];
         let set = flags.into_iter().filter(|(set, _)| *set);
         let header = &mut self.header;

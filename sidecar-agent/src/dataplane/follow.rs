@@ -66,6 +66,8 @@ impl Dataplane {
     pub fn switch(&mut self, workload: WorkloadId, id: PlanId, plan: &Plan) -> Result<()> {
         let attachment = attachment(&mut self.attachments, workload)?;
         attachment.prepare(&mut self.maps, id, plan)?;
+        let accelerate = plan.header.flags & PlanHeader::ACCELERATE != 0;
+        attachment.accelerate(&self.objects, accelerate)?;
         // Sockets that already listen must be known before the plan can hand them connections.
         self.maps
             .set_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports)?;

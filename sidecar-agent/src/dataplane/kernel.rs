@@ -8,7 +8,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use btfparse::{Error, ErrorKind, Offset, Readable, TypeInformation};
-use sidecar_common::kernel::Kernel;
+use sidecar_common::{accelerate::Offsets, kernel::Kernel};
 
 use super::sys;
 
@@ -87,21 +87,82 @@ pub fn ingress_ifindex() -> Result<()> {
 pub fn netns_inode() -> Result<(u32, u32)> {
     let helper = BpfHelper::BPF_FUNC_probe_read_kernel;
     has_helper(ProgramType::SockOps, helper, "bpf_probe_read_kernel")?;
-    let read = fs::read(BTF).with_context(|| format!("reading {BTF}"))?;
-    let types = TypeInformation::new(&Btf(read)).map_err(|error| in_btf(&error))?;
-    let offset = |of: &str, path: &str| -> Result<u32> {
+    let types = Types::read()?;
+    Ok((
+        types.offset("sock", "__sk_common.skc_net.net")?,
+        types.offset("net", "ns.inum")?,
+    ))
+}
+
+/// Where the kernel keeps what the guards of acceleration look at.
+///
+/// # Errors
+/// If the kernel does not let `sk_msg` programs read its memory or tell namespaces, or does not tell
+/// where something is.
+pub fn socket_offsets() -> Result<Offsets> {
+    for (program, helper, name) in [
+        (
+            ProgramType::SkMsg,
+            BpfHelper::BPF_FUNC_probe_read_kernel,
+            "bpf_probe_read_kernel",
+        ),
+        (
+            ProgramType::SkMsg,
+            BpfHelper::BPF_FUNC_get_netns_cookie,
+            "bpf_get_netns_cookie",
+        ),
+        (
+            ProgramType::SockOps,
+            BpfHelper::BPF_FUNC_get_netns_cookie,
+            "bpf_get_netns_cookie",
+        ),
+    ] {
+        has_helper(program, helper, name)?;
+    }
+    let types = Types::read()?;
+    let at = |of, path| types.offset(of, path);
+    Ok(Offsets {
+        cookie: at("sock", "__sk_common.skc_cookie")?,
+        state: at("sock", "__sk_common.skc_state")?,
+        flags: at("sock", "__sk_common.skc_flags")?,
+        err: at("sock", "sk_err")?,
+        low_water: at("sock", "sk_rcvlowat")?,
+        user_data: at("sock", "sk_user_data")?,
+        socket: at("sock", "sk_socket")?,
+        file: at("socket", "file")?,
+        file_flags: at("file", "f_flags")?,
+        ulp: at("inet_connection_sock", "icsk_ulp_ops")?,
+        write_seq: at("tcp_sock", "write_seq")?,
+        copied_seq: at("tcp_sock", "copied_seq")?,
+        queue: at("sk_psock", "ingress_msg")?,
+        references: at("sk_psock", "refcnt")?,
+    })
+}
+
+/// The kernel's types.
+struct Types(TypeInformation);
+
+impl Types {
+    fn read() -> Result<Self> {
+        let read = fs::read(BTF).with_context(|| format!("reading {BTF}"))?;
+        let types = TypeInformation::new(&Btf(read)).map_err(|error| in_btf(&error))?;
+        Ok(Self(types))
+    }
+
+    /// Where a field is in a structure, in bytes.
+    fn offset(&self, of: &str, path: &str) -> Result<u32> {
+        let Self(types) = self;
         let id = types
             .id_of(of)
             .with_context(|| format!("{BTF} has no type {of}"))?;
-        match types.offset_of(id, path).map_err(|error| in_btf(&error))? {
-            (_, Offset::ByteOffset(bytes)) => Ok(bytes),
-            (_, Offset::BitOffsetAndSize(..)) => bail!("{path} of {of} in {BTF} is no plain field"),
+        match types.offset_of(id, path) {
+            Ok((_, Offset::ByteOffset(bytes))) => Ok(bytes),
+            Ok((_, Offset::BitOffsetAndSize(..))) => {
+                bail!("{path} of {of} in {BTF} is no plain field")
+            }
+            Err(error) => Err(in_btf(&error).context(format!("looking for {path} of {of}"))),
         }
-    };
-    Ok((
-        offset("sock", "__sk_common.skc_net.net")?,
-        offset("net", "ns.inum")?,
-    ))
+    }
 }
 
 fn in_btf(error: &Error) -> anyhow::Error {

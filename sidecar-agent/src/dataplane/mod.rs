@@ -66,7 +66,7 @@ use crate::limits::{Exhausted, check_descriptors};
 
 pub use self::{
     counters::Count,
-    kernel::features as kernel_features,
+    kernel::{features as kernel_features, socket_offsets},
     maps::{Capacity, Originals},
     pins::is_bpffs,
     prepare::Prepared,

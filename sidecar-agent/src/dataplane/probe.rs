@@ -33,7 +33,7 @@ use sidecar_common::{
 use super::{
     kernel,
     maps::Capacity,
-    object::{CGROUP_OBJECT, CGROUP_PROGRAMS, NETNS_OBJECT, load_program, loader},
+    object::{Acceleration, CGROUP_OBJECT, CGROUP_PROGRAMS, NETNS_OBJECT, load_program, loader},
     pins::WORKLOADS,
     scratch::{self, Purpose},
     sys::{self, AttachType, MappedWords},
@@ -81,6 +81,8 @@ pub enum Feature {
     IngressIfindex,
     /// `pidfd_getfd`.
     BorrowedSocket,
+    /// What accelerates connections to proxies, with all its guards.
+    Acceleration,
 }
 
 /// What a try came to.
@@ -213,6 +215,10 @@ impl Scratch {
         self.note(Feature::MappedArray, mapped);
         let entered = enter_listener(&self.pins);
         self.note(Feature::SocketMap, entered);
+        // The maps of the others are its too.
+        let workloads = self.pins.join(WORKLOADS);
+        let accelerates = Acceleration::load(&self.pins, 1, &workloads, CAPACITY);
+        self.note(Feature::Acceleration, accelerates.map(drop));
     }
 
     fn try_cgroup(&mut self, root: &Path, programs: &[(AttachType, OwnedFd)]) {

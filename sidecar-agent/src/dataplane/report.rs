@@ -11,7 +11,7 @@ use sidecar_common::{
 
 use super::{
     Count, Dataplane, Originals, Tap, listeners,
-    object::{NETNS_PROGRAM, Objects},
+    object::{JOIN, NETNS_PROGRAM, Objects},
 };
 
 impl Dataplane {
@@ -62,9 +62,12 @@ impl Dataplane {
     #[must_use]
     pub fn attached(&self) -> BTreeMap<&'static str, usize> {
         let cgroups = self.attachments.values().map(|of| of.cgroups.len()).sum();
+        let accelerated = self.attachments.values().filter(|of| of.is_accelerated);
+        let accelerated = accelerated.map(|of| of.cgroups.len()).sum();
         Objects::cgroup_program_names()
             .map(|name| (name, cgroups))
             .chain([(NETNS_PROGRAM, self.attachments.len())])
+            .chain((accelerated > 0).then_some((JOIN, accelerated)))
             .collect()
     }
 

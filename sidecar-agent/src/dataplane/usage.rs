@@ -166,6 +166,21 @@ impl Dataplane {
         usage
     }
 
+    /// What was counted of accelerated connections, by `Accelerated::NAMES`; nothing where no
+    /// workload has asked for that, or the kernel cannot.
+    ///
+    /// # Errors
+    /// If the kernel's counters cannot be read.
+    pub fn accelerated(&self) -> Result<BTreeMap<String, u64>> {
+        let Some(acceleration) = self.objects.loaded_acceleration() else {
+            return Ok(BTreeMap::new());
+        };
+        let counts = acceleration.counts()?.into_iter();
+        Ok(counts
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect())
+    }
+
     /// Updates of maps that were refused so far: the agent's, and where programs write, theirs.
     ///
     /// # Errors

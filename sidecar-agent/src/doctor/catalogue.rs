@@ -84,6 +84,9 @@ catalogue! {
     INGRESS_IFINDEX "SCD0113" Warning "programs cannot tell by which interface a connection arrives",
         "Where interfaces are excluded, or virtual (annotations `traffic.sidecar.istio.io/excludeInterfaces`, `istio.io/reroute-virtual-interfaces` and `traffic.sidecar.istio.io/kubevirtInterfaces`), a connection is taken to have arrived by the interface that leads back to its source; with asymmetric routes that is another one",
         "use kernel 5.17 or newer where that matters";
+    ACCELERATION "SCD0114" Warning "connections to proxies cannot be accelerated",
+        "The annotation `capture.sidecar-agent.io/accelerate` has no effect; connections are captured all the same",
+        "nothing has to be done where no workload asks for it; else use kernel 5.15 or newer that has CONFIG_BPF_STREAM_PARSER and CONFIG_DEBUG_INFO_BTF, and whose lockdown is not `confidentiality`";
 
     // Control groups.
     NO_CGROUP2 "SCD0201" Missing "cgroup2 is not mounted",

@@ -150,6 +150,12 @@ pub const FEATURES: &[Known] = &[
         "5.18",
         catalogue::SET_RETVAL,
     ),
+    Known::new(
+        Feature::Acceleration,
+        "acceleration",
+        "5.15, with BTF",
+        catalogue::ACCELERATION,
+    ),
 ];
 
 /// The verifier's log is long, and its end tells the cause.

@@ -16,7 +16,7 @@ use super::{
 
 /// One way of sending bytes.
 #[derive(Clone, Copy, Debug)]
-struct Cell {
+pub struct Cell {
     stream: bool,
     size: u32,
     connections: u32,
@@ -50,7 +50,7 @@ impl Cell {
     }
 
     /// The same with those in bulk.
-    fn all_and_bulk() -> Vec<Self> {
+    pub fn all_and_bulk() -> Vec<Self> {
         let mut all = Self::all();
         all.extend([1, 8].map(|connections| Self {
             stream: true,
@@ -60,19 +60,20 @@ impl Cell {
         all
     }
 
-    fn kind(self) -> &'static str {
+    /// What begins its metrics' names.
+    pub fn kind(self) -> &'static str {
         if self.stream { "stream" } else { "rr" }
     }
 
     /// What ends its metrics' names.
-    fn suffix(self) -> String {
+    pub fn suffix(self) -> String {
         let size = SIZES.iter().find(|(size, _)| *size == self.size);
         let size = size.map_or("bulk", |(_, name)| name);
         format!("{size}.{}", self.connections)
     }
 
     /// For how much the server answers, and with how much.
-    fn answers(self) -> (u32, u32) {
+    pub fn answers(self) -> (u32, u32) {
         if self.stream {
             (unit(self.size), 1)
         } else {
@@ -91,7 +92,7 @@ impl Cell {
     }
 
     /// Measures all sides.
-    fn measure(self, bench: &Bench<'_>, sides: &mut [Side]) -> anyhow::Result<Vec<Samples>> {
+    pub fn measure(self, bench: &Bench<'_>, sides: &mut [Side]) -> anyhow::Result<Vec<Samples>> {
         for side in &mut *sides {
             side.open(self.connections)?;
         }

@@ -1,6 +1,7 @@
 //! The benchmark: ours beside no capture, iptables and other relays, slice by slice. What is
 //! reported is a ratio of one run wherever time is concerned, as the machine is never the same twice.
 
+mod acceleration;
 mod bytes;
 mod chart;
 mod connect;
@@ -100,6 +101,8 @@ impl Plan {
 pub enum Group {
     /// New connections to a proxy, beside none and iptables.
     Connect,
+    /// The hop to a proxy, accelerated and not.
+    Acceleration,
     /// Connections led by the kernel, new ones and their bytes.
     Direct,
     /// The relay, beside `HAProxy` and Envoy.
@@ -118,8 +121,9 @@ pub enum Group {
 
 impl Group {
     /// All.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Connect,
+        Self::Acceleration,
         Self::Direct,
         Self::Hooks,
         Self::Relay,
@@ -130,7 +134,13 @@ impl Group {
     ];
 
     /// Those that are measured in one world.
-    const TOGETHER: [Self; 4] = [Self::Connect, Self::Direct, Self::Hooks, Self::Relay];
+    const TOGETHER: [Self; 5] = [
+        Self::Connect,
+        Self::Acceleration,
+        Self::Direct,
+        Self::Hooks,
+        Self::Relay,
+    ];
 }
 
 /// A run.
@@ -164,6 +174,9 @@ pub fn run(plan: Plan, groups: &[Group], tell: &mut dyn FnMut(&str)) -> anyhow::
         world.verify()?;
         if has(Group::Connect) {
             connect::proxied(&mut bench, &world)?;
+        }
+        if has(Group::Acceleration) {
+            acceleration::measure(&mut bench, &world)?;
         }
         if has(Group::Direct) {
             connect::direct(&mut bench, &world)?;

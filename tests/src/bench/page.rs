@@ -21,6 +21,11 @@ const LIMITS: &[(&str, &str)] = &[
          connection itself.",
     ),
     (
+        "connect_rate.accelerated_over_proxy",
+        "both ends enter a sockhash and get a structure beside their socket, which the kernel allows \
+         only when a connection is established: before it is known whether it stays.",
+    ),
+    (
         "hook_ns",
         "to count takes 40 to 60 ns of it, a look into a hash map 20 to 40 ns in this virtual \
          machine. `connect` makes five and allocates the socket's storage where a connection is led \
@@ -55,6 +60,18 @@ const PARTS: &[(&str, &[&str])] = &[
             "connect_rate.iptables",
             "cpu_per_connect",
             "conntrack",
+        ],
+    ),
+    (
+        "The accelerated hop to a proxy",
+        &[
+            "connect_rate.accelerated",
+            "rr.accelerated",
+            "stream.accelerated",
+            "cpu_per_rr.accelerated",
+            "cpu_per_stream.accelerated",
+            "cpu_per_request",
+            "rps",
         ],
     ),
     (

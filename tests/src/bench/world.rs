@@ -49,6 +49,7 @@ pub enum Site {
     Plain,
     Iptables,
     Proxy,
+    Accelerated,
     Direct,
     Relay,
     HaproxyAuto,
@@ -58,11 +59,12 @@ pub enum Site {
 
 impl Site {
     /// All, in the order of their hosts.
-    pub const ALL: [(Self, &'static str); 9] = [
+    pub const ALL: [(Self, &'static str); 10] = [
         (Self::Peer, "peer"),
         (Self::Plain, "plain"),
         (Self::Iptables, "iptables"),
         (Self::Proxy, "proxy"),
+        (Self::Accelerated, "accelerated"),
         (Self::Direct, "direct"),
         (Self::Relay, "relay"),
         (Self::HaproxyAuto, "haproxy-auto"),
@@ -115,7 +117,7 @@ impl World {
             .wait_until("all sides to be captured", |status| {
                 let workloads = status["workloads"].as_array();
                 workloads.is_some_and(|workloads| {
-                    workloads.len() == 3
+                    workloads.len() == 4
                         && workloads
                             .iter()
                             .all(|of| of["state"] == "captured" && of["problem"].is_null())
@@ -189,7 +191,7 @@ impl World {
 
     fn configure(&self, rules: usize) -> anyhow::Result<()> {
         let mut text = String::from(RESOURCES);
-        for site in [Site::Proxy, Site::Direct, Site::Relay] {
+        for site in [Site::Proxy, Site::Accelerated, Site::Direct, Site::Relay] {
             text += &self.workload(site)?;
         }
         text = text
@@ -208,16 +210,18 @@ impl World {
         let name = Site::ALL[site as usize].1;
         let host = self.host(site);
         let proxy = match site {
-            Site::Proxy => "external",
+            Site::Proxy | Site::Accelerated => "external",
             _ => "none",
         };
+        let accelerate = site == Site::Accelerated;
         Ok(format!(
             "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
              metadata:\n  name: {name}\n  namespace: bench\n  annotations:\n    \
              capture.sidecar-agent.io/cgroup: {}\n    \
              capture.sidecar-agent.io/netns: {}\n    \
              capture.sidecar-agent.io/root: {}\n    \
-             capture.sidecar-agent.io/proxy: {proxy}\n\
+             capture.sidecar-agent.io/proxy: {proxy}\n    \
+             capture.sidecar-agent.io/accelerate: \"{accelerate}\"\n\
              spec:\n  address: {}\n  labels: {{app: {name}}}\n---\n",
             self.cgroups[site as usize].below_root()?,
             host.netns.path().display(),
@@ -242,6 +246,7 @@ impl World {
             ),
             (Site::Iptables, service, Some(service)),
             (Site::Proxy, service, Some(service)),
+            (Site::Accelerated, service, Some(service)),
         ] {
             let server = Server::tcp(proxy).place(self.proxy_place(site)).start()?;
             let outcome = Client::tcp(address).place(self.place(site)).banner()?;
@@ -269,6 +274,17 @@ impl World {
             drop(server);
         }
         Ok(())
+    }
+
+    /// What the agent has counted of acceleration: see `status`.
+    ///
+    /// # Errors
+    /// When nothing is accelerated here.
+    pub fn accelerated(&self, what: &str) -> anyhow::Result<u64> {
+        let status = self.agent.status()?;
+        status["acceleration"][what]
+            .as_u64()
+            .context("the agent accelerates nothing; its log tells why")
     }
 
     fn relayed(&self) -> anyhow::Result<u64> {

@@ -1,4 +1,4 @@
-//! Builds the two object files.
+//! Builds the object files.
 
 use std::{
     collections::BTreeMap,
@@ -72,12 +72,14 @@ pub struct Objects {
     pub cgroup: PathBuf,
     /// What is attached to its network namespace.
     pub netns: PathBuf,
+    /// What accelerates connections to proxies.
+    pub accelerate: PathBuf,
     /// The compiler's warnings about packages of the workspace, as it printed them.
     pub warnings: Vec<String>,
 }
 
 impl Build<'_> {
-    /// Builds both objects.
+    /// Builds the objects.
     ///
     /// # Errors
     /// With the first lines of the compiler's errors when they do not compile.
@@ -130,6 +132,7 @@ impl Build<'_> {
         Ok(Objects {
             cgroup: object("cgroup")?,
             netns: object("netns")?,
+            accelerate: object("accelerate")?,
             warnings: report.warnings,
         })
     }

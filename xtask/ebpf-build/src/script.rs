@@ -27,8 +27,8 @@ const SOURCES: [&str; 6] = [
     "sidecar-ebpf/src",
 ];
 
-/// Builds the objects into the build script's `OUT_DIR` and sets `SIDECAR_EBPF_CGROUP` and
-/// `SIDECAR_EBPF_NETNS`, the paths of the two, for the crate's `env!`.
+/// Builds the objects into the build script's `OUT_DIR` and sets `SIDECAR_EBPF_CGROUP`,
+/// `SIDECAR_EBPF_NETNS` and `SIDECAR_EBPF_ACCELERATE`, their paths, for the crate's `env!`.
 ///
 /// # Errors
 /// When no toolchain is found or the programs do not compile; in CI also when the compiler warns.
@@ -73,6 +73,7 @@ pub fn build() -> anyhow::Result<()> {
     for (name, object) in [
         ("SIDECAR_EBPF_CGROUP", &objects.cgroup),
         ("SIDECAR_EBPF_NETNS", &objects.netns),
+        ("SIDECAR_EBPF_ACCELERATE", &objects.accelerate),
     ] {
         let kept = out_dir.join(name.to_lowercase()).with_extension("o");
         place(object, &kept)?;

@@ -35,6 +35,8 @@ pub const SUITES: &[VmSuite] = &[
         name: "kernel",
         program: None,
         left_out: &[
+            ("accelerate::bulk::a_gibibyte", LONG),
+            ("accelerate::order::a_mixture", LONG),
             ("coexistence::a_balancer", SAME),
             ("coexistence::accounting", SAME),
             ("collection::", MANY),

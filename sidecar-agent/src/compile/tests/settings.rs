@@ -10,10 +10,11 @@ use super::*;
 use crate::{
     explain::Who,
     model::settings::{
-        DNS_CAPTURE, DNS_SERVERS, DUAL_STACK, EXCLUDE_INTERFACES, EXCLUDE_OUTBOUND_PORTS,
-        EXCLUDE_OUTBOUND_RANGES, INCLUDE_OUTBOUND_PORTS, INCLUDE_OUTBOUND_RANGES,
-        INTERCEPTION_MODE, KUBEVIRT_INTERFACES, LOOPBACK_CIDR, OWNER_GROUPS, OWNER_GROUPS_EXCLUDE,
-        PROXY_GID, PROXY_UID, Setting, TUNNEL_PORT, VIRTUAL_INTERFACES,
+        ACCELERATE, DNS_CAPTURE, DNS_SERVERS, DUAL_STACK, EXCLUDE_INTERFACES,
+        EXCLUDE_OUTBOUND_PORTS, EXCLUDE_OUTBOUND_RANGES, INCLUDE_OUTBOUND_PORTS,
+        INCLUDE_OUTBOUND_RANGES, INTERCEPTION_MODE, KUBEVIRT_INTERFACES, LOOPBACK_CIDR,
+        OWNER_GROUPS, OWNER_GROUPS_EXCLUDE, PROXY_GID, PROXY_UID, Setting, TUNNEL_PORT,
+        VIRTUAL_INTERFACES,
     },
 };
 
@@ -120,6 +121,23 @@ fn the_header_of_a_proxied_workload() {
     assert_eq!((size.owners, size.interfaces), (2, 2));
     // That of the included range, of port 53, and of the virtual interface.
     assert_eq!(size.outbound_prefixes, 1 + 2 + 1);
+}
+
+#[test]
+fn acceleration_is_for_a_proxy_that_is_called() {
+    let is_accelerated =
+        |compiled: &Compiled| compiled.plan().header.flags & PlanHeader::ACCELERATE != 0;
+    let asked = (&ACCELERATE, "true");
+    assert!(is_accelerated(&proxied(&[asked])));
+    for not in [
+        proxied(&[]),
+        proxied(&[(&ACCELERATE, "false")]),
+        proxied(&[asked, (&INTERCEPTION_MODE, "TPROXY")]),
+        proxied(&[asked, (&INTERCEPTION_MODE, "NONE")]),
+        direct(&[asked]),
+    ] {
+        assert!(!is_accelerated(&not));
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Which links a workload has to have.
 
-use std::{os::fd::AsFd, path::PathBuf};
+use std::{fs::File, os::fd::AsFd, path::PathBuf};
 
 use anyhow::{Context, Result};
 use sidecar_common::keys::WorkloadId;
@@ -10,7 +10,7 @@ use crate::dataplane::{
     Binding,
     cgroup::Cgroup,
     hooks,
-    object::Objects,
+    object::{JOIN, Objects},
     pins::{LinkSpec, Links},
     sys::{AttachType, LinkTarget},
 };
@@ -28,7 +28,8 @@ impl Attachment {
         // The order of `cgroups` is that of `attach`.
         let of_cgroups = PREFIXES.iter().zip(&self.cgroups).flat_map(|(prefix, of)| {
             let target = LinkTarget::Cgroup(of.0);
-            Objects::cgroup_program_names().map(move |name| (format!("{prefix}{name}"), target))
+            let names = Objects::cgroup_program_names().chain(self.is_accelerated.then_some(JOIN));
+            names.map(move |name| (format!("{prefix}{name}"), target))
         });
         let of_netns = (SK_LOOKUP.to_owned(), self.netns.target());
         of_cgroups
@@ -40,7 +41,39 @@ impl Attachment {
 
     /// Attaches what is not attached any more to where it was.
     pub fn attach_again(&mut self, objects: &Objects, binding: &Binding<'_>) -> Result<()> {
-        self.cgroups = attach(objects, self.identity.workload, &self.links, binding)?;
+        let accelerated = self.is_accelerated;
+        let workload = self.identity.workload;
+        self.cgroups = attach(objects, workload, &self.links, binding, accelerated)?;
+        Ok(())
+    }
+
+    /// Has connections to the proxy be accelerated from now on, or not any more; what is accelerated
+    /// stays so. Where the kernel cannot, they are not: that was said when it was found out.
+    ///
+    /// # Errors
+    /// If the kernel refuses the link.
+    pub fn accelerate(&mut self, objects: &Objects, wanted: bool) -> Result<()> {
+        let acceleration = objects.acceleration_if(wanted);
+        if acceleration.is_some() == self.is_accelerated {
+            return Ok(());
+        }
+        for (prefix, (id, path)) in PREFIXES.iter().zip(&self.cgroups) {
+            let name = format!("{prefix}{JOIN}");
+            let Some(acceleration) = acceleration else {
+                self.links.drop_one(&name)?;
+                continue;
+            };
+            let cgroup =
+                File::open(path).with_context(|| format!("opening cgroup {}", path.display()))?;
+            self.links.add(&[LinkSpec {
+                name,
+                program: Some(acceleration.join()),
+                target: cgroup.as_fd(),
+                target_id: LinkTarget::Cgroup(*id),
+                attach_type: AttachType::SockOps,
+            }])?;
+        }
+        self.is_accelerated = acceleration.is_some();
         Ok(())
     }
 }
@@ -51,6 +84,7 @@ pub fn attach(
     workload: WorkloadId,
     links: &Links,
     binding: &Binding<'_>,
+    accelerated: bool,
 ) -> Result<Vec<(u64, PathBuf)>> {
     // Programs of a cgroup run for those below it as well: once is enough.
     let proxy_apart = binding
@@ -70,6 +104,14 @@ pub fn attach(
             target: cgroup.as_fd(),
             target_id: LinkTarget::Cgroup(cgroup.id),
             attach_type,
+        }));
+        let acceleration = objects.acceleration_if(accelerated);
+        specs.extend(acceleration.map(|acceleration| LinkSpec {
+            name: format!("{prefix}{JOIN}"),
+            program: Some(acceleration.join()),
+            target: cgroup.as_fd(),
+            target_id: LinkTarget::Cgroup(cgroup.id),
+            attach_type: AttachType::SockOps,
         }));
     }
     let has_sk_lookup = links.runs(SK_LOOKUP, binding.netns.target(), |program| {

@@ -61,6 +61,8 @@ pub struct Attachment {
     pub transparency: Transparency,
     /// How many connections had found their socket not listening when it was last looked for.
     pub missed: u64,
+    /// Connections to its proxy are accelerated.
+    pub is_accelerated: bool,
     /// Its links.
     pub links: Links,
     /// Links by which another set decides until this one does.
@@ -77,9 +79,13 @@ impl Attachment {
         found: Option<&Found>,
     ) -> Result<Self> {
         let links = objects.set().links(workload);
-        let cgroups = attach(objects, workload, &links, binding)?;
         let set = objects.set().number;
         let before = found.map(|found| found.word).unwrap_or_default();
+        let header = (before.set() == set)
+            .then(|| maps.header(before.plan()))
+            .flatten();
+        let accelerated = header.is_some_and(|of| of.flags & PlanHeader::ACCELERATE != 0);
+        let cgroups = attach(objects, workload, &links, binding, accelerated)?;
         let has_own_netns = binding.netns.id != Netns::open(None)?.id;
         let setup = match found {
             Some(_) if has_own_netns => Setup::found(binding.netns)?,
@@ -109,9 +115,7 @@ impl Attachment {
             },
             cgroups,
             netns: binding.netns.clone(),
-            header: (before.set() == set)
-                .then(|| maps.header(before.plan()))
-                .flatten(),
+            header,
             word: before,
             listen_ports: told.listen_ports,
             reserved: maps.header(refusing_plan(workload)),
@@ -126,6 +130,7 @@ impl Attachment {
             ids_unknown: true,
             transparency: Transparency::default(),
             missed: 0,
+            is_accelerated: objects.acceleration_if(accelerated).is_some(),
             links,
             replaces,
         })

@@ -1,5 +1,6 @@
 //! The BPF objects: what they need, and loading them.
 
+mod acceleration;
 mod expected;
 
 use std::{
@@ -17,6 +18,7 @@ use aya::{
 };
 use sidecar_common::{keys::WorkloadId, values::WORKLOAD_SLOTS};
 
+pub use self::acceleration::{Acceleration, JOIN};
 use self::expected::map_names;
 pub use self::expected::{digests, expected, workloads};
 use super::{
@@ -63,6 +65,9 @@ pub struct Objects {
     workloads_map: u32,
     /// What a copy of `sk_lookup` is, once one has been loaded.
     sk_lookup: OnceLock<ProgramInfo>,
+    capacity: Capacity,
+    /// What accelerates, once a workload has asked for it; else why it cannot be.
+    acceleration: OnceLock<Result<Acceleration>>,
 }
 
 impl Objects {
@@ -88,6 +93,8 @@ impl Objects {
             set,
             workloads,
             sk_lookup: OnceLock::new(),
+            capacity,
+            acceleration: OnceLock::new(),
         })
     }
 
@@ -121,7 +128,38 @@ impl Objects {
     /// # Errors
     /// If one cannot be made, or something else is in its place.
     pub fn restore_pins(&self) -> Result<Vec<PathBuf>> {
-        self.held.restore()
+        let mut restored = self.held.restore()?;
+        if let Some(Ok(acceleration)) = self.acceleration.get() {
+            restored.extend(acceleration.restore_pins()?);
+        }
+        Ok(restored)
+    }
+
+    /// What accelerates connections to proxies, loaded when this is asked for the first time.
+    ///
+    /// # Errors
+    /// If the kernel lacks something: what.
+    pub fn acceleration(&self) -> Result<&Acceleration, &anyhow::Error> {
+        let load = || {
+            let Set { number, .. } = self.set;
+            Acceleration::load(self.set.dir(), number, &self.workloads, self.capacity)
+                .inspect_err(|error| tracing::warn!("nothing is accelerated: {error:#}"))
+        };
+        self.acceleration.get_or_init(load).as_ref()
+    }
+
+    /// The same, if it is wanted and can be.
+    pub fn acceleration_if(&self, wanted: bool) -> Option<&Acceleration> {
+        if wanted {
+            self.acceleration().ok()
+        } else {
+            None
+        }
+    }
+
+    /// The same, if it was loaded.
+    pub fn loaded_acceleration(&self) -> Option<&Acceleration> {
+        self.acceleration.get()?.as_ref().ok()
     }
 
     /// Names of the programs for cgroups.
@@ -259,6 +297,7 @@ pub(super) fn load_program(object: &mut Ebpf, name: &str) -> Result<OwnedFd> {
             Program::CgroupSockopt(program) => program.load(),
             Program::SockOps(program) => program.load(),
             Program::SkLookup(program) => program.load(),
+            Program::SkMsg(program) => program.load(),
             _ => bail!("BPF program `{name}` is of an unexpected type"),
         };
         attempts -= 1;

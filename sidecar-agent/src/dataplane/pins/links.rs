@@ -85,6 +85,26 @@ impl Links {
                 return Err(error).with_context(|| format!("creating {}", self.dir.display()));
             }
         };
+        if let Err(error) = self.add(wanted) {
+            if is_new {
+                let _ = fs::remove_dir(&self.dir);
+            }
+            return Err(error);
+        }
+        // Of a proxy's cgroup that is not apart any more.
+        for (path, _) in self.infos()? {
+            if !wanted.iter().any(|spec| path.ends_with(&spec.name)) {
+                remove_pin(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes some more links be there, beside those there are.
+    ///
+    /// # Errors
+    /// If the kernel refuses one; all are as they were then.
+    pub fn add(&self, wanted: &[LinkSpec<'_>]) -> Result<()> {
         let mut changes = Vec::new();
         for spec in wanted {
             let Some(program) = spec.program else {
@@ -94,20 +114,23 @@ impl Links {
                 Ok(change) => changes.push(change),
                 Err(error) => {
                     undo(changes);
-                    if is_new {
-                        let _ = fs::remove_dir(&self.dir);
-                    }
                     return Err(error);
                 }
             }
         }
-        // Of a proxy's cgroup that is not apart any more.
-        for (path, _) in self.infos()? {
-            if !wanted.iter().any(|spec| path.ends_with(&spec.name)) {
-                remove_pin(&path)?;
-            }
-        }
         Ok(())
+    }
+
+    /// Removes the link of this name, if there is one of this agent's.
+    ///
+    /// # Errors
+    /// If its pin cannot be removed.
+    pub fn drop_one(&self, name: &str) -> Result<()> {
+        let path = self.dir.join(name);
+        match open(&path) {
+            Some(_) => remove_pin(&path),
+            None => Ok(()),
+        }
     }
 
     /// Whether the link of this name is attached to `target`, and its program is of a kind.

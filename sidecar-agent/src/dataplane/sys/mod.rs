@@ -21,7 +21,7 @@ pub use self::{
     namespace::{leave_namespaces, owning_userns},
     pin::{open_pin, pin},
     program::{
-        Attached, ProgramInfo, load_drop_all, load_ingress_ifindex, prog_query,
+        Attached, ProgramInfo, attach_to_sockets, load_drop_all, load_ingress_ifindex, prog_query,
         prog_query_effective, program_by_id, program_info,
     },
     ring::{read_pod, watch},

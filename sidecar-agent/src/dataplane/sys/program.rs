@@ -11,6 +11,7 @@ use super::{
 };
 
 const BPF_PROG_LOAD: u32 = 5;
+const BPF_PROG_ATTACH: u32 = 8;
 const BPF_PROG_GET_FD_BY_ID: u32 = 13;
 const BPF_PROG_QUERY: u32 = 16;
 
@@ -57,6 +58,16 @@ struct RawProgramInfo {
     nr_map_ids: u32,
     map_ids: u64,
     name: [u8; 16],
+}
+
+/// `union bpf_attr` of `BPF_PROG_ATTACH`, as far as every kernel has it.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct ProgAttach {
+    target_fd: u32,
+    prog_fd: u32,
+    attach_type: u32,
+    flags: u32,
 }
 
 /// `union bpf_attr` of `BPF_PROG_QUERY`, as far as kernel 5.18 has it.
@@ -190,6 +201,20 @@ fn load(
         ..ProgLoad::default()
     };
     owned(bpf(BPF_PROG_LOAD, &attr)?)
+}
+
+/// Attaches an `sk_msg` program to a sockhash, in place of the one that it has. It stays for as long
+/// as user space has the map, by a descriptor or a pin.
+pub fn attach_to_sockets(program: BorrowedFd<'_>, sockets: BorrowedFd<'_>) -> io::Result<()> {
+    /// `BPF_SK_MSG_VERDICT`.
+    const SK_MSG_VERDICT: u32 = 7;
+    let attr = ProgAttach {
+        target_fd: raw(sockets),
+        prog_fd: raw(program),
+        attach_type: SK_MSG_VERDICT,
+        flags: 0,
+    };
+    bpf(BPF_PROG_ATTACH, &attr).map(drop)
 }
 
 /// Asks for a program's tag and maps.

@@ -15,7 +15,8 @@ pub struct Setting {
     pub about: &'static str,
     /// The annotation of the workload.
     pub annotation: &'static str,
-    /// The environment variable of Istio's proxy; empty: there is none that Istio heeds.
+    /// The environment variable of Istio's proxy, or one of our own among them; empty: there is none
+    /// that is heeded.
     pub environment: &'static str,
     /// The field of a `ProxyConfig`; empty: there is none.
     pub field: &'static str,
@@ -174,6 +175,10 @@ settings! {
     /// connection tracking here, so that nothing follows from it.
     DROP_INVALID = Setting::new("capture.sidecar-agent.io/drop-invalid", BOOLEAN, "false")
         .or_environment("INVALID_DROP", boolean_problem);
+    /// Whether connections to the proxy's outbound port are accelerated: messages are handed over
+    /// past TCP. Experimental; docs/acceleration.md tells what changes for the application.
+    ACCELERATE = Setting::new("capture.sidecar-agent.io/accelerate", BOOLEAN, "false")
+        .or_environment("SIDECAR_AGENT_ACCELERATE", boolean_problem);
     /// The tunnel port, exempt in mode REDIRECT.
     TUNNEL_PORT = Setting::new("capture.sidecar-agent.io/inbound-tunnel-port", "a port", "15008")
         .or_environment("INBOUND_TUNNEL_PORT", |value| {

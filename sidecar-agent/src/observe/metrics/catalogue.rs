@@ -148,6 +148,9 @@ metrics! {
     /// Updates of a BPF map that were refused, mostly because it was full: the agent's, and for
     /// `SOCKETS` and `ORIGINAL_DST` also those of programs
     MAP_UPDATE_ERRORS = Metric::new(MetricType::Counter, "map_update_errors").by(&["map"]);
+    /// What has become of accelerated connections and their messages, as docs/acceleration.md has
+    /// it: joined, redirected, passed, demoted, left. Only where a workload has asked for it
+    ACCELERATED = Metric::new(MetricType::Counter, "accelerated").by(&["what"]);
     /// Whether all that is watched of the cluster was listed at least once (1): before that nothing of
     /// it is in force. This and what follows there is only with --kube
     CLUSTER_LISTED = Metric::new(MetricType::Gauge, "cluster_listed");

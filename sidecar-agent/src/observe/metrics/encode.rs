@@ -60,6 +60,9 @@ impl Collector for Snapshot {
         let features = features.map(|(name, has)| (vec![name.clone()], u64::from(*has)));
         out.gauges(&catalogue::KERNEL_FEATURES, features)?;
         self.maps(&mut out)?;
+        let accelerated = status.acceleration.iter();
+        let accelerated = accelerated.map(|(what, count)| (vec![what.clone()], *count));
+        out.counters(&catalogue::ACCELERATED, accelerated)?;
         self.cluster(&mut out)?;
         self.relay(&mut out)?;
         self.listeners(&mut out)?;

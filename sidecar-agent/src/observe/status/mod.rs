@@ -50,6 +50,10 @@ pub struct Status {
     /// Where metrics and health are served; absent: nowhere.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub metrics: Option<SocketAddr>,
+    /// What was counted of accelerated connections, by `docs/acceleration.md`; empty: no workload
+    /// has asked for acceleration, or the kernel cannot.
+    #[serde(default)]
+    pub acceleration: BTreeMap<String, u64>,
     /// Who traces.
     #[serde(default)]
     pub trace: TraceStatus,

@@ -102,6 +102,8 @@ pub struct Traffic {
     /// Packets that connection tracking finds invalid are to be dropped. Accepted; as nothing here
     /// tracks connections, nothing follows from it.
     pub drop_invalid: bool,
+    /// Connections to the proxy's outbound port are accelerated, where they can be.
+    pub accelerate: bool,
 }
 
 impl Default for Traffic {
@@ -126,6 +128,7 @@ impl Default for Traffic {
             dns: Dns::Off,
             dual_stack: false,
             drop_invalid: false,
+            accelerate: false,
         }
     }
 }
@@ -154,6 +157,7 @@ impl Traffic {
             dns,
             dual_stack: _,
             drop_invalid: _,
+            accelerate: _,
         } = self;
         Self {
             include_ranges: include_ranges.clone(),

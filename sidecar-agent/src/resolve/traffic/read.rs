@@ -11,7 +11,7 @@ use crate::{
     model::{
         mesh::{InterceptionMode, ProxyConfig},
         settings::{
-            self, DNS_CAPTURE, DNS_CAPTURE_ALL, DNS_SERVERS, DROP_INVALID, DUAL_STACK,
+            self, ACCELERATE, DNS_CAPTURE, DNS_CAPTURE_ALL, DNS_SERVERS, DROP_INVALID, DUAL_STACK,
             EXCLUDE_INBOUND_PORTS, EXCLUDE_INTERFACES, EXCLUDE_OUTBOUND_PORTS,
             EXCLUDE_OUTBOUND_RANGES, INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_PORTS,
             INCLUDE_OUTBOUND_RANGES, INTERCEPTION_MODE, KUBEVIRT_INTERFACES, LOOPBACK_CIDR,
@@ -93,6 +93,7 @@ fn read(reader: &mut Reader<'_>) -> Traffic {
         dns: dns(reader),
         dual_stack: flag(reader, &DUAL_STACK).unwrap_or(false),
         drop_invalid: flag(reader, &DROP_INVALID).unwrap_or(false),
+        accelerate: flag(reader, &ACCELERATE).unwrap_or(false),
     }
 }
 

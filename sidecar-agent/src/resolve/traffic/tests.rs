@@ -150,6 +150,7 @@ fn the_strongest_place_decides() {
             ("ISTIO_META_DNS_CAPTURE", "true"),
             ("ISTIO_OUTBOUND_OWNER_GROUPS", "1"),
             ("INVALID_DROP", "1"),
+            ("SIDECAR_AGENT_ACCELERATE", "true"),
             ("INBOUND_TUNNEL_PORT", "3"),
             ("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", "127.0.0.1/8"),
         ])
@@ -173,7 +174,7 @@ proxyMetadata:
     assert_eq!(traffic.status_port, 4);
     assert_eq!(traffic.dns, Dns::All);
     assert_eq!(traffic.owner_groups, OwnerGroups::Only([2].into()));
-    assert!(traffic.dual_stack && traffic.drop_invalid);
+    assert!(traffic.dual_stack && traffic.drop_invalid && traffic.accelerate);
     assert_eq!(traffic.tunnel_port, 3);
     assert_eq!(traffic.loopback, "127.0.0.0/8".parse().unwrap());
     for (setting, written) in [

@@ -64,6 +64,7 @@ impl Node {
             gone: status::decisions(self.dataplane.counters_of_gone()),
             relay: self.engine.stats().into(),
             healed: self.healed,
+            acceleration: self.dataplane.accelerated().unwrap_or_default(),
             metrics: None,
             trace: TraceStatus::default(),
             cluster: None,

@@ -31,6 +31,11 @@ pub enum Order {
         /// How long.
         millis: u32,
     },
+    /// Over each open connection an HTTP request and its response, again and again.
+    Requests {
+        /// How long.
+        millis: u32,
+    },
     /// Over each open connection messages in one direction, as many as fit.
     Stream {
         /// Bytes of each write.

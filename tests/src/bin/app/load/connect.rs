@@ -47,6 +47,10 @@ fn obey(order: Order, open: &mut Option<Connections>) -> anyhow::Result<u64> {
             return Ok(connections.into());
         }
         Order::RoundTrips { size, millis } => (Work::round_trips(size), millis),
+        Order::Requests { millis } => {
+            let open = open.as_mut().context("no connections are open")?;
+            (open.requests()?, millis)
+        }
         Order::Stream { size, unit, millis } => (Work::stream(size, unit), millis),
     };
     let open = open.as_mut().context("no connections are open")?;

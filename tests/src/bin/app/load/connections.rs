@@ -1,6 +1,7 @@
 //! Many connections at once, from the end that made them.
 
 use std::{
+    io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     time::Instant,
 };
@@ -8,10 +9,18 @@ use std::{
 use anyhow::{Context as _, bail};
 use rustix::{
     buffer::spare_capacity,
-    event::epoll::{self, EventData, EventFlags},
+    event::{
+        PollFd, PollFlags,
+        epoll::{self, EventData, EventFlags},
+        poll,
+    },
     fd::OwnedFd,
     io::Errno,
 };
+use socket2::{Domain, Socket, Type};
+
+/// What is asked of an HTTP server.
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: bench\r\n\r\n";
 
 /// How many writes one connection makes before it is the next one's turn.
 const TURN: u32 = 16;
@@ -42,6 +51,15 @@ impl Work {
     /// Messages there, a byte back for each unit.
     pub fn stream(size: u32, unit: u32) -> Self {
         Self::new(size as usize, unit as usize, 1, true, unit.into())
+    }
+
+    /// An HTTP request there, a response of `answer` bytes back.
+    fn requests(answer: usize) -> Self {
+        let size = REQUEST.len();
+        Self {
+            bytes: REQUEST.to_vec(),
+            ..Self::new(size, size, answer, false, 1)
+        }
     }
 
     fn new(size: usize, piece: usize, answer: usize, ahead: bool, worth: u64) -> Self {
@@ -84,10 +102,9 @@ impl Connections {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let mut all = Vec::new();
         for number in 0..u64::from(connections) {
-            let stream = TcpStream::connect(address)
-                .with_context(|| format!("cannot make connection {number}"))?;
+            let stream =
+                connect(address).with_context(|| format!("cannot make connection {number}"))?;
             stream.set_nodelay(true)?;
-            stream.set_nonblocking(true)?;
             epoll::add(&epoll, &stream, EventData::new_u64(number), EventFlags::IN)?;
             all.push(Connection {
                 stream,
@@ -97,6 +114,29 @@ impl Connections {
             });
         }
         Ok(Self { epoll, all })
+    }
+
+    /// HTTP requests, whose responses all have the length of the first one.
+    pub fn requests(&mut self) -> anyhow::Result<Work> {
+        let connection = &self.all.first().context("no connections are open")?.stream;
+        connection.set_nonblocking(false)?;
+        let mut connection: &TcpStream = connection;
+        connection.write_all(REQUEST)?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            connection.read_exact(&mut byte).context("no response")?;
+            head.extend(byte);
+        }
+        let text = String::from_utf8_lossy(&head).to_lowercase();
+        let length = text
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length:"))
+            .context("a response without a length")?;
+        let body: usize = length.trim().parse()?;
+        connection.read_exact(&mut vec![0; body])?;
+        connection.set_nonblocking(true)?;
+        Ok(Work::requests(head.len() + body))
     }
 
     /// Works until the time is over and everything that was begun is answered. Returns how many
@@ -139,6 +179,21 @@ impl Connections {
             epoll::modify(&self.epoll, &connection.stream, data, flags)?;
         }
         Ok(())
+    }
+}
+
+/// Connects without blocking, as servers do that have many connections.
+fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
+        result => return Ok(result.map(|()| socket.into())?),
+    }
+    poll(&mut [PollFd::new(&socket, PollFlags::OUT)], None)?;
+    match socket.take_error()? {
+        Some(error) => Err(error.into()),
+        None => Ok(socket.into()),
     }
 }
 
