@@ -14,7 +14,6 @@ use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
     process::Signal,
 };
-use serde_json::Value;
 use sidecar_tests::{
     Cgroup, DEADLINE, Place,
     cleanup::{self, Cleanup},
@@ -168,7 +167,8 @@ fn whoever_asks_is_answered_without_descriptors() -> anyhow::Result<()> {
     };
     // Below it all are in use, whatever is closed above.
     let open = numbers()?;
-    let limit = (0..).find(|number| !open.contains(number));
+    let mut limits = 0..=open.len();
+    let limit = limits.find(|number| !open.contains(number));
     limit_descriptors(&lab, limit.context("no limit")?)?;
     for _ in 0..5 {
         let status = lab.agent()?.status()?;

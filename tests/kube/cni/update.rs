@@ -1,4 +1,4 @@
-//! A DaemonSet's update of the node: the next pod starts beside the agent, takes over, and the agent is
+//! A `DaemonSet`'s update of the node: the next pod starts beside the agent, takes over, and the agent is
 //! stopped after that. As another version does, the next one has other maps.
 
 use std::{
