@@ -34,20 +34,23 @@ const LIMITS: &[(&str, &str)] = &[
     ),
     (
         "apply_ms",
-        "5 ms are waited for a burst of changes to end. Then the directory is walked, the resources \
-         are merged, the plans of all workloads compared by their digests, and every workload is \
-         asked whether it is still where it was.",
+        "5 ms are waited for a burst of changes to end. Then 1,200 files are looked at, and the whole \
+         node is resolved and what changed is compiled, some 20 ms of CPU time each; what is looked \
+         after each second may come before that.",
     ),
     (
         "restart_adopt_ms",
-        "0.2 s to load the programs, half a second to parse 10,000 services (on four threads at \
-         most), 0.2 s to compile, then some 3 ms for each of 250 workloads, whose namespaces are \
-         visited and whose links are looked at. Meanwhile they stay captured.",
+        "half a second of CPU time to parse 10,000 services, 0.25 s to load the programs, 0.2 s to \
+         compile, 0.2 s to read the plans that are in the maps, entry by entry, then 3 ms for each of \
+         250 workloads, whose namespaces are visited and whose links are looked at. Meanwhile they \
+         stay captured, by what was in force.",
     ),
     (
         "rss_mib",
-        "10,000 services are kept as read and as resolved, with labels and selectors in trees of \
-         half a kilobyte each, and the plans of 250 workloads with what each listener is.",
+        "some 23 MiB are pages of the program's own file. Of the heap (`heaptrack`, 50 MB live) the \
+         plans of 250 workloads take 19: what each listener is, and their rules; 10,000 services 28, \
+         as read and as resolved, of which 11 are selectors; texts and names the rest. The allocator \
+         keeps half as much again; others (mimalloc, jemalloc) keep as much.",
     ),
 ];
 
