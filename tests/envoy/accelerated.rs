@@ -11,7 +11,7 @@ use anyhow::{Context as _, ensure};
 use sidecar_agent::dataplane::socket_offsets;
 use sidecar_tests::{
     DEADLINE, Place, command, envoy::Bootstrap, lab::Lab, poll::poll_result, require_envoy,
-    require_root, skip, tempdir::TempDir,
+    require_root, scrape::Page, skip, tempdir::TempDir,
 };
 
 use crate::fixture::{SERVICES, SIDECAR, as_proxy, envoy, lab_with};
@@ -73,6 +73,9 @@ fn requests(lab: &Lab) -> anyhow::Result<()> {
     ensure!(count("joined") == 1, "{:#}", status["acceleration"]);
     // Most requests, and most responses.
     ensure!(count("redirected") > 100, "{:#}", status["acceleration"]);
+    let page = Page::of(lab.agent()?)?;
+    let joined = page.sum("sidecar_agent_accelerated_total", &[("what", "joined")]);
+    ensure!(joined == Some(1.), "{joined:?}");
     Ok(())
 }
 
