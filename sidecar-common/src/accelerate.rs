@@ -118,14 +118,12 @@ const CLOSE_WAIT: u8 = 8;
 /// What a message meets.
 #[derive(Clone, Copy, Debug)]
 pub struct Met {
-    /// Its size in bytes.
-    pub size: u32,
     /// `tcp_sock::write_seq` of the sender.
     pub write_seq: u32,
     /// `sock_common::skc_state` of the sender.
     pub state: u8,
-    /// The sender, or the receiver, has a protocol above TCP (kTLS), an error, or copies nothing
-    /// (`SO_ZEROCOPY`).
+    /// The sender or the receiver has a protocol above TCP (kTLS), or the sender has an error or copies
+    /// nothing (`SO_ZEROCOPY`).
     pub is_special: bool,
     /// `tcp_sock::copied_seq` of the receiver.
     pub copied_seq: u32,
@@ -220,7 +218,8 @@ impl Accelerated {
     /// How many there are.
     pub const COUNT: u32 = 5;
     /// Their names, by index.
-    pub const NAMES: [&str; 5] = ["joined", "redirected", "passed", "demoted", "left"];
+    pub const NAMES: [&str; Self::COUNT as usize] =
+        ["joined", "redirected", "passed", "demoted", "left"];
 }
 
 /// Where the kernel keeps what the guards look at, in bytes, as its BTF tells: a constant of the
@@ -272,7 +271,6 @@ mod tests {
     use super::*;
 
     const GOOD: Met = Met {
-        size: 1,
         write_seq: 7,
         state: ESTABLISHED,
         is_special: false,

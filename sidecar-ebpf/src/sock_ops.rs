@@ -19,7 +19,7 @@ use crate::{
 /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: the source port is chosen, no SYN has left.
 const TCP_CONNECT_CB: u32 = 3;
 /// `BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB`: a connection was accepted, and waits for accept(2).
-const PASSIVE_ESTABLISHED_CB: u32 = 5;
+pub const PASSIVE_ESTABLISHED_CB: u32 = 5;
 /// `BPF_SOCK_OPS_TCP_LISTEN_CB`: right after listen(2).
 const TCP_LISTEN_CB: u32 = 11;
 

@@ -66,8 +66,6 @@ impl Dataplane {
     pub fn switch(&mut self, workload: WorkloadId, id: PlanId, plan: &Plan) -> Result<()> {
         let attachment = attachment(&mut self.attachments, workload)?;
         attachment.prepare(&mut self.maps, id, plan)?;
-        let accelerate = plan.header.flags & PlanHeader::ACCELERATE != 0;
-        attachment.accelerate(&self.objects, accelerate)?;
         // Sockets that already listen must be known before the plan can hand them connections.
         self.maps
             .set_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports)?;
@@ -81,6 +79,15 @@ impl Dataplane {
             .drop_listen_interest(workload, &attachment.listen_ports, &plan.listen_ports);
         attachment.listen_ports.clone_from(&plan.listen_ports);
         attachment.follow(Some(plan.header));
+        let accelerate = plan.header.flags & PlanHeader::ACCELERATE != 0;
+        // Capture does not depend on it.
+        if let Err(error) = attachment.accelerate(&self.objects, accelerate) {
+            tracing::warn!(
+                slot = workload,
+                "until its plan changes, or the agent is started again, it stays as it was whether \
+                 connections to the proxy are accelerated; they are captured all the same: {error:#}"
+            );
+        }
         listeners::make_transparent(&self.maps, workload, attachment);
         self.retire_replaced(workload);
         Ok(())

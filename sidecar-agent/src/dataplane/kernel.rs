@@ -97,8 +97,8 @@ pub fn netns_inode() -> Result<(u32, u32)> {
 /// Where the kernel keeps what the guards of acceleration look at.
 ///
 /// # Errors
-/// If the kernel does not let `sk_msg` programs read its memory or tell namespaces, or does not tell
-/// where something is.
+/// If the kernel does not let `sk_msg` programs read its memory or tell namespaces, does not tell where
+/// something is, or is confused by sockets that join.
 pub fn socket_offsets() -> Result<Offsets> {
     for (program, helper, name) in [
         (
@@ -120,6 +120,12 @@ pub fn socket_offsets() -> Result<Offsets> {
         has_helper(program, helper, name)?;
     }
     let types = Types::read()?;
+    if types.has("mptcp_sock") && !leaves_fallen_back_alone()? {
+        bail!(
+            "this kernel has MPTCP, and before 6.18 its accept(2) takes a socket that fell back to TCP \
+             for one of MPTCP when it has joined a sockhash"
+        );
+    }
     let at = |of, path| types.offset(of, path);
     Ok(Offsets {
         cookie: at("sock", "__sk_common.skc_cookie")?,
@@ -139,6 +145,19 @@ pub fn socket_offsets() -> Result<Offsets> {
     })
 }
 
+/// Whether a listener for MPTCP hands out what has joined a sockhash as what it is ("mptcp: Fix proto
+/// fallback detection with BPF"). To try that is to corrupt memory where it does not, so here the
+/// release counts; that of a distribution may have it earlier.
+fn leaves_fallen_back_alone() -> Result<bool> {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor) >= (6, 18)),
+        _ => bail!("the kernel's release `{release}` is no version"),
+    }
+}
+
 /// The kernel's types.
 struct Types(TypeInformation);
 
@@ -147,6 +166,10 @@ impl Types {
         let read = fs::read(BTF).with_context(|| format!("reading {BTF}"))?;
         let types = TypeInformation::new(&Btf(read)).map_err(|error| in_btf(&error))?;
         Ok(Self(types))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.id_of(name).is_some()
     }
 
     /// Where a field is in a structure, in bytes.

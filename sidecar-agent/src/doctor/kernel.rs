@@ -153,7 +153,7 @@ pub const FEATURES: &[Known] = &[
     Known::new(
         Feature::Acceleration,
         "acceleration",
-        "5.15, with BTF",
+        "6.18, or 5.15 without MPTCP; with BTF",
         catalogue::ACCELERATION,
     ),
 ];

@@ -13,7 +13,7 @@ use aya_ebpf::{
 use sidecar_common::accelerate::{Accelerated, Ends, Hop};
 
 /// Accelerated connections, by their ends as the application sees them. One that is evicted is not
-/// accelerated any more.
+/// accelerated any more, and its ends stay members until they close.
 #[map]
 static HOPS: LruHashMap<Ends, Hop> = LruHashMap::pinned(16_384, 0);
 /// Sockets that have joined, by their ends as they see them: what they send, the map's program sees,
@@ -29,8 +29,9 @@ static ACCELERATED: PerCpuArray<u64> = PerCpuArray::pinned(Accelerated::COUNT, 0
 #[inline(always)]
 pub fn hop(ends: &Ends) -> Option<&'static mut Hop> {
     let hop = HOPS.get_ptr_mut(ends)?;
-    // SAFETY: a value of the map, which RCU keeps until the program returns. Programs at both ends
-    // may write to it at once: what is lost then is a count.
+    // SAFETY: memory of the map, which is not freed while a program uses it. An LRU map may give it to
+    // another connection meanwhile, and programs at both ends may write at once: what is written then
+    // decides whether a message is handed over, never to whom, as `MEMBERS` is asked by the ends.
     Some(unsafe { &mut *hop })
 }
 

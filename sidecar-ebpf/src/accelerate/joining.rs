@@ -13,14 +13,12 @@ use sidecar_common::{
     values::PlanHeader,
 };
 
-use sidecar_ebpf::{ctx::read, maps};
+use sidecar_ebpf::{ctx::read, maps, sock_ops::PASSIVE_ESTABLISHED_CB};
 
 use crate::{hops, peek::Tcp};
 
 /// `BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB`: a connection was answered.
 const ACTIVE_ESTABLISHED_CB: u32 = 4;
-/// `BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB`: a connection was accepted, and waits for accept(2).
-const PASSIVE_ESTABLISHED_CB: u32 = 5;
 /// `BPF_SOCK_OPS_RTT_CB`: something that was sent by TCP has been acknowledged.
 const RTT_CB: u32 = 12;
 /// `BPF_SOCK_OPS_RTT_CB_FLAG`.

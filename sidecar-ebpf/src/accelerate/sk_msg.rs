@@ -77,16 +77,15 @@ fn may_be_handed_over(ctx: &SkMsgContext, hop: &mut Hop, side: Side) -> bool {
         }
         peer.flags |= End::NON_BLOCKING;
     }
-    match meet(size, own, there) {
+    match meet(own, there) {
         Some(met) => met.keeps_order() && peer.take_in(size, met.queue_is_empty),
         None => false,
     }
 }
 
 #[inline(always)]
-fn meet(size: u32, own: Tcp, there: Tcp) -> Option<Met> {
+fn meet(own: Tcp, there: Tcp) -> Option<Met> {
     Some(Met {
-        size,
         write_seq: own.write_seq()?,
         state: own.state()?,
         is_special: own.has_ulp()? || own.is_odd()? || there.has_ulp()?,

@@ -1,6 +1,10 @@
 //! Which links a workload has to have.
 
-use std::{fs::File, os::fd::AsFd, path::PathBuf};
+use std::{
+    fs::File,
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result};
 use sidecar_common::keys::WorkloadId;
@@ -10,7 +14,7 @@ use crate::dataplane::{
     Binding,
     cgroup::Cgroup,
     hooks,
-    object::{JOIN, Objects},
+    object::{Acceleration, JOIN, Objects},
     pins::{LinkSpec, Links},
     sys::{AttachType, LinkTarget},
 };
@@ -43,7 +47,9 @@ impl Attachment {
     pub fn attach_again(&mut self, objects: &Objects, binding: &Binding<'_>) -> Result<()> {
         let accelerated = self.is_accelerated;
         let workload = self.identity.workload;
-        self.cgroups = attach(objects, workload, &self.links, binding, accelerated)?;
+        let attached = attach(objects, workload, &self.links, binding, accelerated)?;
+        self.cgroups = attached.cgroups;
+        self.is_accelerated = attached.is_accelerated;
         Ok(())
     }
 
@@ -57,35 +63,63 @@ impl Attachment {
         if acceleration.is_some() == self.is_accelerated {
             return Ok(());
         }
-        for (prefix, (id, path)) in PREFIXES.iter().zip(&self.cgroups) {
-            let name = format!("{prefix}{JOIN}");
-            let Some(acceleration) = acceleration else {
-                self.links.drop_one(&name)?;
-                continue;
-            };
-            let cgroup =
-                File::open(path).with_context(|| format!("opening cgroup {}", path.display()))?;
-            self.links.add(&[LinkSpec {
-                name,
-                program: Some(acceleration.join()),
-                target: cgroup.as_fd(),
-                target_id: LinkTarget::Cgroup(*id),
-                attach_type: AttachType::SockOps,
-            }])?;
-        }
-        self.is_accelerated = acceleration.is_some();
+        let Some(acceleration) = acceleration else {
+            for prefix in PREFIXES {
+                self.links.drop_one(&format!("{prefix}{JOIN}"))?;
+            }
+            self.is_accelerated = false;
+            return Ok(());
+        };
+        let open = |(id, path): &(u64, PathBuf)| {
+            let file = File::open(path);
+            let file = file.with_context(|| format!("opening cgroup {}", path.display()))?;
+            Ok((*id, file))
+        };
+        let cgroups = self.cgroups.iter().map(open);
+        let cgroups = cgroups.collect::<Result<Vec<(u64, File)>>>()?;
+        let specs = PREFIXES.iter().zip(&cgroups);
+        let specs: Vec<_> = specs
+            .map(|(prefix, (id, file))| join(acceleration, prefix, *id, file.as_fd()))
+            .collect();
+        self.links.add(&specs)?;
+        self.is_accelerated = true;
         Ok(())
     }
 }
 
-/// Has every program attached to the workload's cgroups and namespace. Returns the cgroups.
+/// The link by which sockets of a cgroup join.
+fn join<'a>(
+    acceleration: &'a Acceleration,
+    prefix: &str,
+    id: u64,
+    cgroup: BorrowedFd<'a>,
+) -> LinkSpec<'a> {
+    LinkSpec {
+        name: format!("{prefix}{JOIN}"),
+        program: Some(acceleration.join()),
+        target: cgroup,
+        target_id: LinkTarget::Cgroup(id),
+        attach_type: AttachType::SockOps,
+    }
+}
+
+/// What [`attach`] has come to.
+pub struct Attached {
+    /// The cgroups, with their ids.
+    pub cgroups: Vec<(u64, PathBuf)>,
+    /// Connections to the proxy are accelerated.
+    pub is_accelerated: bool,
+}
+
+/// Has every program attached to the workload's cgroups and namespace; what accelerates as well, if
+/// that is wanted and can be.
 pub fn attach(
     objects: &Objects,
     workload: WorkloadId,
     links: &Links,
     binding: &Binding<'_>,
     accelerated: bool,
-) -> Result<Vec<(u64, PathBuf)>> {
+) -> Result<Attached> {
     // Programs of a cgroup run for those below it as well: once is enough.
     let proxy_apart = binding
         .proxy_cgroup
@@ -105,14 +139,6 @@ pub fn attach(
             target_id: LinkTarget::Cgroup(cgroup.id),
             attach_type,
         }));
-        let acceleration = objects.acceleration_if(accelerated);
-        specs.extend(acceleration.map(|acceleration| LinkSpec {
-            name: format!("{prefix}{JOIN}"),
-            program: Some(acceleration.join()),
-            target: cgroup.as_fd(),
-            target_id: LinkTarget::Cgroup(cgroup.id),
-            attach_type: AttachType::SockOps,
-        }));
     }
     let has_sk_lookup = links.runs(SK_LOOKUP, binding.netns.target(), |program| {
         objects.is_sk_lookup(program)
@@ -129,7 +155,25 @@ pub fn attach(
         target_id: binding.netns.target(),
         attach_type: AttachType::SkLookup,
     });
-    links.ensure(&specs).with_context(|| {
+    let captures = specs.len();
+    if let Some(acceleration) = objects.acceleration_if(accelerated) {
+        let joins = cgroups
+            .iter()
+            .map(|(prefix, cgroup)| join(acceleration, prefix, cgroup.id, cgroup.as_fd()));
+        specs.extend(joins);
+    }
+    let mut is_accelerated = specs.len() > captures;
+    let mut ensured = links.ensure(&specs);
+    // Capture does not depend on it.
+    if is_accelerated && let Err(error) = &ensured {
+        tracing::warn!(
+            slot = workload,
+            "attaching without what accelerates: {error:#}"
+        );
+        is_accelerated = false;
+        ensured = links.ensure(&specs[..captures]);
+    }
+    ensured.with_context(|| {
         let in_the_way: Vec<String> = cgroups
             .iter()
             .flat_map(|(_, cgroup)| hooks::in_the_way(&cgroup.path))
@@ -150,8 +194,11 @@ pub fn attach(
             binding.netns.path.display()
         )
     })?;
-    Ok(cgroups
-        .iter()
-        .map(|(_, cgroup)| (cgroup.id, cgroup.path.clone()))
-        .collect())
+    let cgroups = cgroups.iter();
+    Ok(Attached {
+        cgroups: cgroups
+            .map(|(_, cgroup)| (cgroup.id, cgroup.path.clone()))
+            .collect(),
+        is_accelerated,
+    })
 }

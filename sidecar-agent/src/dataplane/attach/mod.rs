@@ -13,7 +13,10 @@ use sidecar_common::{
 };
 
 pub use self::links::SK_LOOKUP;
-use self::{links::attach, network::Told};
+use self::{
+    links::{Attached, attach},
+    network::Told,
+};
 use super::{
     Binding,
     found::Found,
@@ -85,7 +88,10 @@ impl Attachment {
             .then(|| maps.header(before.plan()))
             .flatten();
         let accelerated = header.is_some_and(|of| of.flags & PlanHeader::ACCELERATE != 0);
-        let cgroups = attach(objects, workload, &links, binding, accelerated)?;
+        let Attached {
+            cgroups,
+            is_accelerated,
+        } = attach(objects, workload, &links, binding, accelerated)?;
         let has_own_netns = binding.netns.id != Netns::open(None)?.id;
         let setup = match found {
             Some(_) if has_own_netns => Setup::found(binding.netns)?,
@@ -130,7 +136,7 @@ impl Attachment {
             ids_unknown: true,
             transparency: Transparency::default(),
             missed: 0,
-            is_accelerated: objects.acceleration_if(accelerated).is_some(),
+            is_accelerated,
             links,
             replaces,
         })

@@ -141,9 +141,19 @@ impl Objects {
     /// If the kernel lacks something: what.
     pub fn acceleration(&self) -> Result<&Acceleration, &anyhow::Error> {
         let load = || {
+            // As in `load_sk_lookup`.
+            self.restore_pins()?;
             let Set { number, .. } = self.set;
             Acceleration::load(self.set.dir(), number, &self.workloads, self.capacity)
-                .inspect_err(|error| tracing::warn!("nothing is accelerated: {error:#}"))
+        };
+        let load = || {
+            load().inspect_err(|error| {
+                tracing::warn!(
+                    "nothing is accelerated until the agent is started again; connections are \
+                     captured all the same; `sidecar-agent doctor` tells what is missing (SCD0114): \
+                     {error:#}"
+                );
+            })
         };
         self.acceleration.get_or_init(load).as_ref()
     }
