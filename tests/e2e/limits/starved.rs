@@ -2,8 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
-    os::unix::process::ExitStatusExt as _,
+    fs, io,
+    os::unix::{net::UnixStream, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -165,11 +165,17 @@ fn whoever_asks_is_answered_without_descriptors() -> anyhow::Result<()> {
         let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
         Ok(open.filter_map(number).collect())
     };
-    // Below it all are in use, whatever is closed above.
+    // No further ones, and those between are taken by clients that say nothing.
     let open = numbers()?;
-    let mut limits = 0..=open.len();
-    let limit = limits.find(|number| !open.contains(number));
-    limit_descriptors(&lab, limit.context("no limit")?)?;
+    let limit = open.last().context("none is open")? + 1;
+    limit_descriptors(&lab, limit)?;
+    let socket = lab.agent()?.run_dir().join("admin.sock");
+    let silent = (open.len()..limit).map(|_| UnixStream::connect(&socket));
+    let _silent = silent.collect::<io::Result<Vec<_>>>()?;
+    poll_result(DEADLINE, "all to be in use", || {
+        ensure!(numbers()?.len() >= limit);
+        Ok(())
+    })?;
     for _ in 0..5 {
         let status = lab.agent()?.status()?;
         ensure!(status["workloads"][0]["state"] == "captured", "{status}");
