@@ -29,7 +29,7 @@ const SECRET: &str = "10.96.0.4:9080";
 /// Workloads at once.
 const CROWD: usize = 250;
 /// For all of them.
-const PATIENCE: Duration = Duration::from_mins(2);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 fn errno(place: Place<'_>, address: &str) -> anyhow::Result<Option<i32>> {
     let client = Client::tcp(address.parse::<SocketAddr>()?).place(place);
