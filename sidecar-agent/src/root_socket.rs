@@ -31,6 +31,8 @@ where
     let answered = Arc::new(Notify::new());
     loop {
         let accepted = tokio::select! {
+            // Whoever waits comes before the next spare one: it was given up for them.
+            biased;
             accepted = listener.accept() => accepted,
             () = answered.notified(), if spare.is_none() => {
                 spare = reserve();

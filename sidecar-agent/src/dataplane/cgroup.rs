@@ -182,11 +182,11 @@ pub(super) fn own_cgroup(root: &Path) -> Result<PathBuf> {
 /// Whether this process is in the cgroup at `path`, or in one below it.
 fn contains_us(root: &Path, path: &Path) -> Result<bool> {
     let told = root.join(told_own()?.trim_start_matches('/'));
-    if told.starts_with(path) {
-        return Ok(true);
+    if has_us(&told) {
+        return Ok(told.starts_with(path));
     }
-    // Else only where the path that we are told is not one below this root.
-    Ok(!has_us(&told) && tree(path).iter().any(|dir| has_us(dir)))
+    // The path that we are told is not one below this root.
+    Ok(tree(path).iter().any(|dir| has_us(dir)))
 }
 
 fn has_us(dir: &Path) -> bool {

@@ -157,7 +157,8 @@ pub async fn run(options: Options) -> Result<()> {
                 () = progress.service.due() => service::alive(),
                 _ = collisions.tick() => node.look_for_collisions(),
                 // Of what changes without a change of configuration.
-                _ = news.tick() => reading.tell(&node),
+                // What is as it should be at first is known once all had their turn.
+                _ = news.tick(), if progress.generation > 0 => reading.tell(&node),
                 call = plugins.called() => if reading.is_asked(call, &mut plugins) {
                     input = reading.read();
                     break;

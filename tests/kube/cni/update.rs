@@ -87,7 +87,8 @@ fn update(world: &mut World, inside: &Inside, number: u8, rules: &str) -> anyhow
     let pods = world.schedule_many(&names)?;
     let late = Late::new(number)?;
     let mut agent = world.agent.take().context("no agent")?;
-    let strict = &json!({"agentAbsent": "fail"});
+    // The late pod waits for all that is done before it is scheduled.
+    let strict = &json!({"agentAbsent": "fail", "timeoutSeconds": 120});
     let (shared, name) = (&*world, late.name.clone());
     let agent = thread::scope(|scope| -> anyhow::Result<Agent> {
         // Asked of the agent, which does not know the pod yet: answered by the next.

@@ -200,6 +200,8 @@ pub struct News {
     annotates: bool,
     /// By UID: the same name may be another pod.
     pods: BTreeMap<String, Known>,
+    /// Pods that were as they should be at the first look, whose annotation has found no room yet.
+    unwritten: BTreeSet<String>,
     /// The first look is over.
     begun: bool,
     /// When the present period began, and how many were told in it.
@@ -235,6 +237,7 @@ impl News {
     ) {
         let present: BTreeSet<&str> = subjects.iter().map(|of| &*of.pod.uid).collect();
         self.pods.retain(|uid, _| present.contains(&**uid));
+        self.unwritten.retain(|uid| present.contains(&**uid));
         let begins = !std::mem::replace(&mut self.begun, true);
         for subject in subjects {
             let Some(capture) = &subject.capture else {
@@ -254,13 +257,16 @@ impl News {
             let mut next = Known::from(subject.clone(), known);
             let mut told = news(&subject, capture, known.map(|known| &known.told));
             let is_well = capture.reason.is_well() && subject.conflict.is_none();
-            let is_quiet = begins && is_well;
+            let is_quiet = is_well && (begins || self.unwritten.contains(&uid));
             if is_quiet {
                 told.events.clear();
             }
-            let is_shown = !self.annotates || told.status == subject.shown;
-            if !is_quiet || !is_shown {
+            let writes = self.annotates && !(is_quiet && told.status == subject.shown);
+            if writes || !told.events.is_empty() {
                 if !self.has_room(now) || !tell(told) {
+                    if is_quiet {
+                        self.unwritten.insert(uid);
+                    }
                     continue;
                 }
                 self.count();
@@ -268,6 +274,7 @@ impl News {
                     next.was_told(now);
                 }
             }
+            self.unwritten.remove(&uid);
             self.pods.insert(uid, next);
         }
     }

@@ -364,3 +364,15 @@ fn the_annotation_is_true_when_the_agent_starts() {
         assert_eq!(annotated(&mut silent, state, shown), [""; 0]);
     }
 }
+
+/// The rest of many, at the first look.
+#[test]
+fn an_annotation_that_finds_no_room_at_first_comes_without_an_event() {
+    let mut node = Node::starting();
+    node.news.annotates = true;
+    node.room = 0;
+    let captured = Some(State::Captured);
+    assert_eq!(annotated(&mut node, captured, None), [""; 0]);
+    node.room = 1;
+    assert_eq!(annotated(&mut node, captured, None), ["captured"]);
+}
