@@ -184,6 +184,24 @@ pub struct Fixture {
 }
 
 impl Fixture {
+    /// As a restart of the agent, which finds the workload attached.
+    pub fn again(self) -> anyhow::Result<Self> {
+        let Self {
+            loaded,
+            workload,
+            cgroup,
+            netns,
+        } = self;
+        let mut loaded = loaded.again(CAPACITY)?;
+        assert_eq!(loaded.attach(&cgroup, &netns)?, workload);
+        Ok(Self {
+            loaded,
+            workload,
+            cgroup,
+            netns,
+        })
+    }
+
     /// A workload that is attached and follows a plan.
     pub fn new(plan: Planner) -> anyhow::Result<Self> {
         let mut fixture = Self::without_plan()?;

@@ -86,7 +86,7 @@ fn files_may_be_used_beside_the_cluster() -> anyhow::Result<()> {
         !world.reaches(DETAILS)?,
         "the cluster's Sidecar is not followed"
     );
-    let sidecar = crate::world::sidecar("prod-us1");
+    let sidecar = crate::world::sidecar(&["prod-us1"]);
     world.lab.write("sidecar.yaml", &sidecar)?;
     ensure!(world.reaches(DETAILS)?, "the file is not followed");
     std::fs::remove_file(world.lab.config_dir().join("sidecar.yaml"))?;

@@ -71,7 +71,7 @@ impl World {
 
     /// Applies a Sidecar that exposes the services of one namespace.
     pub fn expose(&self, namespace: &str) -> anyhow::Result<()> {
-        self.api.apply(&sidecar(namespace))?;
+        self.api.apply(&sidecar(&[namespace]))?;
         Ok(())
     }
 
@@ -99,11 +99,13 @@ pub fn declare_mesh(api: &ApiServer) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The Sidecar of the namespace.
-pub fn sidecar(exposed: &str) -> String {
+/// The Sidecar of the namespace, which exposes the services of these.
+pub fn sidecar(exposed: &[&str]) -> String {
+    let hosts: Vec<_> = exposed.iter().map(|of| format!("'{of}/*'")).collect();
+    let hosts = hosts.join(", ");
     format!(
         "apiVersion: networking.istio.io/v1\nkind: Sidecar\n\
          metadata: {{name: default, namespace: prod-us1}}\n\
-         spec: {{egress: [{{hosts: ['{exposed}/*']}}]}}\n"
+         spec: {{egress: [{{hosts: [{hosts}]}}]}}\n"
     )
 }

@@ -4,9 +4,12 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use sidecar_agent::observe::{
-    events::{CONTROLLER, Options, Pod, PodRef, Reporter, STATUS_ANNOTATION},
-    status::WorkloadStatus,
+use sidecar_agent::{
+    model::workload::STATUS_ANNOTATION,
+    observe::{
+        events::{CONTROLLER, Options, Pod, PodRef, Reporter},
+        status::WorkloadStatus,
+    },
 };
 use sidecar_tests::{
     DEADLINE, command,

@@ -164,7 +164,7 @@ pub fn tree(path: &Path) -> Vec<PathBuf> {
 /// # Errors
 /// If it is not below this root, or /proc cannot be read.
 pub(super) fn own_cgroup(root: &Path) -> Result<PathBuf> {
-    let guess = root.join(told_own()?.trim_start_matches('/'));
+    let guess = guess_own(root)?;
     if has_us(&guess) {
         return Ok(guess);
     }
@@ -181,12 +181,16 @@ pub(super) fn own_cgroup(root: &Path) -> Result<PathBuf> {
 
 /// Whether this process is in the cgroup at `path`, or in one below it.
 fn contains_us(root: &Path, path: &Path) -> Result<bool> {
-    let told = root.join(told_own()?.trim_start_matches('/'));
-    if has_us(&told) {
-        return Ok(told.starts_with(path));
+    let guess = guess_own(root)?;
+    if has_us(&guess) {
+        return Ok(guess.starts_with(path));
     }
-    // The path that we are told is not one below this root.
     Ok(tree(path).iter().any(|dir| has_us(dir)))
+}
+
+/// Our own cgroup, if the path that we are told is one below this root.
+fn guess_own(root: &Path) -> Result<PathBuf> {
+    Ok(root.join(told_own()?.trim_start_matches('/')))
 }
 
 fn has_us(dir: &Path) -> bool {

@@ -24,6 +24,9 @@ pub const PROXY_CGROUP_ANNOTATION: &str = "capture.sidecar-agent.io/proxy-cgroup
 /// said otherwise (`sidecar-agent capture`).
 pub const CAPTURE_ANNOTATION: &str = "capture.sidecar-agent.io/capture";
 
+/// What the agent itself says of a pod: `captured`, `pending: WHY`, ...
+pub const STATUS_ANNOTATION: &str = "capture.sidecar-agent.io/status";
+
 /// What becomes of the workload's connections when something fails, as far as the node's default is
 /// not what is wanted: see [`FailurePolicy`](super::FailurePolicy).
 pub const FAILURE_POLICY_ANNOTATION: &str = "capture.sidecar-agent.io/failure-policy";

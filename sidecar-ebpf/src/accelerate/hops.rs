@@ -25,6 +25,28 @@ static MEMBERS: SockHash<Ends> = SockHash::pinned(32_768, 0);
 #[map]
 static ACCELERATED: PerCpuArray<u64> = PerCpuArray::pinned(Accelerated::COUNT, 0);
 
+/// Both ends as the socket of this call sees them; `$of`: the context's own structure, whose fields
+/// are called alike in `bpf_sock_ops` and `sk_msg_md`.
+macro_rules! ends {
+    ($ctx:expr, $of:ident) => {
+        sidecar_common::accelerate::Ends {
+            // SAFETY: the context is the kernel's own.
+            netns: unsafe {
+                aya_ebpf::helpers::generated::bpf_get_netns_cookie(aya_ebpf::EbpfContext::as_ptr(
+                    $ctx,
+                ))
+            },
+            here: sidecar_ebpf::ctx::read!($ctx.$of, local_ip4),
+            there: sidecar_ebpf::ctx::read!($ctx.$of, remote_ip4),
+            here_port: sidecar_ebpf::ctx::read!($ctx.$of, local_port) as u16,
+            // A big-endian 16-bit port in the upper half of a big-endian word.
+            there_port: u32::from_be(sidecar_ebpf::ctx::read!($ctx.$of, remote_port)) as u16,
+            pad: 0,
+        }
+    };
+}
+pub(crate) use ends;
+
 /// What is known of a connection; `ends` as the application sees them.
 #[inline(always)]
 pub fn hop(ends: &Ends) -> Option<&'static mut Hop> {

@@ -2,9 +2,7 @@
 //! established, and leave it once it was demoted.
 
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::bpf_sock,
-    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    EbpfContext as _, bindings::bpf_sock, helpers::generated::bpf_get_socket_cookie,
     programs::SockOpsContext,
 };
 use sidecar_common::{
@@ -15,7 +13,10 @@ use sidecar_common::{
 
 use sidecar_ebpf::{ctx::read, maps, sock_ops::PASSIVE_ESTABLISHED_CB};
 
-use crate::{hops, peek::Tcp};
+use crate::{
+    hops::{self, ends},
+    peek::Tcp,
+};
 
 /// `BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB`: a connection was answered.
 const ACTIVE_ESTABLISHED_CB: u32 = 4;
@@ -48,7 +49,7 @@ fn connected(ctx: &SockOpsContext) {
     let Some(tcp) = Tcp::of(socket(ctx)) else {
         return;
     };
-    let mut ends = ends(ctx);
+    let mut ends = ends!(ctx, ops);
     // What an earlier connection with these ends has left is not believed: see `accepted`.
     if tcp.is_non_blocking() != Some(true) || !is_wanted(ends.there_port) {
         return;
@@ -76,7 +77,7 @@ fn accepted(ctx: &SockOpsContext) {
     let Some(tcp) = Tcp::of(socket(ctx)) else {
         return;
     };
-    let mut ends = ends(ctx);
+    let mut ends = ends!(ctx, ops);
     let app = ends.seen_from_there();
     let Some(hop) = hops::hop(&app) else {
         return;
@@ -98,7 +99,7 @@ fn accepted(ctx: &SockOpsContext) {
 /// is, and the other end sends nothing right now. (What it sends from now on, TCP has.)
 #[inline(always)]
 fn acknowledged(ctx: &SockOpsContext) {
-    let own = ends(ctx);
+    let own = ends!(ctx, ops);
     let there = own.seen_from_there();
     let is_app = standin::slot_of_v4(own.there).is_some();
     let app = if is_app { &own } else { &there };
@@ -183,18 +184,4 @@ fn end(ctx: &SockOpsContext, tcp: Tcp) -> End {
 #[inline(always)]
 fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
     read!(ctx.ops, __bindgen_anon_2.sk)
-}
-
-#[inline(always)]
-fn ends(ctx: &SockOpsContext) -> Ends {
-    Ends {
-        // SAFETY: the context is the kernel's own.
-        netns: unsafe { bpf_get_netns_cookie(ctx.as_ptr()) },
-        here: read!(ctx.ops, local_ip4),
-        there: read!(ctx.ops, remote_ip4),
-        here_port: read!(ctx.ops, local_port) as u16,
-        // A big-endian 16-bit port in the upper half of a big-endian word.
-        there_port: u32::from_be(read!(ctx.ops, remote_port)) as u16,
-        pad: 0,
-    }
 }

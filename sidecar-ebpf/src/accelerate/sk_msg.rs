@@ -1,32 +1,23 @@
 //! sk_msg: hands what one end of an accelerated connection sends over to the other, past TCP, if
 //! every guard of `sidecar_common::accelerate` allows it; else TCP has it.
 
-use aya_ebpf::{
-    EbpfContext as _, bindings::sk_action::SK_PASS, helpers::generated::bpf_get_netns_cookie,
-    programs::SkMsgContext,
-};
+use aya_ebpf::{bindings::sk_action::SK_PASS, programs::SkMsgContext};
 use sidecar_common::{
-    accelerate::{Accelerated, End, Ends, Hop, Met, Side},
+    accelerate::{Accelerated, End, Hop, Met, Side},
     standin,
 };
 
 use sidecar_ebpf::ctx::read;
 
-use crate::{hops, peek::Tcp};
+use crate::{
+    hops::{self, ends},
+    peek::Tcp,
+};
 
 /// The sk_msg hook. A message always goes one way or the other.
 #[inline(always)]
 pub fn sk_msg(ctx: &SkMsgContext) -> u32 {
-    let ends = Ends {
-        // SAFETY: the context is the kernel's own.
-        netns: unsafe { bpf_get_netns_cookie(ctx.as_ptr()) },
-        here: read!(ctx.msg, local_ip4),
-        there: read!(ctx.msg, remote_ip4),
-        here_port: read!(ctx.msg, local_port) as u16,
-        // A big-endian 16-bit port in the upper half of a big-endian word.
-        there_port: u32::from_be(read!(ctx.msg, remote_port)) as u16,
-        pad: 0,
-    };
+    let ends = ends!(ctx, msg);
     let mut to = ends.seen_from_there();
     let is_app = standin::slot_of_v4(ends.there).is_some();
     let (side, app) = if is_app {

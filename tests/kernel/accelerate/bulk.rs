@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{accelerated, counts, plan, require_acceleration, run};
+use super::{accelerated, counts, plan, play, require_acceleration, run};
 use crate::fixture::Fixture;
 
 /// 1 GiB each way at the same time, with sizes as chance has it.
@@ -53,7 +53,6 @@ fn a_gibibyte_both_ways_arrives_and_leaves() -> anyhow::Result<()> {
 #[test]
 fn a_gibibyte_both_ways_in_turns_is_handed_over() -> anyhow::Result<()> {
     require_acceleration!();
-    let fixture = accelerated()?;
     let script = r"
 SIZE = 65536
 app, proxy = pair()
@@ -69,8 +68,7 @@ for number in range((1 << 30) // SIZE):
 for way in [0, 1]:
     assert digests[way].digest() == digests[way + 2].digest(), 'other bytes'
 ";
-    run(&fixture, script)?;
-    let counts = counts(&fixture)?;
+    let counts = play(script)?;
     assert!(counts["redirected"] >= 2 << 14, "{counts:?}");
     assert_eq!((counts["passed"], counts["demoted"]), (0, 0), "{counts:?}");
     Ok(())

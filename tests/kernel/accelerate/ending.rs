@@ -1,11 +1,10 @@
 //! How connections end.
 
-use super::{accelerated, counts, require_acceleration, run};
+use super::{play, require_acceleration};
 
 #[test]
 fn half_closed_connections_go_on() -> anyhow::Result<()> {
     require_acceleration!();
-    let fixture = accelerated()?;
     let script = r"
 for who in [0, 1]:
     ends = pair()
@@ -23,8 +22,7 @@ for who in [0, 1]:
     assert receive(closes, 13) == b'and an answer'
     assert end(closes) == b''
 ";
-    run(&fixture, script)?;
-    let counts = counts(&fixture)?;
+    let counts = play(script)?;
     // Of the answers that nothing is said to, a few, before they look like a transfer.
     assert!(counts["redirected"] >= 20, "{counts:?}");
     Ok(())
@@ -34,7 +32,6 @@ for who in [0, 1]:
 #[test]
 fn a_reset_ends_the_connection() -> anyhow::Result<()> {
     require_acceleration!();
-    let fixture = accelerated()?;
     let script = r"
 for who in [0, 1]:
     ends = pair()
@@ -51,7 +48,7 @@ for who in [0, 1]:
         pass
     learns.close()
 ";
-    run(&fixture, script)?;
+    play(script)?;
     Ok(())
 }
 
@@ -59,7 +56,6 @@ for who in [0, 1]:
 #[test]
 fn last_words_outlive_the_process() -> anyhow::Result<()> {
     require_acceleration!();
-    let fixture = accelerated()?;
     let script = r"
 for _ in range(30):
     server = listener()
@@ -84,8 +80,7 @@ for _ in range(30):
     assert end(proxy) == b''
     proxy.close()
 ";
-    run(&fixture, script)?;
-    let counts = counts(&fixture)?;
+    let counts = play(script)?;
     // All but the first, which may come before it is known whether the proxy blocks.
     assert!(counts["redirected"] >= 30 * 6, "{counts:?}");
     Ok(())

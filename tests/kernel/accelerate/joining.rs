@@ -3,9 +3,9 @@
 use sidecar_agent::dataplane::default_pin_dir;
 use sidecar_tests::require_root;
 
-use super::{Running, accelerated, counts, plan, require_acceleration, run};
+use super::{Running, accelerated, counts, plan, play, require_acceleration, run};
 use crate::{
-    fixture::{CAPACITY, Fixture, Loaded, link_info},
+    fixture::{Fixture, Loaded, link_info},
     uninstall::uninstalled,
 };
 
@@ -56,7 +56,6 @@ for _ in range(20): turn(app, proxy)
 #[test]
 fn who_blocks_is_left_alone() -> anyhow::Result<()> {
     require_acceleration!();
-    let fixture = accelerated()?;
     let script = "
 app, proxy = pair(blocking=True)
 app.setblocking(False)
@@ -66,8 +65,7 @@ proxy.setblocking(True)
 send(app, b'question')
 assert receive(proxy, 8) == b'question'
 ";
-    run(&fixture, script)?;
-    let counts = counts(&fixture)?;
+    let counts = play(script)?;
     assert_eq!(
         (counts["joined"], counts["redirected"]),
         (1, 0),
@@ -113,27 +111,15 @@ for _ in range(20): turn(app2, proxy2)
 #[test]
 fn it_outlives_the_agent() -> anyhow::Result<()> {
     require_acceleration!();
-    let mut fixture = accelerated()?;
+    let fixture = accelerated()?;
     let script = "
 app, proxy = pair()
 for _ in range(20): turn(app, proxy)
 ";
     run(&fixture, script)?;
-    let Fixture {
-        loaded,
-        workload,
-        cgroup,
-        netns,
-    } = fixture;
-    let mut loaded = loaded.again(CAPACITY)?;
-    assert_eq!(loaded.attach(&cgroup, &netns)?, workload);
-    fixture = Fixture {
-        loaded,
-        workload,
-        cgroup,
-        netns,
-    };
-    assert!(fixture.loaded.dataplane.broken_links(workload).is_empty());
+    let fixture = fixture.again()?;
+    let broken = fixture.loaded.dataplane.broken_links(fixture.workload);
+    assert!(broken.is_empty());
     run(&fixture, script)?;
     let counts = counts(&fixture)?;
     assert_eq!(counts["joined"], 2, "{counts:?}");

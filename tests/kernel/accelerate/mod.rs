@@ -67,6 +67,13 @@ fn run(fixture: &Fixture, script: &str) -> anyhow::Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+/// What was counted while the workload ran a script, with all of it accelerated.
+fn play(script: &str) -> anyhow::Result<BTreeMap<String, u64>> {
+    let fixture = accelerated()?;
+    run(&fixture, script)?;
+    counts(&fixture)
+}
+
 fn command(fixture: &Fixture, script: &str) -> Command {
     let mut command = fixture.inside().command("python3");
     command.args(["-c", &format!("{ENDS}\n{script}")]);

@@ -1,13 +1,12 @@
 //! Bytes arrive once, and in their order, however they travel.
 
-use super::{accelerated, counts, require_acceleration, run};
+use super::{accelerated, play, require_acceleration, run};
 
 /// Sizes, readers and pauses as chance has it, so that messages are handed over, passed and handed
 /// over again.
 #[test]
 fn a_mixture_keeps_its_order() -> anyhow::Result<()> {
     require_acceleration!();
-    let fixture = accelerated()?;
     let script = r"
 seed = int.from_bytes(os.urandom(4), 'big')
 print(f'seed {seed}', file=sys.stderr)
@@ -34,8 +33,7 @@ for _ in range(20):
         assert receive(ends[1 - back], many) == pattern(seen[back], many), f'seed {seed}'
     ends[0].close(); ends[1].close()
 ";
-    run(&fixture, script)?;
-    let counts = counts(&fixture)?;
+    let counts = play(script)?;
     assert!(
         counts["redirected"] > 1000 && counts["passed"] > 100,
         "{counts:?}"
@@ -78,7 +76,6 @@ for way in range(20):
 #[test]
 fn after_tcp_defer_accept() -> anyhow::Result<()> {
     require_acceleration!();
-    let fixture = accelerated()?;
     let script = r"
 for _ in range(20):
     server = listener((socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30))
@@ -93,7 +90,6 @@ for _ in range(20):
     for _ in range(10): turn(app, proxy)
     app.close(); proxy.close()
 ";
-    run(&fixture, script)?;
-    assert!(counts(&fixture)?["redirected"] > 0);
+    assert!(play(script)?["redirected"] > 0);
     Ok(())
 }

@@ -1,12 +1,11 @@
 //! Readers of all kinds.
 
-use super::{accelerated, counts, require_acceleration, run};
+use super::{play, require_acceleration};
 
 /// Who reads a little at a time is woken again; who is woken once reads until there is nothing.
 #[test]
 fn level_and_edge_triggered_readers_get_everything() -> anyhow::Result<()> {
     require_acceleration!();
-    let fixture = accelerated()?;
     let script = r"
 def read_by(epoll, sock, size, step, until_nothing):
     got = b''
@@ -38,8 +37,7 @@ for flags, until_nothing in [(0, False), (select.EPOLLET, True)]:
                 assert read_by(epolls[0], app, size, 1 + size // 3, until_nothing) == pattern(0, size)
         app.close(); proxy.close()
 ";
-    run(&fixture, script)?;
-    let counts = counts(&fixture)?;
+    let counts = play(script)?;
     assert!(counts["redirected"] > 1000, "{counts:?}");
     Ok(())
 }
@@ -48,7 +46,6 @@ for flags, until_nothing in [(0, False), (select.EPOLLET, True)]:
 #[test]
 fn a_low_water_mark_is_heeded() -> anyhow::Result<()> {
     require_acceleration!();
-    let fixture = accelerated()?;
     let script = r"
 app, proxy = pair()
 proxy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 10)
@@ -60,7 +57,6 @@ send(app, b'five.')
 wait(proxy, select.POLLIN, 'ten bytes')
 assert receive(proxy, 10) == b'five.five.'
 ";
-    run(&fixture, script)?;
-    assert_eq!(counts(&fixture)?["redirected"], 0);
+    assert_eq!(play(script)?["redirected"], 0);
     Ok(())
 }

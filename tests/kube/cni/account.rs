@@ -118,7 +118,7 @@ fn refused(api: &ApiServer) -> anyhow::Result<Vec<String>> {
 fn follows(world: &World, inside: &Inside, exposed: bool) -> anyhow::Result<()> {
     world
         .api
-        .apply(&sidecar(if exposed { "prod-us1" } else { "other" }))?;
+        .apply(&sidecar(&[if exposed { "prod-us1" } else { "other" }]))?;
     patiently("the edit to be followed", || {
         ensure!(inside.reaches(DETAILS)? == exposed, "not yet");
         ensure!(!inside.reaches(SECRET)?, "it is not captured");

@@ -15,8 +15,6 @@ use sidecar_tests::{
 use super::world::{DETAILS, SECRET, World};
 use crate::pods::require_node;
 
-const KEY: &str = "capture.sidecar-agent.io/capture";
-
 /// What is said by whom (`-`: nothing any more), whether the pod is captured then, and who has decided.
 const STEPS: [(&str, &str, bool, &str); 9] = [
     ("namespace", "on", true, "namespace-label"),
@@ -43,7 +41,12 @@ fn labels_turn_capture_on_and_off_for_the_next_connection() -> anyhow::Result<()
     ensure!(inside.reaches(SECRET)?, "it is captured");
     let mut slowest = std::time::Duration::ZERO;
     for (by, value, captured, reason) in STEPS {
-        say(&world, by, value)?;
+        let (how, of) = match by {
+            "namespace" => ("label", ["namespace", "prod-us1"]),
+            "label" => ("label", ["pod", "shop"]),
+            _ => ("annotate", ["pod", "shop"]),
+        };
+        world.say(how, of, value)?;
         let said = Instant::now();
         let step = format!("{by} {value}: captured {captured}");
         poll_result(DEADLINE, &step, || {
@@ -62,31 +65,4 @@ fn labels_turn_capture_on_and_off_for_the_next_connection() -> anyhow::Result<()
     println!("the slowest label was followed after {slowest:?} from kubectl's end");
     ensure!(slowest < AT_ONCE, "{slowest:?}");
     Ok(())
-}
-
-fn say(world: &World, by: &str, value: &str) -> anyhow::Result<()> {
-    let said = match value {
-        "-" => format!("{KEY}-"),
-        value => format!("{KEY}={value}"),
-    };
-    let args = match by {
-        "namespace" => vec!["label", "--overwrite", "namespace", "prod-us1", &said],
-        "label" => vec![
-            "label",
-            "--overwrite",
-            "--namespace=prod-us1",
-            "pod",
-            "shop",
-            &said,
-        ],
-        _ => vec![
-            "annotate",
-            "--overwrite",
-            "--namespace=prod-us1",
-            "pod",
-            "shop",
-            &said,
-        ],
-    };
-    world.api.kubectl(&args).map(drop)
 }

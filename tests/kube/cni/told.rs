@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use sidecar_agent::observe::events::STATUS_ANNOTATION;
+use sidecar_agent::model::workload::STATUS_ANNOTATION;
 use sidecar_tests::{kube::patiently, require_kube};
 
 use super::world::{Pod, SECRET, World, address, wait_reaches};
@@ -23,10 +23,10 @@ fn an_annotation_turns_capture_off_and_on_and_the_pod_tells_so() -> anyhow::Resu
     world.report(&pod, own)?;
     wait_reaches(&world, &pod, SECRET, false)?;
     wait_told(&world, &pod, "Captured", "captured")?;
-    annotate(&world, &pod, "off")?;
+    world.say("annotate", ["pod", &pod.name], "off")?;
     wait_reaches(&world, &pod, SECRET, true)?;
     wait_told(&world, &pod, "CaptureOff", "off")?;
-    annotate(&world, &pod, "on")?;
+    world.say("annotate", ["pod", &pod.name], "on")?;
     wait_reaches(&world, &pod, SECRET, false)
 }
 
@@ -39,24 +39,13 @@ fn a_pod_that_is_not_captured_any_more_does_not_go_on_telling_that_it_is() -> an
     let mut world = World::telling()?;
     let pod = world.schedule("shop", false)?;
     let _pause = world.start_pod(&pod, &world.chain(&json!({})))?;
-    let label = |world: &World, label: &str| {
-        let label = format!("capture.sidecar-agent.io/capture{label}");
-        let of = [
-            "label",
-            "--overwrite",
-            "--namespace=prod-us1",
-            "pod",
-            "shop",
-        ];
-        world.api.kubectl(&[&of[..], &[&label]].concat()).map(drop)
-    };
     for is_away in [false, true] {
-        label(&world, "=on")?;
+        world.say("label", ["pod", &pod.name], "on")?;
         wait_annotated(&world, &pod, Some("captured"))?;
         if is_away {
             world.agent_mut()?.stop()?;
         }
-        label(&world, "-")?;
+        world.say("label", ["pod", &pod.name], "-")?;
         if is_away {
             world.agent_mut()?.start()?;
         }
@@ -81,13 +70,6 @@ fn wait_annotated(world: &World, pod: &Pod, expected: Option<&str>) -> anyhow::R
         ensure!(found == expected, "it is {found:?} instead of {expected:?}");
         Ok(())
     })
-}
-
-fn annotate(world: &World, pod: &Pod, capture: &str) -> anyhow::Result<()> {
-    let annotation = format!("capture.sidecar-agent.io/capture={capture}");
-    let annotate = ["annotate", "--overwrite", "--namespace=prod-us1", "pod"];
-    let of = [pod.name.as_str(), &annotation];
-    world.api.kubectl(&[&annotate[..], &of].concat()).map(drop)
 }
 
 /// Waits until there is an event of this reason, and the annotation begins so.

@@ -17,7 +17,7 @@ use sidecar_tests::{
 };
 
 use super::world::{DETAILS, Inside, Pod, SECRET, World};
-use crate::pods::require_node;
+use crate::{pods::require_node, world::sidecar};
 
 /// Echoes for as long as it is wanted.
 const HELD: &str = "10.96.1.7:9080";
@@ -28,16 +28,6 @@ const EDITED: &str = "10.96.1.5:9080";
 fn args(instance: &str) -> [String; 3] {
     let instance = format!("--instance={instance}");
     ["--cni".into(), "--await-stop".into(), instance]
-}
-
-/// The one that is applied at last exposes the edited service, or does not.
-fn sidecar(exposed: bool) -> String {
-    let other = if exposed { ", 'prod-us2/*'" } else { "" };
-    format!(
-        "apiVersion: networking.istio.io/v1\nkind: Sidecar\n\
-         metadata: {{name: default, namespace: prod-us1}}\n\
-         spec: {{egress: [{{hosts: ['prod-us1/*'{other}]}}]}}\n"
-    )
 }
 
 #[test]
@@ -56,7 +46,7 @@ fn an_update_passes_unnoticed_by_pods_that_run_and_pods_that_start() -> anyhow::
         let service = service(namespace, name, address.ip(), address.port());
         world.api.apply(&service)?;
     }
-    world.api.apply(&sidecar(false))?;
+    world.api.apply(&sidecar(&["prod-us1"]))?;
     let pod = world.schedule("shop", true)?;
     let _pause = world.start_pod(&pod, &world.chain(&json!({})))?;
     let inside = world.inside(&pod)?;
@@ -146,7 +136,12 @@ fn update(world: &mut World, inside: &Inside, number: u8, rules: &str) -> anyhow
 /// The Sidecar is edited while there are two agents: the next connection follows.
 fn is_edited(world: &World, inside: &Inside) -> anyhow::Result<()> {
     for exposed in [true, false] {
-        world.api.apply(&sidecar(exposed))?;
+        let exposed_services: &[&str] = if exposed {
+            &["prod-us1", "prod-us2"]
+        } else {
+            &["prod-us1"]
+        };
+        world.api.apply(&sidecar(exposed_services))?;
         let accepted = Instant::now();
         poll_result(DEADLINE, "the edit to be followed", || {
             ensure!(inside.reaches(EDITED)? == exposed, "not yet");
@@ -214,8 +209,10 @@ fn under_visits(
             }
             Ok(())
         });
-        let changed = change();
+        // The visits have to end also when it panics.
+        let changed = panic::catch_unwind(panic::AssertUnwindSafe(change));
         done.store(true, Ordering::Relaxed);
+        let changed = changed.unwrap_or_else(|panic| panic::resume_unwind(panic));
         let visited = visits.join();
         // Without an agent, which goes with the change that failed, nothing is captured.
         changed?;

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use sidecar_agent::dataplane::uninstall::inventory;
+use sidecar_agent::{dataplane::uninstall::inventory, model::workload::CAPTURE_ANNOTATION};
 use sidecar_tests::{
     Agent, AgentBuilder, Cgroup, Mode, Namespace, Probe, Server,
     kube::ApiServer,
@@ -145,6 +145,24 @@ impl World {
     /// The same, to be stopped and started.
     pub fn agent_mut(&mut self) -> anyhow::Result<&mut Agent> {
         self.agent.as_mut().context("no agent")
+    }
+
+    /// Has a label or an annotation (`how`: `label`, `annotate`) of an object, its kind and name, say
+    /// whether to capture; `-`: say nothing any more.
+    pub fn say(&self, how: &str, [kind, name]: [&str; 2], value: &str) -> anyhow::Result<()> {
+        let said = match value {
+            "-" => format!("{CAPTURE_ANNOTATION}-"),
+            value => format!("{CAPTURE_ANNOTATION}={value}"),
+        };
+        let args = [
+            how,
+            "--overwrite",
+            "--namespace=prod-us1",
+            kind,
+            name,
+            &said,
+        ];
+        self.api.kubectl(&args).map(drop)
     }
 
     /// What the agent's status says of a pod.
@@ -372,7 +390,7 @@ impl Pod {
 
 /// The annotation of a pod that is to be captured.
 fn asks_for_capture() -> Value {
-    json!({"capture.sidecar-agent.io/capture": "on"})
+    json!({CAPTURE_ANNOTATION: "on"})
 }
 
 /// A pod of this node, as the cluster has it.

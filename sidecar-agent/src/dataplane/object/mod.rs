@@ -141,13 +141,7 @@ impl Objects {
     /// If the kernel lacks something: what.
     pub fn acceleration(&self) -> Result<&Acceleration, &anyhow::Error> {
         let load = || {
-            // As in `load_sk_lookup`.
-            self.restore_pins()?;
-            let Set { number, .. } = self.set;
-            Acceleration::load(self.set.dir(), number, &self.workloads, self.capacity)
-        };
-        let load = || {
-            load().inspect_err(|error| {
+            self.load_acceleration().inspect_err(|error| {
                 tracing::warn!(
                     "nothing is accelerated until the agent is started again; connections are \
                      captured all the same; `sidecar-agent doctor` tells what is missing (SCD0114): \
@@ -170,6 +164,13 @@ impl Objects {
     /// The same, if it was loaded.
     pub fn loaded_acceleration(&self) -> Option<&Acceleration> {
         self.acceleration.get()?.as_ref().ok()
+    }
+
+    fn load_acceleration(&self) -> Result<Acceleration> {
+        // As in `load_sk_lookup`.
+        self.restore_pins()?;
+        let Set { number, .. } = self.set;
+        Acceleration::load(self.set.dir(), number, &self.workloads, self.capacity)
     }
 
     /// Names of the programs for cgroups.

@@ -18,9 +18,6 @@ use crate::model::diagnostic::Diagnostic;
 /// The controller that events name, for `--field-selector reportingComponent=`.
 pub const CONTROLLER: &str = "sidecar-agent.io/agent";
 
-/// The annotation with the state of a pod: `captured`, `pending: WHY`, ...
-pub const STATUS_ANNOTATION: &str = "capture.sidecar-agent.io/status";
-
 /// Most news that wait to be sent. What finds no room is told later, as it is then.
 const QUEUE: usize = 256;
 
@@ -40,7 +37,7 @@ pub struct PodRef {
 pub struct Pod {
     /// The pod.
     pub pod: PodRef,
-    /// What [`STATUS_ANNOTATION`] says there now.
+    /// What [`STATUS_ANNOTATION`](crate::model::workload::STATUS_ANNOTATION) says there now.
     pub shown: Option<String>,
     /// Nothing of it is to be captured: then it has no state.
     pub left: bool,
@@ -53,7 +50,7 @@ pub struct Options {
     pub node: String,
     /// Events are sent.
     pub events: bool,
-    /// [`STATUS_ANNOTATION`] is written.
+    /// [`STATUS_ANNOTATION`](crate::model::workload::STATUS_ANNOTATION) is written.
     pub annotation: bool,
 }
 

@@ -15,9 +15,10 @@ use tokio::{
 };
 
 use super::{
-    CONTROLLER, Options, PodRef, STATUS_ANNOTATION,
+    CONTROLLER, Options, PodRef,
     news::{Event, Told},
 };
+use crate::model::workload::STATUS_ANNOTATION;
 
 /// How long the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);

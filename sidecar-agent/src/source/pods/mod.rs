@@ -20,9 +20,9 @@ use self::{
     select::{Capture, Decision, Policy, decide},
 };
 use super::pod_cgroup::canonical;
-use crate::{
-    model::{Object, workload::WorkloadEntry},
-    observe::events::STATUS_ANNOTATION,
+use crate::model::{
+    Object,
+    workload::{STATUS_ANNOTATION, WorkloadEntry},
 };
 
 /// Of static pods: the UID by which kubelet, its runtime and the CNI plugin know the pod.
