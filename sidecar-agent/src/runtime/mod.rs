@@ -122,7 +122,7 @@ pub async fn run(options: Options) -> Result<()> {
         // What follows changes nothing that is wanted; `break` leads to what is wanted next.
         loop {
             if let Some(input) = &input
-                && progress.has_settled(&mut node, &telling, input)
+                && progress.has_settled(&mut node, &telling, input, reading.is_missing_any())
             {
                 reading.tell(&node);
             }

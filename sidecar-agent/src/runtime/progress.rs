@@ -34,12 +34,13 @@ impl Progress {
     }
 
     /// Whether the one that is on its way has just come into force: then that is told, and what
-    /// nobody wants by it is let go.
+    /// nobody wants by it is let go. `missing`: there are pods that were not found yet.
     pub fn has_settled(
         &mut self,
         node: &mut Node,
         telling: &Telling,
         input: &files::Update,
+        missing: bool,
     ) -> bool {
         if !node.is_settled() {
             return false;
@@ -56,8 +57,9 @@ impl Progress {
             "applied the configuration"
         );
         self.tell(node);
-        // What nobody claims may be declared in what cannot be understood.
-        if !may_hide_workloads(input) {
+        // What nobody claims may be declared in what cannot be understood, or be a pod's whose sandbox
+        // only the agent before was told of, and in which nothing runs yet.
+        if !missing && !may_hide_workloads(input) {
             node.let_go_unclaimed();
         }
         node.close_unclaimed();

@@ -107,6 +107,11 @@ impl Reading {
         Some(update)
     }
 
+    /// Whether pods that are to be captured have not been found yet.
+    pub fn is_missing_any(&self) -> bool {
+        self.cluster.as_ref().is_some_and(Clustered::is_missing_any)
+    }
+
     /// Tells in the cluster what has become of its pods.
     pub fn tell(&mut self, node: &Node) {
         if let Some(cluster) = &mut self.cluster {

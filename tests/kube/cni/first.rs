@@ -157,6 +157,31 @@ fn a_pod_waits_for_an_agent_that_comes() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Of its sandbox only the agent before was told, and nothing runs in it when the next one looks.
+#[test]
+fn a_pod_whose_first_container_comes_after_another_agent_is_captured() -> anyhow::Result<()> {
+    require_kube!();
+    require_node!();
+    let mut world = World::with_agent()?;
+    let pod = world.schedule("shop", true)?;
+    let args = pod.args(true);
+    world.chain(&json!({})).add(pod.sandbox(&args))?;
+    world.agent_mut()?.stop()?;
+    world.agent_mut()?.start()?;
+    world
+        .agent()?
+        .wait_until("everything to be in force", |status| {
+            status["generation"].as_u64() > Some(0)
+        })?;
+    let told = world.told(&pod)?;
+    ensure!(!told["missing"].is_null(), "{told}");
+    ensure!(
+        !world.first_call(&pod, SECRET)?,
+        "the first connection passed"
+    );
+    Ok(())
+}
+
 /// The proxy's cgroup within the pod's is told to the kernel; nothing is detached for it.
 #[test]
 fn containers_that_restart_leave_the_pod_attached() -> anyhow::Result<()> {

@@ -106,9 +106,14 @@ impl Clustered {
         workloads.sort_by(|a, b| a.order().cmp(&b.order()));
     }
 
+    /// Whether pods that are to be captured have not been found yet.
+    pub fn is_missing_any(&self) -> bool {
+        self.problem.is_some() || self.found.is_missing_any()
+    }
+
     /// Looks again for pods that were not found the last time; whether anything is different now.
     pub fn has_found_more(&mut self) -> bool {
-        if self.problem.is_none() && !self.found.is_missing_any() {
+        if !self.is_missing_any() {
             return false;
         }
         let Some(state) = self.cluster.state() else {
