@@ -3,7 +3,17 @@
 use anyhow::ensure;
 use sidecar_tests::{kube::patiently, require_kube};
 
-use crate::world::{DETAILS, World};
+use crate::world::{DETAILS, SECRET, World};
+
+/// Waits until Sidecars are followed in this version.
+fn follows(world: &World, version: &str) -> anyhow::Result<()> {
+    let resource = format!("\"sidecars.networking.istio.io/{version}\"");
+    patiently("another version to be followed", || {
+        let cluster = world.cluster()?.to_string();
+        ensure!(cluster.contains(&resource), "no {resource}: {cluster}");
+        Ok(())
+    })
+}
 
 #[test]
 fn kinds_may_be_added_later() -> anyhow::Result<()> {
@@ -28,10 +38,38 @@ fn kinds_may_be_added_later() -> anyhow::Result<()> {
         ensure!(!world.reaches(DETAILS)?, "not yet");
         Ok(())
     })?;
-    let cluster = world.cluster()?.to_string();
-    ensure!(
-        cluster.contains("sidecars.networking.istio.io/v1\""),
-        "not the newest version: {cluster}"
-    );
-    Ok(())
+    // The API server serves the versions of a new kind one after the other.
+    follows(&world, "v1")
+}
+
+/// As with an upgrade of the mesh.
+#[test]
+fn a_newer_version_that_is_served_later_is_followed() -> anyhow::Result<()> {
+    require_kube!();
+    let mut world = World::bare()?;
+    let serve = |world: &World, newest: bool| {
+        let patch = format!(
+            "--patch=[{{\"op\": \"replace\", \"path\": \"/spec/versions/0/served\", \"value\": {newest}}}]"
+        );
+        let crd = "sidecars.networking.istio.io";
+        world
+            .api
+            .kubectl(&["patch", "crd", crd, "--type=json", &patch])
+    };
+    world.api.add_crds()?;
+    world.add_workload()?;
+    world.expose("prod-us1")?;
+    serve(&world, false)?;
+    world.start_agent()?;
+    world.lab.wait_captured()?;
+    follows(&world, "v1beta1")?;
+    serve(&world, true)?;
+    follows(&world, "v1")?;
+    ensure!(world.reaches(DETAILS)?, "what is exposed is not reached");
+    ensure!(!world.reaches(SECRET)?, "what is not exposed is reached");
+    world.expose("other")?;
+    patiently("a change to be followed", || {
+        ensure!(!world.reaches(DETAILS)?, "not yet");
+        Ok(())
+    })
 }

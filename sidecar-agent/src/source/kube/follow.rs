@@ -28,6 +28,8 @@ use crate::backoff::Backoff;
 
 /// When it is looked again for what the API server does not have.
 const ABSENT: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+/// When it is looked again for a newer version than the one that is followed.
+const NEWER: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(10));
 /// When it is tried again to find out what it has.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
 /// A watch that has lasted so long was no failure.
@@ -69,7 +71,10 @@ pub(super) async fn follow(
                 (gone, absent) = (None, ABSENT);
                 follower.shared.found(of, name(&resource));
                 let began = Instant::now();
-                follower.watch(&resource).await;
+                tokio::select! {
+                    () = follower.watch(&resource) => {}
+                    () = follower.newer_is_served(&resource) => {}
+                }
                 if began.elapsed() > LASTING {
                     retry = RETRY;
                 }
@@ -124,6 +129,23 @@ impl Follower {
             return Err(kube::Error::Service(message.into()));
         }
         self.of.find(&self.client).await
+    }
+
+    /// Returns once the API server has it where it is followed sooner than at `resource`. The
+    /// versions of a CRD come one after the other, and with an upgrade of the mesh or the cluster.
+    async fn newer_is_served(&self, resource: &ApiResource) {
+        if self.of.is_newest(resource) {
+            return std::future::pending().await;
+        }
+        let mut backoff = NEWER;
+        loop {
+            pause(&mut backoff).await;
+            if let Ok(Some(found)) = self.of.find(&self.client).await
+                && found != *resource
+            {
+                return;
+            }
+        }
     }
 
     fn failed(&self, error: &dyn std::error::Error) {

@@ -132,6 +132,12 @@ impl Watched {
         }
     }
 
+    /// Whether none of the places where it may be comes before this one.
+    pub(super) fn is_newest(self, resource: &ApiResource) -> bool {
+        let (group, versions, ..) = self.places()[0];
+        resource.group == group && resource.version == versions[0]
+    }
+
     /// Where the API server has it now; `None`: nowhere.
     ///
     /// # Errors
