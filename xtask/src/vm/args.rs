@@ -39,6 +39,9 @@ pub struct Args {
     /// Run only the few tests that tell whether a kernel does at all
     #[arg(long, conflicts_with = "all")]
     pub(super) few: bool,
+    /// An environment variable of the tests
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
+    pub(super) env: Vec<(String, String)>,
     /// Seconds until a machine is ended
     #[arg(long, default_value_t = LIMIT.as_secs())]
     pub(super) timeout: u64,
@@ -67,6 +70,11 @@ impl Args {
         let command: Command = clap::Parser::try_parse_from(words.into_iter().chain(filter))?;
         Ok(command.args)
     }
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it has no `=`")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// How cgroups are mounted, as an option.

@@ -118,7 +118,8 @@ pub fn counted(args: &Args, ready: &Ready) -> anyhow::Result<Counts> {
         println!("no test has such a name");
         return Ok(Counts::default());
     }
-    let job = selection::job(&suites, &built, args.threads, extent(args))?;
+    let mut job = selection::job(&suites, &built, args.threads, extent(args))?;
+    job.env.extend(args.env.iter().cloned());
     let image = dir.join("initramfs");
     contents::whole(&job, kernels, &built, dir)?.write(&image)?;
     let probe = dir.join("initramfs-probe");
