@@ -75,9 +75,14 @@ fn tcp(address: SocketAddr) -> Result<Dialed, Errno> {
     };
     let socket = listen::stream_socket(family)?;
     tune_tcp(socket.as_fd())?;
-    let connected = match connect(&socket, &address) {
+    // A target on this node has answered before connect(2) returns, which the second call tells.
+    let outcome = match connect(&socket, &address) {
+        Err(Errno::INPROGRESS) => connect(&socket, &address),
+        outcome => outcome,
+    };
+    let connected = match outcome {
         Ok(()) => true,
-        Err(Errno::INPROGRESS) => false,
+        Err(Errno::ALREADY) => false,
         // For TCP this is the lack of a free local port.
         Err(Errno::AGAIN) => return Err(Errno::ADDRNOTAVAIL),
         Err(errno) => return Err(errno),

@@ -33,7 +33,7 @@ const TURN: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Kit {
     buffer: Box<[u8]>,
-    pipes: Pipes,
+    pub(super) pipes: Pipes,
 }
 
 impl Kit {

@@ -23,6 +23,7 @@ pub mod listen;
 pub mod netns;
 mod pipes;
 mod route;
+mod spin;
 mod stats;
 mod token;
 mod worker;

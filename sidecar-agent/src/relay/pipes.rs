@@ -46,6 +46,16 @@ impl Pipes {
         })
     }
 
+    /// Whether some are kept.
+    pub(super) fn are_kept(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// Closes those that are kept.
+    pub(super) fn close(&mut self) {
+        self.0 = Vec::new();
+    }
+
     /// Takes back a pipe, which must be empty.
     pub(super) fn put(&mut self, pipe: Pipe) {
         if self.0.len() < KEPT {

@@ -31,6 +31,7 @@ use super::{
     listen::Listening,
     netns::Visitor,
     route::{Accepted, Route, SocketName, Way},
+    spin::Spin,
     stats::{Counters, Tallying},
     token::{Kind, MAX_SLOTS, Token},
 };
@@ -41,6 +42,9 @@ const EVENTS: usize = 256;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Between two attempts at a unix socket whose backlog is full.
 const RETRY: Duration = Duration::from_millis(10);
+
+/// A thread to which nothing happens for so long keeps no pipes.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// State of a thread.
 pub(super) struct Worker {
@@ -59,6 +63,7 @@ pub(super) struct Worker {
     spare_commands: Vec<Command>,
     kit: Kit,
     visitor: Visitor,
+    spin: Spin,
     generation: u32,
     stopping: Option<Stop>,
 }
@@ -97,6 +102,7 @@ impl Worker {
             spare_commands: Vec::new(),
             kit: Kit::new(),
             visitor: Visitor::new(Arc::clone(&shared.home)),
+            spin: Spin::default(),
             generation: 0,
             stopping: None,
             shared,
@@ -107,9 +113,8 @@ impl Worker {
     pub(super) fn run(mut self) -> usize {
         let mut events = Vec::with_capacity(EVENTS);
         loop {
-            let timeout = self.timeout();
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
-                Ok(_) | Err(Errno::INTR) => {}
+            match self.wait(&mut events) {
+                Ok(()) | Err(Errno::INTR) => {}
                 Err(errno) => {
                     tracing::error!(%errno, "relay: epoll_wait failed, a thread gives up");
                     return self.reset_all();
@@ -120,13 +125,36 @@ impl Worker {
             }
             self.other_turns();
             self.fire_timers();
-            self.visitor.leave();
             if let Some(Stop(deadline)) = self.stopping
                 && (self.conns.is_empty() || deadline.is_some_and(|at| Instant::now() >= at))
             {
                 return self.reset_all();
             }
         }
+    }
+
+    /// Takes what has happened; waits where nothing has.
+    fn wait(&mut self, events: &mut Vec<Event>) -> Result<(), Errno> {
+        let timeout = self.timeout();
+        let at_once = Timespec::default();
+        let began = Instant::now();
+        if timeout != Some(at_once) {
+            while events.is_empty() && began.elapsed() < self.spin.limit() {
+                epoll::wait(&self.epoll, spare_capacity(events), Some(&at_once))?;
+            }
+        }
+        if events.is_empty() {
+            self.visitor.leave();
+            epoll::wait(&self.epoll, spare_capacity(events), timeout.as_ref())?;
+        }
+        if events.is_empty() && began.elapsed() >= IDLE {
+            self.kit.pipes.close();
+        }
+        if let (Some(first), Some(last)) = (events.first(), events.last()) {
+            let [first, last] = [first, last].map(|event| Token::of(event.data).kind());
+            self.spin.came(first, last, began.elapsed());
+        }
+        Ok(())
     }
 
     fn dispatch(&mut self, event: Event) {
@@ -372,13 +400,20 @@ impl Worker {
         let Some(pending) = dialing.pending.take() else {
             return;
         };
-        match sockopt::socket_error(&pending.socket).flatten() {
+        // Without these there is no error to ask for.
+        let failed = flags.intersects(EventFlags::ERR | EventFlags::HUP);
+        let outcome = if failed {
+            sockopt::socket_error(&pending.socket).flatten()
+        } else {
+            Ok(())
+        };
+        match outcome {
             Ok(()) if flags.contains(EventFlags::OUT) => {
                 let token = Token::new(Kind::Target, slot, conn.generation);
                 self.connected(slot, pending);
                 self.conn_event(token, Side::Target, flags);
             }
-            Ok(()) if !flags.intersects(EventFlags::ERR | EventFlags::HUP) => {
+            Ok(()) if !failed => {
                 dialing.pending = Some(pending);
             }
             outcome => {
@@ -402,8 +437,10 @@ impl Worker {
         let token = Token::new(Kind::Client, slot, conn.generation);
         if let Err(errno) = conn.client.watch(&self.epoll, token) {
             self.counters().dial_failed(errno);
-            self.reset(slot);
+            return self.reset(slot);
         }
+        // Most clients speak first, and have spoken by now.
+        self.advance(slot, Some((Side::Client, EventFlags::IN)));
     }
 
     // Relaying.
@@ -506,7 +543,8 @@ impl Worker {
         }
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
         let stop = self.stopping.and_then(|Stop(deadline)| deadline);
-        let next = timer.into_iter().chain(stop).min()?;
+        let idle = self.kit.pipes.are_kept().then(|| Instant::now() + IDLE);
+        let next = timer.into_iter().chain(stop).chain(idle).min()?;
         // Rounded up to what epoll_wait(2) knows, or it would return just before the time.
         let wait = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         Timespec::try_from(Duration::from_millis(wait.as_millis().try_into().ok()?)).ok()

@@ -7,6 +7,7 @@ use super::{
         At, LoadClient, LoadServer,
         wire::{Order, unit},
     },
+    metric::Metric,
     relays::{Kind, Relay},
     side::Side,
     slices::{self, Samples},
@@ -141,8 +142,11 @@ pub fn relayed(bench: &mut Bench<'_>, world: &World) -> anyhow::Result<()> {
     for cell in Cell::all_and_bulk() {
         let (receive, send) = cell.answers();
         let at = At::Tcp(world.target());
-        let _server = LoadServer::of_bytes(world.place(Site::Peer), ENDS, at, receive, send)?;
+        let server = LoadServer::of_bytes(world.place(Site::Peer), ENDS, at, receive, send)?;
         let mut sides = others.sides(world)?;
+        for side in &mut sides {
+            side.count_ends(server.pid());
+        }
         let all = cell.measure(bench, &mut sides)?;
         compare(bench, cell.kind(), &cell.suffix(), &all, cell.stream);
     }
@@ -155,7 +159,9 @@ pub fn relayed(bench: &mut Bench<'_>, world: &World) -> anyhow::Result<()> {
             let server = LoadServer::of_bytes(place, ENDS, At::Unix(&socket), receive, send)?;
             let client = LoadClient::start(world.place(Site::Peer), ENDS)?;
             let address = world.address(site, INGRESS);
-            sides.push(Side::counting(client, address, vec![counted]).keeping(server));
+            let mut side = Side::counting(client, address, vec![counted]);
+            side.count_ends(server.pid());
+            sides.push(side.keeping(server));
         }
         let all = cell.measure(bench, &mut sides)?;
         let suffix = format!("unix.{}", cell.suffix());
@@ -244,6 +250,19 @@ fn compare(bench: &mut Bench<'_>, kind: &str, suffix: &str, all: &[Samples], byt
         };
         let ratio = Median::of_ratios(&ours.cpu, &other.cpu);
         bench.ratio(format!("cpu_per_{of}.relay_over_{name}{dotted}"), ratio);
+    }
+    // A stream is as fast as the busiest of those it passes.
+    if bytes {
+        let relay = (ours.rates.iter().zip(&ours.cpu)).map(|(rate, cpu)| rate * cpu / 1e9);
+        for (who, shares) in [("ends", ours.ends.clone()), ("relay", relay.collect())] {
+            if let Some(share) = Median::of(&shares) {
+                bench.add(Metric::new(
+                    format!("busy.{who}{dotted}"),
+                    "of a CPU",
+                    share,
+                ));
+            }
+        }
     }
 }
 

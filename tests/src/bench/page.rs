@@ -109,6 +109,7 @@ const PARTS: &[(&str, &[&str])] = &[
             "stream.relay",
             "rr.relay",
             "cpu_per_byte",
+            "busy",
             "relay_idle",
         ],
     ),

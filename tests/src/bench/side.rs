@@ -15,6 +15,8 @@ pub struct Side {
     pub address: SocketAddr,
     server: Option<LoadServer>,
     counted: Vec<u32>,
+    /// Both ends, where it counts how busy they are.
+    ends: Vec<u32>,
 }
 
 impl Side {
@@ -27,6 +29,7 @@ impl Side {
             address,
             server: Some(server),
             counted,
+            ends: Vec::new(),
         }
     }
 
@@ -38,7 +41,13 @@ impl Side {
             address,
             server: None,
             counted,
+            ends: Vec::new(),
         }
+    }
+
+    /// Counts how busy its client and its server are, who share a CPU.
+    pub fn count_ends(&mut self, server: u32) {
+        self.ends = vec![self.client.pid(), server];
     }
 
     /// Keeps a server for as long as the side.
@@ -72,14 +81,17 @@ impl Side {
     /// # Errors
     /// When it fails.
     pub fn sample(&mut self, order: Order) -> anyhow::Result<Sample> {
-        let before = self.cpu_time()?;
+        let before = [sum(&self.counted)?, sum(&self.ends)?];
         let done = self.client.run(order)?;
-        let cpu = self.cpu_time()?.saturating_sub(before);
+        let cpu = sum(&self.counted)?.saturating_sub(before[0]);
+        let ends = sum(&self.ends)?.saturating_sub(before[1]);
         #[expect(clippy::cast_precision_loss, reason = "figures")]
-        let [operations, nanos, cpu] = [done.operations, done.nanos, cpu].map(|of| of as f64);
+        let [operations, nanos, cpu, ends] =
+            [done.operations, done.nanos, cpu, ends].map(|of| of as f64);
         Ok(Sample {
             rate: operations * 1e9 / nanos,
             cpu: cpu / operations,
+            ends: ends / nanos,
         })
     }
 
@@ -94,8 +106,9 @@ impl Side {
             exchange,
         })
     }
+}
 
-    fn cpu_time(&self) -> anyhow::Result<u64> {
-        self.counted.iter().map(|pid| cpu_time(*pid)).sum()
-    }
+/// The CPU time of these processes so far, in ns.
+fn sum(pids: &[u32]) -> anyhow::Result<u64> {
+    pids.iter().map(|pid| cpu_time(*pid)).sum()
 }

@@ -8,6 +8,8 @@ pub struct Sample {
     pub rate: f64,
     /// Time of CPUs for an operation, in ns: of those whose use is counted.
     pub cpu: f64,
+    /// Which part of the time the CPU of both ends was busy with them; 0 where that is not counted.
+    pub ends: f64,
 }
 
 /// The samples of one side, by slice.
@@ -17,6 +19,8 @@ pub struct Samples {
     pub rates: Vec<f64>,
     /// [`Sample::cpu`].
     pub cpu: Vec<f64>,
+    /// [`Sample::ends`].
+    pub ends: Vec<f64>,
 }
 
 impl Samples {
@@ -24,6 +28,7 @@ impl Samples {
     pub fn push(&mut self, sample: Sample) {
         self.rates.push(sample.rate);
         self.cpu.push(sample.cpu);
+        self.ends.push(sample.ends);
     }
 }
 
@@ -79,7 +84,11 @@ mod tests {
         let all = measure(3, 5, |side| {
             calls += 1;
             let rate = f64::from(u32::try_from(side)?);
-            Ok(Sample { rate, cpu: 1. })
+            Ok(Sample {
+                rate,
+                cpu: 1.,
+                ends: 0.,
+            })
         })
         .unwrap();
         assert_eq!(calls, 3 + 15);

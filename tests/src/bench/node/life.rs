@@ -146,6 +146,7 @@ fn usual(side: &mut Side, times: u32) -> anyhow::Result<Sample> {
     Ok(Sample {
         rate: median(&samples.rates).context("no rate")?,
         cpu: median(&samples.cpu).context("no CPU time")?,
+        ends: 0.,
     })
 }
 
